@@ -1,0 +1,5 @@
+"""`python -m modelpipes VERB …`"""
+
+from modelpipes.commands import main
+
+main()

@@ -1,0 +1,118 @@
+"""One exchange with a member: take the turn to ask, open both pipes, speak, hear the answer out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TypeAlias
+
+from modelpipes import fifo
+from modelpipes.deadline import Deadline
+from modelpipes.endpoint import CHECK_S, Arrival, Endpoint, Lost
+from modelpipes.errors import DeadlineError, PeerFailed, PeerGone, RoomError
+from modelpipes.message import Bye, Cancel, Delta, Failure, Progress, Reply, Say
+from modelpipes.room import Room
+
+Answer: TypeAlias = Progress | Delta | Reply
+
+_FAREWELL_S = 0.05  # for a cancel to go out; a peer that does not read by then sees us go instead
+
+
+class Asker:
+    """A seat that speaks to one member and hears its answer. `with` holds the asker's lock and both pipes.
+
+    `silence_s` bounds how long the member may show no life, `limit` the whole exchange; None and
+    Deadline.never() do not bound.
+    """
+
+    def __init__(self, room: Room, seat: str, to: str, *, silence_s: float | None, limit: Deadline) -> None:
+        self.room = room
+        self.seat = seat
+        self.to = to
+        self.ignored = 0  # lines that answered nobody here: plain, unreadable, or meant for a predecessor
+        self._silence_s = silence_s
+        self._limit = limit
+        self._quiet = Deadline.after(silence_s).earlier(limit)
+        self._endpoint = Endpoint(room, seat)
+        self._lock: fifo.Lock | None = None
+
+    def __enter__(self) -> Asker:
+        try:
+            self._lock = fifo.Lock.take(self.room.asker_lock(self.seat, self.to), self._quiet)
+            self._lock.write(f"{os.getpid()}\n".encode())
+            self._endpoint.listen(self.to)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close both pipes, which stops the member's work for us, then let the next asker in."""
+        self._endpoint.close()
+        if self._lock:
+            self._lock.release()
+
+    def ask(self, say: Say) -> Iterator[Answer]:
+        """Speak, then yield what comes of it: progress and deltas as they come, at last the reply.
+
+        Raises PeerGone where the member dies or leaves, PeerFailed for its failure, DeadlineError.
+        An iteration that is broken off cancels the answer.
+        """
+        self._endpoint.connect(self.to, self._quiet)
+        self._endpoint.send(self.to, say, self._quiet)
+        is_over = False
+        try:
+            for answer in self._answers(say.id):
+                is_over = isinstance(answer, Reply)
+                yield answer
+                if is_over:
+                    return
+        except (PeerGone, PeerFailed):
+            is_over = True
+            raise
+        finally:
+            if not is_over:
+                self._cancel(say.id)
+
+    def _answers(self, asked_id: str) -> Iterator[Answer]:
+        self._heard_life()
+        check = Deadline.after(CHECK_S)
+        while True:
+            event = self._endpoint.receive(self._quiet.earlier(check))
+            if check.has_passed():
+                check = Deadline.after(CHECK_S)
+                if self._endpoint.refresh():
+                    path = self.room.pipe(self.to, self.seat)
+                    raise RoomError(f"{path}: the pipe was removed; run setup-pipes again")
+            if isinstance(event, Lost):
+                raise self._endpoint.gone(self.to)
+            if not isinstance(event, Arrival):
+                if self._quiet.has_passed():
+                    raise self._too_late()
+                continue
+            item = event.item
+            if isinstance(item, (Progress, Delta, Reply)) and item.reply_to == asked_id:
+                self._heard_life()
+                yield item
+            elif isinstance(item, Failure) and item.reply_to in (asked_id, None):
+                raise PeerFailed(f"{self.to}: {item.detail or item.reason}", item.reason, item.have)
+            elif isinstance(item, Bye):
+                raise PeerGone(f"{self.to} has left; seat it again with attach-model")
+            else:
+                self.ignored += 1
+
+    def _heard_life(self) -> None:
+        self._quiet = Deadline.after(self._silence_s).earlier(self._limit)
+
+    def _too_late(self) -> DeadlineError:
+        if self._limit.has_passed():
+            return DeadlineError(f"{self.to} did not finish within the time allowed (--max-seconds)")
+        return DeadlineError(f"{self.to} showed no life for {self._silence_s:g} s (--timeout)")
+
+    def _cancel(self, asked_id: str) -> None:
+        with contextlib.suppress(PeerGone, DeadlineError):  # closing our ends tells it the same
+            self._endpoint.send(self.to, Cancel(asked_id, self.seat, self.to), Deadline.after(_FAREWELL_S))

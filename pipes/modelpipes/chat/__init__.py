@@ -1,0 +1,1 @@
+"""Conversations: what is remembered, who speaks next, what is written down, who answers."""

@@ -1,0 +1,213 @@
+"""Lead a conversation of several members: who speaks, what they are told, when it ends.
+
+The transcript is the truth. A member that died and came back, or knows too little, is told again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from typing import Protocol
+
+from msgspec.structs import replace
+
+from modelpipes.asker import Answer, Asker
+from modelpipes.chat.transcript import Transcript, Turn
+from modelpipes.chat.turns import StopRules, TurnTaking, moderator_question, parse_choice
+from modelpipes.deadline import Deadline
+from modelpipes.errors import DeadlineError, PeerError, PeerFailed, PeerGone
+from modelpipes.message import Delta, Heard, Reply, Say, new_id
+from modelpipes.room import HUB, Room
+
+RETELL_BYTES = 8 * 1024 * 1024  # of the newest turns, for a member that knows nothing; no context holds more
+MODERATOR_TRIES = 2  # then the next in the round speaks: a moderator that names nobody must not stop the talk
+MODERATOR_CHARS = 2000  # of the last turns, for the moderator to go by
+
+
+class Stopped(Exception):
+    """The conversation ends here, on purpose; says why."""
+
+
+class Listener(Protocol):
+    """Who watches a conversation as it happens."""
+
+    def starts(self, speaker: str, turn: int) -> None:
+        """A member is about to speak; said again where it begins anew, and what came before does not count."""
+
+    def says(self, content: str, thinking: str) -> None:
+        """A piece of what the member says or thinks."""
+
+    def ends(self, turn: Turn) -> None:
+        """The turn is whole and in the transcript."""
+
+
+class Conversation:
+    """A conversation among seats of a room, led from one seat, written to one transcript."""
+
+    def __init__(
+        self,
+        room: Room,
+        members: Sequence[str],
+        transcript: Transcript,
+        listener: Listener,
+        *,
+        taking: TurnTaking,
+        rules: StopRules,
+        hub: str = HUB,
+        moderator: str | None = None,
+        silence_s: float | None = 30.0,
+        limit: Deadline,
+        retries: int = 2,
+        bring_back: Callable[[str, PeerError], None],
+    ) -> None:
+        """`bring_back(seat, why)` returns when a member that was lost is there again, or raises.
+
+        With a moderator, `taking` decides where it names nobody.
+        """
+        self.room = room
+        self.members = tuple(members)
+        self.hub = hub
+        self._transcript = transcript
+        self._listener = listener
+        self._taking = taking
+        self._rules = rules
+        self._moderator = moderator
+        self._silence_s = silence_s
+        self._limit = limit
+        self._retries = retries
+        self._bring_back = bring_back
+        self._speakers = [turn.sender for turn in transcript.turns]
+        self._known = {seat: last_turn_of(seat, transcript.turns) for seat in members}
+
+    def lead(self, opening: str) -> str:
+        """Lead until a stop condition holds; which one. The opening is said if nothing was said before.
+
+        Raises PeerError where a member is lost for good, DeadlineError where one is silent.
+        """
+        try:
+            if not self._transcript.turns:
+                self._record(Turn(0, self.hub, opening))
+            while not (why := self._rules.why_stop(self._transcript.turns, self.members)):
+                if self._limit.has_passed():
+                    raise Stopped("max-seconds")
+                self._take_turn(self._next_speaker())
+        except Stopped as stopped:
+            why = str(stopped)
+        self._transcript.end(why)
+        return why
+
+    def _next_speaker(self) -> str:
+        if self._moderator:
+            for _ in range(MODERATOR_TRIES):
+                if chosen := self._ask_moderator(self._moderator):
+                    return chosen
+        return self._taking.next(self._speakers)
+
+    def _ask_moderator(self, moderator: str) -> str | None:
+        """Whom it names; None where it names nobody, or does not answer."""
+        others = [name for name in self.members if name != self._speakers[-1]]
+        talk = "\n".join(f"{turn.sender}: {turn.content}" for turn in self._transcript.turns[-len(self.members) :])
+        asked = f"{talk[-MODERATOR_CHARS:]}\n{moderator_question(others)}"
+        try:
+            with self._asker(moderator) as asker:
+                for answer in asker.ask(Say(new_id(), self.hub, moderator, asked)):
+                    if isinstance(answer, Reply):
+                        return parse_choice(answer.content, others)
+        except (PeerError, DeadlineError):
+            pass  # the next in the round speaks; if the moderator is lost, its own turn will tell
+        return None
+
+    def _asker(self, seat: str) -> Asker:
+        return Asker(self.room, self.hub, seat, silence_s=self._silence_s, limit=self._limit)
+
+    def _take_turn(self, seat: str) -> None:
+        number = len(self._transcript.turns)
+        asked_id = new_id()  # the same for every try: a member that has the answer already gives it again
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                self._record(self._ask(seat, number, asked_id))
+                return
+            except PeerError as lost:
+                if tries > self._retries or (isinstance(lost, PeerFailed) and lost.reason == "too-large"):
+                    raise
+                if isinstance(lost, PeerGone) or (isinstance(lost, PeerFailed) and lost.reason == "leaving"):
+                    self._bring_back(seat, lost)
+
+    def _ask(self, seat: str, number: int, asked_id: str) -> Turn:
+        self._listener.starts(seat, number)
+        said: list[str] = []
+        try:
+            with self._asker(seat) as asker:
+                say = Say(asked_id, self.hub, seat, conversation=self._transcript.header.id, turn=number)
+                for answer in tell(asker, say, self._transcript.turns, self._known.get(seat, -1)):
+                    if isinstance(answer, Delta):
+                        said.append(answer.content)
+                        self._listener.says(answer.content, answer.thinking)
+                    elif isinstance(answer, Reply):
+                        self._known[seat] = number
+                        return turn_of(number, answer)
+        except DeadlineError:
+            if not self._limit.has_passed():
+                raise
+            if any(said):  # what was said until then was said
+                self._record(Turn(number, seat, "".join(said), "timeout"))
+            raise Stopped("max-seconds") from None
+        raise AssertionError("an exchange ends in a reply or an error")
+
+    def _record(self, turn: Turn) -> None:
+        self._transcript.append(turn)
+        self._speakers.append(turn.sender)
+        self._listener.ends(turn)
+
+
+def last_turn_of(seat: str, turns: Sequence[Turn]) -> int:
+    """The last turn that a member surely knows: its own last one; -1 where it has none."""
+    return next((turn.turn for turn in reversed(turns) if turn.sender == seat), -1)
+
+
+def turn_of(number: int, reply: Reply) -> Turn:
+    """A reply as it stands in the transcript."""
+    return Turn(
+        turn=number,
+        sender=reply.sender,
+        content=reply.content,
+        stop=reply.stop,
+        usage=reply.usage,
+        timing=reply.timing,
+        dropped=reply.dropped,
+        thinking=reply.thinking,
+    )
+
+
+def tell(asker: Asker, say: Say, turns: Sequence[Turn], known: int) -> Iterator[Answer]:
+    """Ask for the turn after `turns`, telling the member what it has not heard since turn `known`.
+
+    A member that knows less says so, and is told from there, under the same id.
+    """
+    while True:
+        heard = tuple(Heard(turn.turn, turn.sender, turn.content) for turn in since(turns, known))
+        try:
+            with closing(asker.ask(replace(say, after=known, heard=heard))) as answers:
+                yield from answers
+            return
+        except PeerFailed as failed:
+            if failed.reason != "out-of-step" or failed.have is None or failed.have >= known:
+                raise
+            known = failed.have
+
+
+def since(turns: Sequence[Turn], known: int) -> Sequence[Turn]:
+    """The turns after `known`; from nothing the opening, and of the rest the newest that may travel."""
+    newest: list[Turn] = []
+    size = 0
+    for turn in reversed(turns[known + 1 :]):
+        size += len(turn.content.encode("utf-8", "replace"))
+        if size > RETELL_BYTES and newest and known == -1:
+            break
+        newest.append(turn)
+    newest.reverse()
+    if known == -1 and newest[0].turn > 0:
+        newest.insert(0, turns[0])
+    return newest

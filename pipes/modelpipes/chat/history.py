@@ -1,0 +1,285 @@
+"""What reaches a model: the turns that a member keeps, as the messages that an engine takes.
+
+Pure: values in, values out. A history is a cache of the transcript, which is the truth.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from modelpipes.errors import MessageError
+from modelpipes.message import Heard
+
+# Far more text than any context holds, and little beside a member's 80 MB.
+MAX_HISTORY_BYTES = 8 * 2**20
+# What a turn costs beside its text: the struct, two strings, a slot in the queue.
+_TURN_OVERHEAD_BYTES = 200
+# Most chat templates demand that a user speaks first, and engines continue a last word of the assistant's own.
+BEGIN = "Begin."
+GO_ON = "Go on."
+
+
+class History:
+    """What a member keeps of one conversation: the opening, and the newest turns that `max_bytes` hold.
+
+    Turn numbers are contiguous, but for one gap after the opening where older turns were dropped.
+    """
+
+    __slots__ = ("_max_bytes", "_opening", "_rest", "_size_bytes")
+
+    def __init__(self, max_bytes: int = MAX_HISTORY_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._opening: Heard | None = None
+        self._rest: deque[Heard] = deque()
+        self._size_bytes = 0  # of _rest
+
+    @property
+    def turns(self) -> tuple[Heard, ...]:
+        """The turns kept, oldest first."""
+        return (self._opening, *self._rest) if self._opening else ()
+
+    @property
+    def last(self) -> int:
+        """The number of the last turn known; -1: none."""
+        if self._rest:
+            return self._rest[-1].turn
+        return 0 if self._opening else -1
+
+    def forget_after(self, turn: int) -> None:
+        """Forget every turn later than `turn`.
+
+        Where turns up to it were dropped to save memory, what is left makes no sense, and all is forgotten.
+        """
+        if turn >= self.last:
+            return
+        if turn < 0 or (turn > 0 and turn < self._rest[0].turn):
+            self._opening = None
+            turn = -1
+        while self._rest and self._rest[-1].turn > turn:
+            self._size_bytes -= _size_bytes(self._rest.pop())
+
+    def hear(self, turns: Iterable[Heard]) -> None:
+        """Add turns that follow the last one known; all, or none and MessageError."""
+        turns = tuple(turns)
+        _check_follows(self.last, turns)
+        for heard in turns:
+            if heard.turn == 0:
+                self._opening = heard
+                continue
+            self._rest.append(heard)
+            self._size_bytes += _size_bytes(heard)
+            while self._size_bytes > self._max_bytes and len(self._rest) > 1:
+                self._size_bytes -= _size_bytes(self._rest.popleft())
+
+    def catch_up(self, after: int, heard: Sequence[Heard], turn: int) -> int | None:
+        """Make the turns up to the one before `turn` known: those up to `after` as kept, then `heard`.
+
+        Returns None when they are; else the last turn known, when that is less than `after`, and changes
+        nothing but what had to be forgotten. Raises MessageError, and changes nothing, when `heard` is not
+        what lies between `after` and `turn`. To a member told from nothing (`after` is -1) the opening may
+        be told, then a gap.
+        """
+        if turn < 1 or not -1 <= after < turn:
+            raise MessageError(f"turn {turn} cannot be asked for after turn {after}")
+        _check_follows(after, heard)
+        last = heard[-1].turn if heard else after
+        if last != turn - 1:
+            raise MessageError(f"turn {turn} is asked for, but what was heard ends with turn {last}")
+        self.forget_after(after)
+        if self.last < after:
+            return self.last
+        self.hear(heard)
+        return None
+
+
+def _check_follows(last: int, turns: Sequence[Heard]) -> None:
+    expected = last + 1
+    for i, heard in enumerate(turns):
+        gap_after_opening = last == -1 and i == 1 and heard.turn > 1
+        if heard.turn != expected and not gap_after_opening:
+            raise MessageError(f"turn {expected} should follow, but turn {heard.turn} was told")
+        expected = heard.turn + 1
+
+
+def _size_bytes(heard: Heard) -> int:
+    return len(heard.content.encode("utf-8", "replace")) + len(heard.sender) + _TURN_OVERHEAD_BYTES
+
+
+def render(
+    turns: Sequence[Heard], seat: str, system: str | None = None, fold_system: bool = False
+) -> list[dict[str, str]]:
+    """The turns as messages for a model that sits at `seat`: its own as assistant, all others' as user.
+
+    Words of others begin with `NAME: ` where more than one other takes part; who only spoke the opening
+    takes no part. Neighbours of one role are one message. After the system text a user speaks first, and
+    a user speaks last. `fold_system` puts the system text into that first message, for templates that
+    refuse a system role.
+    """
+    return _render(turns, seat, system, fold_system, _are_named(turns, seat))
+
+
+def _are_named(turns: Sequence[Heard], seat: str) -> bool:
+    return len({heard.sender for heard in turns if heard.turn > 0} - {seat}) > 1
+
+
+def _render(
+    turns: Sequence[Heard], seat: str, system: str | None, fold_system: bool, named: bool
+) -> list[dict[str, str]]:
+    messages: list[tuple[str, list[str]]] = []
+    for heard in turns:
+        own = heard.sender == seat
+        role = "assistant" if own else "user"
+        words = heard.content if own or not named else f"{heard.sender}: {heard.content}"
+        if messages and messages[-1][0] == role:
+            messages[-1][1].append(words)
+        else:
+            messages.append((role, [words]))
+    if not messages or messages[0][0] == "assistant":
+        messages.insert(0, ("user", [BEGIN]))
+    if messages[-1][0] == "assistant":
+        messages.append(("user", [GO_ON]))
+    if system and fold_system:
+        messages[0][1][0] = f"{system}\n\n{messages[0][1][0]}"
+    elif system:
+        messages.insert(0, ("system", [system]))
+    return [{"role": role, "content": "\n".join(lines)} for role, lines in messages]
+
+
+def trim(
+    turns: Sequence[Heard],
+    seat: str,
+    system: str | None,
+    fold_system: bool,
+    fits: Callable[[list[dict[str, str]]], bool],
+) -> tuple[list[dict[str, str]], tuple[int, int] | None]:
+    """The messages of as many turns as fit, and the first and last turn left out (None: none was).
+
+    The oldest go first; the system text, the opening and the last turn stay. Raises MessageError when
+    even those do not fit. `fits` is called about log2(len(turns)) times at most: it may cost a tokenisation.
+    """
+    named = _are_named(turns, seat)  # of all turns: names that come and go would confuse the model
+
+    def without(count: int) -> list[dict[str, str]]:
+        return _render((*turns[:1], *turns[1 + count :]), seat, system, fold_system, named)
+
+    messages, count = without(0), 0
+    if not fits(messages):
+        low, high = 0, max(0, len(turns) - 2)  # dropping `low` is too little, dropping `high` is enough
+        messages = without(high)
+        if high == low or not fits(messages):
+            raise MessageError("one message is too large for the model's context: shorten it, or give more --ctx-size")
+        while high - low > 1:
+            middle = (low + high) // 2
+            more = without(middle)
+            if fits(more):
+                messages, high = more, middle
+            else:
+                low = middle
+        count = high
+    return messages, _gap((*turns[:1], *turns[1 + count :][:1]))
+
+
+def _gap(first_two: Sequence[Heard]) -> tuple[int, int] | None:
+    """The turns missing after the opening, also those that a bounded history had dropped before."""
+    if len(first_two) < 2 or first_two[1].turn == first_two[0].turn + 1:
+        return None
+    return first_two[0].turn + 1, first_two[1].turn - 1
+
+
+class NameStripper:
+    """Takes the speaker's own `NAME:` off the beginning of an answer that comes in pieces."""
+
+    # An answer that begins with more white space than this is no model's habit: nothing is held back for it.
+    _MAX_SPACE_CHARS = 64
+
+    __slots__ = ("_held", "_labels", "_state")
+
+    def __init__(self, seat: str) -> None:
+        name = seat.lower()
+        self._labels = (f"{name}:", f"{name} :", f"**{name}:**", f"**{name}**:", f"*{name}:*", f"*{name}*:")
+        self._held = ""
+        self._state = "begin"
+
+    def feed(self, text: str) -> str:
+        """The next piece without the name; what may yet become the name is held back."""
+        if self._state == "begin":
+            text, self._held = self._held + text, ""
+            words = text.lstrip()
+            space_chars = len(text) - len(words)
+            if space_chars > self._MAX_SPACE_CHARS:
+                self._state = "text"
+            elif label := next((label for label in self._labels if words[: len(label)].lower() == label), None):
+                self._state = "space"
+                text = words[len(label) :]
+            elif any(label.startswith(words.lower()) for label in self._labels):
+                self._held, text = text, ""
+            else:
+                self._state = "text"
+        if self._state == "space":
+            text = text.lstrip()
+            if text:
+                self._state = "text"
+        return text
+
+    def flush(self) -> str:
+        """What was held back, at the end of the answer."""
+        held, self._held, self._state = self._held, "", "text"
+        return held
+
+
+class ThoughtSplitter:
+    """Parts a leading `<think>…</think>` from an answer that comes in pieces."""
+
+    _OPEN, _CLOSE = "<think>", "</think>"
+    _MAX_SPACE_CHARS = 64  # as for NameStripper
+
+    __slots__ = ("_held", "_state")
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._state = "begin"
+
+    def feed(self, text: str) -> tuple[str, str]:
+        """The content and the thoughts in the next piece; what may yet become a tag is held back."""
+        text, self._held = self._held + text, ""
+        content = thinking = ""
+        if self._state == "begin":
+            words = text.lstrip()
+            if len(text) - len(words) > self._MAX_SPACE_CHARS:
+                self._state = "content"
+            elif words.startswith(self._OPEN):
+                self._state, text = "thoughts-begin", words[len(self._OPEN) :]
+            elif self._OPEN.startswith(words):
+                self._held = text
+                return "", ""
+            else:
+                self._state = "content"
+        if self._state == "thoughts-begin":
+            text = text.lstrip()
+            if text:
+                self._state = "thoughts"
+        if self._state == "thoughts":
+            thinking, tag, text = text.partition(self._CLOSE)
+            if tag:
+                self._state = "content-begin"
+            else:
+                kept = len(thinking) - _overlap(thinking, self._CLOSE)
+                thinking, self._held = thinking[:kept], thinking[kept:]
+        if self._state == "content-begin":
+            text = text.lstrip()
+            if text:
+                self._state = "content"
+        if self._state == "content":
+            content = text
+        return content, thinking
+
+    def flush(self) -> tuple[str, str]:
+        """What was held back, at the end of the answer; thoughts that never ended are thoughts."""
+        held, self._held = self._held, ""
+        return (held, "") if self._state in ("begin", "content") else ("", held)
+
+
+def _overlap(text: str, tag: str) -> int:
+    """How many characters at the end of `text` may be the beginning of `tag`."""
+    return next((count for count in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:count])), 0)

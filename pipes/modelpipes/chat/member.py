@@ -1,0 +1,441 @@
+"""A process in a seat: reads every pipe that leads to it, lets its voice answer, writes the answers back.
+
+One thread owns the pipes; each message in work has a thread for its voice. They meet in a queue and a
+wake-up pipe, so that one poll waits for everything.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+import msgspec
+
+from modelpipes.chat.history import History
+from modelpipes.chat.jobs import Job, Jobs
+from modelpipes.chat.voices import Finish, Voice, Work
+from modelpipes.deadline import Deadline
+from modelpipes.endpoint import Arrival, Endpoint, Lost, Readable
+from modelpipes.errors import EngineError, MessageError, PipesError, RoomError
+from modelpipes.framing import encode
+from modelpipes.message import (
+    Bye,
+    Cancel,
+    Delta,
+    Failure,
+    Heard,
+    Malformed,
+    Message,
+    Plain,
+    Progress,
+    Reason,
+    Reply,
+    Say,
+    Stop,
+    Timing,
+    new_id,
+)
+from modelpipes.room import Room, Sitting, State
+
+QUEUE_LIMIT = 64  # messages that wait; more are refused as busy, so that an asker learns of it
+REMEMBERED_REPLIES = 64  # for askers that ask again under the same id
+REMEMBERED_BYTES = 8 * 1024 * 1024
+CONVERSATIONS = 16  # histories kept; a conversation that was pushed out is told again
+UNSENT_LIMIT_BYTES = 1024 * 1024  # deltas are left out beyond it; the reply holds them all
+TICK_S = 0.5  # progress, lost pipes and dead guards are looked after twice a second, noticed within one
+PLAIN_RETRY_S = 0.005  # the kernel has no event for a reader that comes
+FAREWELL_S = 0.2  # for the last words to go out when the member leaves
+
+
+class Member:
+    """A seat taken by a voice. `run` answers until `stop`, until the seat is gone, or the voice dies."""
+
+    def __init__(
+        self,
+        room: Room,
+        seat: str,
+        voice: Voice,
+        *,
+        command: str = "",
+        once: bool = False,
+        load_s: float | None = None,
+        report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    ) -> None:
+        self.room = room
+        self.seat = seat
+        self.voice = voice
+        self._command = command
+        self._once = once
+        self._load_s = load_s
+        self._report = report
+        self._jobs = Jobs(voice.parallel, QUEUE_LIMIT)
+        self._histories: OrderedDict[str, History] = OrderedDict()
+        self._replies: OrderedDict[str, tuple[Reply, int]] = OrderedDict()
+        self._uncollected: dict[str, str] = {}  # plain answers whose askers have yet to open their pipes
+        self._news: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # what other threads hand over
+        self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._is_ready = False
+        self._answers = 0
+        self._end: PipesError | int | None = None  # why the member leaves: an error, or an exit code
+        self._tick = Deadline.after(TICK_S)
+
+    def stop(self, exit_code: int) -> None:
+        """Leave soon, `run` returning this exit code; from any thread, or a signal handler."""
+        self._end = self._end if self._end is not None else exit_code
+        self._wake()
+
+    def run(self) -> int:
+        """Take the seat and answer; the exit code, or the error that the voice died of."""
+        try:
+            with self.room.take_seat(self.seat) as self._lock, Endpoint(self.room, self.seat) as self._endpoint:
+                self._show_state()
+                self._endpoint.watch(self._wake_r)
+                self._listen()
+                threading.Thread(target=self._load, daemon=True).start()
+                try:
+                    while self._end is None:
+                        self._step()
+                    self._say_goodbye()
+                finally:
+                    self.voice.close()
+                    self._lock.clear()
+        finally:
+            os.close(self._wake_r)
+            self._wake_r, wake_w = -1, self._wake_w
+            self._wake_w = -1
+            os.close(wake_w)
+        if isinstance(self._end, PipesError):
+            raise self._end
+        return self._end or 0
+
+    def _step(self) -> None:
+        until = Deadline.after(PLAIN_RETRY_S) if self._waits_for_plain_asker() else self._tick
+        event = self._endpoint.receive(until.earlier(self._tick))
+        if isinstance(event, Arrival):
+            self._hear(event.sender, event.item)
+        elif isinstance(event, Lost):
+            self._forget_asker(event.receiver, event.unsent_bytes)
+        elif isinstance(event, Readable):
+            self._wake_up(event.fd)
+        self._deliver_plain()
+        while self._is_ready and (job := self._jobs.next_to_start(self._may_start)):
+            self._start(job)
+        if self._tick.has_passed():
+            self._tick = Deadline.after(TICK_S)
+            self._look_after()
+        self._show_state()
+
+    # -- other threads
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_w, b"\0")
+        except BlockingIOError:
+            pass  # it is full of wake-ups
+        except OSError:
+            if self._wake_w >= 0:
+                raise
+
+    def _hand_over(self, news: Callable[[], None]) -> None:
+        self._news.put(news)
+        self._wake()
+
+    def _wake_up(self, fd: int) -> None:
+        if fd != self._wake_r:
+            self._end = EngineError(f"{self.seat}: {self.voice.last_words()}")
+            return
+        os.read(self._wake_r, 65536)
+        while not self._news.empty():
+            self._news.get_nowait()()
+
+    def _load(self) -> None:
+        try:
+            self.voice.prepare(Deadline.after(self._load_s))
+        except PipesError as e:
+            error = e
+            self._hand_over(lambda: setattr(self, "_end", error))
+        else:
+            self._hand_over(self._be_ready)
+
+    def _be_ready(self) -> None:
+        self._is_ready = True
+        if (fd := self.voice.death_fd()) >= 0:
+            self._endpoint.watch(fd)
+
+    # -- what comes in
+
+    def _listen(self) -> None:
+        for sender in self.room.senders_to(self.seat):
+            self._endpoint.listen(sender)
+
+    def _hear(self, sender: str, item: Message | Plain | Malformed) -> None:
+        if isinstance(item, Say):
+            self._hear_say(sender, item)
+        elif isinstance(item, Plain):
+            self._hear_plain(sender, item)
+        elif isinstance(item, Malformed):
+            if self._endpoint.try_connect(sender):
+                self._fail(sender, item.reply_to, "malformed", item.detail)
+        elif isinstance(item, Cancel):
+            job = self._jobs.find(item.reply_to)
+            if job and job.asker == sender:
+                self._cancel(job)
+        elif isinstance(item, Bye):
+            self._forget_asker(sender, 0)
+
+    def _hear_say(self, sender: str, say: Say) -> None:
+        if not self._endpoint.try_connect(sender):
+            return  # a typed asker opens its answer pipe before it speaks: this one has gone
+        if say.id in self._replies:
+            self._post(sender, self._replies[say.id][0])
+        elif job := self._jobs.find(say.id):
+            if job.work and job.work.content:  # joined: tell what was said so far
+                self._post(sender, Delta(say.id, self.seat, sender, "".join(job.work.content)))
+        elif not self._jobs.add(Job(sender, say)):
+            self._fail(sender, say.id, "busy", f"{self.seat} has {QUEUE_LIMIT} messages waiting; ask again later")
+
+    def _hear_plain(self, sender: str, plain: Plain) -> None:
+        if self.room.sitting(sender).state not in ("free", "died"):
+            self._report(f"{self.seat}: a plain line from {sender}, which is a member, is not answered")
+            return
+        job = Job(sender, Say(new_id(), sender, self.seat, plain.content), is_plain=True)
+        if not self._jobs.add(job):
+            self._report(f"{self.seat}: too busy for a plain line from {sender}; it is lost")
+
+    def _forget_asker(self, asker: str, unsent_bytes: int) -> None:
+        """A typed asker that has gone wants no answer; a plain one that comes and goes loses what it did not read."""
+        if unsent_bytes and not self._jobs.of(asker):
+            self._report(f"{self.seat}: {asker} went away before it read the whole answer")
+        for job in self._jobs.of(asker):
+            if not job.is_plain:
+                job.is_abandoned = True
+                self._cancel(job)
+
+    def _cancel(self, job: Job) -> None:
+        if job.work:
+            job.work.cancel()
+            return
+        self._jobs.remove(job)
+        self._reply(job, "cancelled", "")
+
+    # -- work
+
+    def _may_start(self, job: Job) -> bool:
+        return not (job.is_plain and self.room.is_asked(job.asker, self.seat))
+
+    def _start(self, job: Job) -> None:
+        turns, have = self._turns_for(job.say)
+        if turns is None:
+            self._jobs.remove(job)
+            self._fail(job.asker, job.say.id, "malformed" if have is None else "out-of-step", "", have)
+            return
+        job.work = work = Work(turns, lambda work, content, thinking: self._pass_on(job, content, thinking))
+        threading.Thread(target=self._answer, args=(job, work), daemon=True).start()
+
+    def _turns_for(self, say: Say) -> tuple[list[Heard] | None, int | None]:
+        """The turns to answer; or None, and what is known of the conversation where the leader must tell more."""
+        if say.conversation is None:
+            return [Heard(0, say.sender, say.content)], None
+        if say.turn is None or say.after is None:
+            return None, None
+        history = self._histories.pop(say.conversation, None) or History(self.voice.history_bytes)
+        self._histories[say.conversation] = history
+        while len(self._histories) > CONVERSATIONS:
+            self._histories.popitem(last=False)
+        try:
+            have = history.catch_up(say.after, say.heard, say.turn)
+        except MessageError:
+            return None, None
+        return (None, have) if have is not None else (list(history.turns), None)
+
+    def _answer(self, job: Job, work: Work) -> None:
+        """In a thread of its own."""
+        try:
+            finish = self.voice.answer(work)
+        except PipesError as e:
+            error = e
+            self._hand_over(
+                lambda: self._give_up(job, "too-large" if isinstance(error, MessageError) else "voice", error)
+            )
+        else:
+            self._hand_over(lambda: self._finish(job, finish))
+
+    def _pass_on(self, job: Job, content: str, thinking: str) -> None:
+        """In the voice's thread."""
+        if not job.is_plain:
+            self._hand_over(lambda: self._post_delta(job, content, thinking))
+
+    def _post_delta(self, job: Job, content: str, thinking: str) -> None:
+        if not job.is_abandoned and self._endpoint.unsent_bytes(job.asker) < UNSENT_LIMIT_BYTES:
+            self._post(job.asker, Delta(job.say.id, self.seat, job.asker, content, thinking))
+
+    def _give_up(self, job: Job, reason: Reason, error: PipesError) -> None:
+        if job not in self._jobs.working:
+            return  # it was given up before: its voice showed no life
+        self._jobs.remove(job)
+        if job.work and job.work.is_cancelled:
+            self._reply(job, "cancelled", "".join(job.work.content))
+        else:
+            self._fail_job(job, reason, str(error))
+
+    def _finish(self, job: Job, finish: Finish) -> None:
+        if job not in self._jobs.working or not job.work:
+            return
+        self._jobs.remove(job)
+        content = "".join(job.work.content)
+        stop: Stop = "cancelled" if job.work.is_cancelled else finish.stop
+        say = job.say
+        if stop != "cancelled" and say.conversation in self._histories and say.turn is not None:
+            history = self._histories[say.conversation]
+            if history.last == say.turn - 1:
+                history.hear([Heard(say.turn, self.seat, content)])
+        self._reply(job, stop, content, finish)
+
+    def _reply(self, job: Job, stop: Stop, content: str, finish: Finish | None = None) -> None:
+        finish = finish or Finish()
+        self._answers += stop != "cancelled"
+        if self._once and stop != "cancelled" and not job.is_plain:
+            self._end = 0
+        if job.is_plain:
+            self._leave_for(job.asker, content)
+            return
+        reply = Reply(
+            id=new_id(),
+            reply_to=job.say.id,
+            sender=self.seat,
+            to=job.asker,
+            content=content,
+            stop=stop,
+            thinking="".join(job.work.thinking) if job.work else "",
+            usage=finish.usage,
+            timing=_timing(job, finish),
+            dropped=finish.dropped,
+        )
+        try:
+            size = len(encode(reply))
+        except MessageError as e:
+            self._fail(job.asker, job.say.id, "too-large", str(e))
+            return
+        if stop != "cancelled":
+            self._remember(reply, size)
+        if not job.is_abandoned:
+            self._post(job.asker, reply)
+
+    def _remember(self, reply: Reply, size: int) -> None:
+        self._replies[reply.reply_to] = reply, size
+        while len(self._replies) > REMEMBERED_REPLIES or (
+            len(self._replies) > 1 and sum(size for _, size in self._replies.values()) > REMEMBERED_BYTES
+        ):
+            self._replies.popitem(last=False)
+
+    # -- what goes out
+
+    def _post(self, asker: str, message: Message) -> None:
+        if self._endpoint.try_connect(asker):
+            self._endpoint.post(asker, message)
+
+    def _fail(self, asker: str, say_id: str | None, reason: Reason, detail: str, have: int | None = None) -> None:
+        self._post(asker, Failure(self.seat, asker, reason, detail, say_id, have))
+
+    def _fail_job(self, job: Job, reason: Reason, detail: str) -> None:
+        if self._once:
+            self._end = RoomError(f"{self.seat}: {detail}")
+        if job.is_plain:
+            self._leave_for(job.asker, f"error: {detail}")
+        elif not job.is_abandoned:
+            self._fail(job.asker, job.say.id, reason, detail)
+
+    def _leave_for(self, asker: str, text: str) -> None:
+        """Keep a plain answer until its asker opens its pipe, or asks again."""
+        if asker in self._uncollected:
+            self._report(f"{self.seat}: {asker} asked again before it collected an answer, which is lost")
+        self._uncollected[asker] = text
+
+    def _waits_for_plain_asker(self) -> bool:
+        return bool(self._uncollected) or any(job.is_plain for job in self._jobs.waiting)
+
+    def _deliver_plain(self) -> None:
+        for asker in list(self._uncollected):
+            if self.room.is_asked(asker, self.seat) or self._endpoint.unsent_bytes(asker):
+                continue
+            self._endpoint.disconnect(asker)  # what a typed asker left behind is not for this one
+            if not self._endpoint.try_connect(asker):
+                continue
+            text = self._uncollected.pop(asker)
+            try:
+                self._endpoint.post_plain(asker, text)
+            except MessageError as e:
+                self._endpoint.post_plain(asker, f"error: {e}")
+            if self._once:
+                self._end = 0
+
+    # -- twice a second
+
+    def _look_after(self) -> None:
+        if self._lock.is_lost() or not os.path.isdir(self.room.path):
+            self._end = 0
+            return
+        self._endpoint.refresh()
+        self._listen()
+        if not self._endpoint.listens_to():
+            self._end = 0  # the seat's pipes are gone
+            return
+        self.voice.tend()
+        now_s = time.monotonic()
+        for job in list(self._jobs.working):
+            if not job.work:
+                continue
+            silence_s = now_s - job.work.life_s
+            if self.voice.silence_s is not None and silence_s > self.voice.silence_s:
+                job.work.cancel()
+                self._jobs.remove(job)
+                self._fail_job(job, "silent", f"{self.voice.kind} showed no life for {self.voice.silence_s:g} s")
+            elif silence_s < 2 * TICK_S:
+                self._tell_progress(job, Progress(job.say.id, self.seat, job.asker, job.work.phase))
+        for position, job in enumerate(self._jobs.waiting, 1):
+            phase = Progress(job.say.id, self.seat, job.asker, "queued" if self._is_ready else "loading", position)
+            self._tell_progress(job, phase)
+
+    def _tell_progress(self, job: Job, progress: Progress) -> None:
+        if not job.is_plain and not job.is_abandoned and not self._endpoint.unsent_bytes(job.asker):
+            self._post(job.asker, progress)
+
+    def _show_state(self) -> None:
+        state: State = "loading" if not self._is_ready else "busy" if self._jobs.working else "ready"
+        shown = (state, len(self._jobs.waiting), self._answers)
+        if shown != getattr(self, "_shown", None):
+            self._shown = shown
+            who = Sitting(self.seat, state, os.getpid(), self.voice.kind, *shown[1:], self._command)
+            self._lock.write(msgspec.json.encode(who) + b"\n")
+
+    def _say_goodbye(self) -> None:
+        detail = str(self._end) if isinstance(self._end, PipesError) else f"{self.seat} is leaving"
+        reason: Reason = "voice" if isinstance(self._end, PipesError) else "leaving"
+        for job in [*self._jobs.working, *self._jobs.waiting]:
+            if job.work:
+                job.work.cancel()
+            if not job.is_abandoned and not job.is_plain:
+                self._fail(job.asker, job.say.id, reason, detail)
+        deadline = Deadline.after(FAREWELL_S)
+        for asker in self.room.senders_to(self.seat) if os.path.isdir(self.room.path) else ():
+            if self._endpoint.is_connected(asker):
+                self._endpoint.post(asker, Bye(self.seat, asker))
+            while self._endpoint.unsent_bytes(asker) and not deadline.has_passed():
+                self._endpoint.receive(deadline)
+
+
+def _timing(job: Job, finish: Finish) -> Timing:
+    now_s = time.monotonic()
+    started_s = job.started_s or now_s
+    first_s = job.work.first_word_s if job.work else None
+    return Timing(
+        queued_ms=round((started_s - job.arrived_s) * 1000, 3),
+        first_token_ms=None if first_s is None else round((first_s - started_s) * 1000, 3),
+        total_ms=round((now_s - job.arrived_s) * 1000, 3),
+        tokens_per_second=finish.tokens_per_second and round(finish.tokens_per_second, 1),
+    )

@@ -1,0 +1,84 @@
+"""Seat members as processes of ours, one after the other, and bring back those that die."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from modelpipes.child import Child
+from modelpipes.deadline import Deadline
+from modelpipes.errors import DeadlineError, PeerError, PeerGone
+from modelpipes.fifo import RETRY_S
+from modelpipes.room import Room
+
+LOAD_S = 600.0  # a large model from a slow disk; a member that dies while it loads is known at once
+LEAVING_S = 3.0  # for a member that said it leaves, and its engine, to be gone
+_READY = ("ready", "busy")
+
+
+class Seating:
+    """Members that this process seated. `with` ends them, last seated first."""
+
+    def __init__(self, room: Room, *, patience_s: float, report: Callable[[str], None]) -> None:
+        """`patience_s` is how long a member that somebody else seated is waited for; 0: not at all."""
+        self.room = room
+        self._patience_s = patience_s
+        self._report = report
+        self._commands: dict[str, Sequence[str]] = {}
+        self._children: dict[str, Child] = {}
+
+    def __enter__(self) -> Seating:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for child in reversed(self._children.values()):
+            child.stop()
+
+    def seat(self, commands: Mapping[str, Sequence[str]]) -> None:
+        """Start `attach-model SEAT …` for each seat; one loads after the other, as they share the memory.
+
+        Raises PeerGone, with the member's last words, where one cannot be seated.
+        """
+        for seat, options in commands.items():
+            self._commands[seat] = [sys.executable, "-P", "-m", "modelpipes", "attach", seat, "-d", self.room.path]
+            self._commands[seat] = [*self._commands[seat], *options]
+            self._start(seat)
+
+    def _start(self, seat: str) -> None:
+        child = Child(self._commands[seat], name=f"member {seat}")
+        self._children[seat] = child
+        deadline = Deadline.after(LOAD_S)
+        while self.room.sitting(seat).pid != child.pid or self.room.sitting(seat).state not in _READY:
+            if child.exit_code() is not None:
+                raise PeerGone(_last_words(seat, child))
+            deadline.check(f"member ready in seat {seat}")
+            time.sleep(RETRY_S)
+
+    def bring_back(self, seat: str, why: PeerError) -> None:
+        """Return when the member is there again: started again if we seated it, else waited for."""
+        child = self._children.get(seat)
+        if child is None:
+            if self._patience_s == 0:
+                raise why
+            self._report(f"{why}; waiting {self._patience_s:g} s for it")
+            try:
+                self.room.wait_for([seat], Deadline.after(self._patience_s), grace_s=math.inf)
+            except DeadlineError:
+                raise why from None
+            return
+        leaving = Deadline.after(LEAVING_S)
+        while child.exit_code() is None and not leaving.has_passed():
+            time.sleep(RETRY_S)
+        self._report(f"{_last_words(seat, child)}; seating it again")
+        child.stop()
+        self._start(seat)
+
+
+def _last_words(seat: str, child: Child) -> str:
+    said = (child.last_lines(1) or ["it said nothing"])[0].removeprefix("modelpipes attach: ")
+    code = child.exit_code()
+    if code is not None and code < 0:
+        return f"{seat} was killed by signal {-code}"
+    return f"{seat} ended with {code}: {said}"

@@ -1,0 +1,265 @@
+"""The append-only file of a conversation: JSON Lines, a header, then one line a turn.
+
+    {"type":"conversation","version":1,"id":"…","members":["alice","bob"],"voices":{…},"settings":{…}}
+    {"turn":0,"from":"hub","content":"Hello."}
+    {"turn":1,"from":"alice","content":"Hi!","stop":"end","usage":{…},"timing":{…}}
+    {"type":"end","why":"rounds"}
+
+An end line says why a leader stopped; turns of one who resumed may follow it. What is in the file is
+the truth about the conversation, and every whole line of it survives the death of its writer.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Sequence
+from types import TracebackType
+
+import msgspec
+from msgspec import Struct, field
+
+from modelpipes.errors import FileError, UsageError
+from modelpipes.message import Stop, Timing, Usage
+
+VERSION = 1
+# What a header begins with. A first line cut short is repaired only if it begins like this: a file that
+# holds something else is somebody's, and not ours to empty.
+_HEADER_BEGINS = b'{"type":"conversation"'
+
+
+class Header(Struct, frozen=True, tag="conversation"):
+    """The first line: which conversation this is, and how it was begun."""
+
+    version: int
+    id: str
+    members: tuple[str, ...]
+    voices: dict[str, str] = {}
+    settings: dict[str, object] = {}
+
+
+class Turn(Struct, frozen=True, omit_defaults=True):
+    """One turn; `thinking` are the thoughts before it, `dropped` the turns that its speaker was not shown."""
+
+    turn: int
+    sender: str = field(name="from")
+    content: str
+    stop: Stop | None = None  # None: not an answer, as the opening
+    usage: Usage | None = None
+    timing: Timing | None = None
+    dropped: tuple[int, int] | None = None
+    thinking: str = ""
+
+
+class End(Struct, frozen=True, tag="end"):
+    """Why a leader ended the conversation."""
+
+    why: str
+
+
+class _Kind(Struct, frozen=True):
+    type: str = "turn"
+
+
+class Transcript:
+    """One conversation's file, open and locked; a context manager.
+
+    with Transcript.create("chat.jsonl", Header(VERSION, new_id(), ("alice", "bob"))) as transcript:
+        transcript.append(Turn(0, "hub", "Hello."))
+    """
+
+    def __init__(self, path: str, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        self._header: Header | None = None
+        self._turns: list[Turn] = []
+
+    @classmethod
+    def create(cls, path: str, header: Header) -> Transcript:
+        """Begin a transcript in a new or empty file.
+
+        Raises UsageError where there is something in it, FileError where it cannot be written or another
+        leader holds it.
+        """
+        transcript = cls._open(path)
+        try:
+            if os.fstat(transcript._descriptor).st_size:
+                raise UsageError(f"{path}: there is a conversation in it: go on with --resume, or name another file")
+            transcript._begin(header)
+        except BaseException:
+            transcript.close()
+            raise
+        return transcript
+
+    @classmethod
+    def resume(cls, path: str, header: Header) -> Transcript:
+        """Go on with the transcript in a file, after its last whole turn; begin with `header` if it has none.
+
+        A last line that was cut off is removed. Raises FileError where the file is none of ours, damaged
+        elsewhere, cannot be written, or another leader holds it.
+        """
+        transcript = cls._open(path)
+        try:
+            transcript._read()
+            if transcript._header is None:
+                transcript._begin(header)
+        except BaseException:
+            transcript.close()
+            raise
+        return transcript
+
+    @property
+    def header(self) -> Header:
+        """The first line, as the file has it."""
+        assert self._header is not None  # create and resume see to it
+        return self._header
+
+    @property
+    def turns(self) -> Sequence[Turn]:
+        """All turns, from turn 0."""
+        return self._turns
+
+    @property
+    def last(self) -> int:
+        """The number of the last turn; -1: none."""
+        return len(self._turns) - 1
+
+    def append(self, turn: Turn) -> None:
+        """Add the next turn: it is in the file when this returns, or nothing of it is and FileError is raised."""
+        if turn.turn != self.last + 1:
+            raise FileError(f"{self.path}: turn {self.last + 1} should follow, not turn {turn.turn}")
+        self._write_line(turn, f"turn {turn.turn}")
+        self._turns.append(turn)
+
+    def end(self, why: str) -> None:
+        """Add a line that says why the conversation ended; raises as `append` does."""
+        self._write_line(End(why), "the end")
+
+    def close(self) -> None:
+        """Close the file, and let others lead."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Transcript:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @classmethod
+    def _open(cls, path: str) -> Transcript:
+        try:
+            # O_NONBLOCK: where a FIFO lies in place of a file, the open must not wait for its reader.
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+            transcript = cls(path, os.open(path, flags, 0o666))
+        except OSError as error:
+            raise FileError(f"{path}: cannot open the transcript: {error.strerror}") from error
+        try:
+            if not stat.S_ISREG(os.fstat(transcript._descriptor).st_mode):
+                raise FileError(f"{path}: a transcript must be a regular file")
+            transcript._lock()
+        except BaseException:
+            transcript.close()
+            raise
+        return transcript
+
+    def _lock(self) -> None:
+        # struct flock; an open file description lock demands l_pid 0. It goes when the last copy of the
+        # descriptor closes, whatever ends us.
+        flock = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        try:
+            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, flock)
+        except (BlockingIOError, PermissionError) as error:
+            raise FileError(
+                f"{self.path}: another leader holds this transcript: wait for it to end, or name another file"
+            ) from error
+        except OSError as error:
+            raise FileError(f"{self.path}: cannot lock the transcript: {error.strerror}") from error
+
+    def _begin(self, header: Header) -> None:
+        self._write_line(header, "the header")
+        self._header = header
+
+    def _read(self) -> None:
+        whole_bytes = 0
+        with open(self._descriptor, "rb", closefd=False) as file:
+            file.seek(0)
+            try:
+                for number, line in enumerate(file, 1):
+                    if line.endswith(b"\n"):
+                        self._take(number, line)
+                        whole_bytes += len(line)
+                    elif self._is_cut_off(line):
+                        os.ftruncate(self._descriptor, whole_bytes)
+                    else:
+                        self._take(number, line)
+                        self._write(b"\n", "the end of its last line")
+            except OSError as error:
+                raise FileError(f"{self.path}: cannot read or repair the transcript: {error.strerror}") from error
+
+    def _is_cut_off(self, line: bytes) -> bool:
+        """Whether a last line without its newline is only a part; raises FileError for a file of something else."""
+        if self._header is None and line[: len(_HEADER_BEGINS)] != _HEADER_BEGINS[: len(line)]:
+            raise FileError(f"{self.path}: is no transcript")
+        try:
+            msgspec.json.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return True
+        return False
+
+    def _take(self, number: int, line: bytes) -> None:
+        """Take in a whole line of the file; `number` counts from 1."""
+        if self._header is None:
+            self._take_header(line)
+            return
+        if not line.strip():
+            return
+        try:
+            kind = msgspec.json.decode(line, type=_Kind).type
+            if kind == "end":
+                msgspec.json.decode(line, type=End)
+                return
+            if kind != "turn":
+                raise FileError(f"{self.path}: line {number} is of unknown type {kind!r}")
+            turn = msgspec.json.decode(line, type=Turn)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise FileError(f"{self.path}: line {number} is damaged: {error}") from error
+        if turn.turn != self.last + 1:
+            raise FileError(f"{self.path}: line {number} has turn {turn.turn} where turn {self.last + 1} should follow")
+        self._turns.append(turn)
+
+    def _take_header(self, line: bytes) -> None:
+        try:
+            header = msgspec.json.decode(line, type=Header)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise FileError(f"{self.path}: is no transcript: line 1 is no header: {error}") from error
+        if header.version != VERSION:
+            raise FileError(f"{self.path}: is of version {header.version}, and this is modelpipes for {VERSION}")
+        self._header = header
+
+    def _write_line(self, value: Header | Turn | End, what: str) -> None:
+        try:
+            line = msgspec.json.encode(value) + b"\n"
+        except UnicodeEncodeError as error:
+            raise FileError(f"{self.path}: cannot write {what}: it is not Unicode text") from error
+        self._write(line, what)
+
+    def _write(self, data: bytes, what: str) -> None:
+        """Add all bytes or none."""
+        before_bytes = os.fstat(self._descriptor).st_size
+        rest = data
+        try:
+            while rest:  # a disk that fills up takes a part at first, and says why at the next write
+                rest = rest[os.write(self._descriptor, rest) :]
+        except BaseException as error:
+            os.ftruncate(self._descriptor, before_bytes)
+            if not isinstance(error, OSError):
+                raise
+            raise FileError(
+                f"{self.path}: cannot write {what}: {error.strerror}; every turn before is safe: go on with --resume"
+            ) from error

@@ -1,0 +1,107 @@
+"""What makes a member's answers: the contract that every voice keeps.
+
+A voice knows nothing of pipes: it is given turns and emits words. `answer` runs in a thread of its own,
+up to `parallel` of them at a time; everything else is called by the member.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from modelpipes.deadline import Deadline
+from modelpipes.message import Heard, Phase, Stop, Usage
+
+
+class Finish(Struct, frozen=True):
+    """How an answer ended."""
+
+    stop: Stop = "end"
+    usage: Usage | None = None
+    tokens_per_second: float | None = None
+    dropped: tuple[int, int] | None = None  # first and last turn left out of the prompt
+
+
+class Work:
+    """One message in work: what was heard, and where the voice puts its answer."""
+
+    def __init__(self, turns: Sequence[Heard], notify: Callable[[Work, str, str], None]) -> None:
+        self.turns = turns
+        self.content: list[str] = []
+        self.thinking: list[str] = []
+        self.phase: Phase = "reading"
+        self.first_word_s: float | None = None
+        self.life_s = time.monotonic()  # when the voice last showed life
+        self.is_cancelled = False
+        self._notify = notify
+        self._break_off: Callable[[], None] | None = None
+        self._lock = threading.Lock()
+
+    def emit(self, content: str = "", thinking: str = "") -> None:
+        """Add a piece to the answer, or to the thoughts before it."""
+        if not content and not thinking:
+            return
+        self.life_s = time.monotonic()
+        if content:
+            self.first_word_s = self.first_word_s or self.life_s
+            self.content.append(content)
+        if thinking:
+            self.phase = "thinking"
+            self.thinking.append(thinking)
+        self._notify(self, content, thinking)
+
+    def show_life(self, phase: Phase | None = None) -> None:
+        """Tell that the answer is on its way."""
+        self.life_s = time.monotonic()
+        self.phase = phase or self.phase
+
+    def when_cancelled(self, break_off: Callable[[], object] | None) -> None:
+        """Name what breaks the answer off, quickly and from any thread; called at once if that was asked already.
+
+        None: there is nothing to break off any more, and what was named is not called again.
+        """
+        with self._lock:
+            self._break_off = break_off
+            if break_off and self.is_cancelled:
+                break_off()
+
+    def cancel(self) -> None:
+        """Break the answer off; `answer` then returns soon, with what there is."""
+        with self._lock:
+            self.is_cancelled = True
+            if self._break_off:
+                self._break_off()
+
+
+class Voice(Protocol):
+    """What makes a member's answers."""
+
+    kind: str  # for a person: "model tiny-chat.gguf", "filter cat"
+    parallel: int  # messages that it can work on at a time
+    history_bytes: int  # what of a conversation is worth keeping for it
+
+    def prepare(self, deadline: Deadline) -> None:
+        """Load what answers; raises a PipesError that says why it cannot."""
+
+    def answer(self, work: Work) -> Finish:
+        """Answer the last turn, emitting words.
+
+        Raises MessageError where it is too large to answer, DeadlineError where what answers is silent
+        for too long, another PipesError where it fails.
+        """
+
+    def death_fd(self) -> int:
+        """A descriptor that becomes readable when what answers has died; -1 where it cannot die."""
+
+    def last_words(self) -> str:
+        """Why it died, in one line."""
+
+    def tend(self) -> None:
+        """Called about once a second."""
+
+    def close(self) -> None:
+        """End what was started."""

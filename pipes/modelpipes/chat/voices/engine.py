@@ -1,0 +1,194 @@
+"""A model behind HTTP as a voice: what is heard becomes a prompt that fits, the stream becomes words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from modelpipes.chat.history import NameStripper, ThoughtSplitter, render, trim
+from modelpipes.chat.voices import Finish, Work
+from modelpipes.deadline import Deadline
+from modelpipes.engine.client import Cancelled, ChatStream, Client, Piece, Refused
+from modelpipes.engine.lifecycle import Engine
+from modelpipes.errors import MessageError
+from modelpipes.message import Stop, Usage
+
+HISTORY_BYTES_PER_TOKEN = 16  # four times what text has: more than this never fits a prompt
+HISTORY_LIMIT_BYTES = 16 * 1024 * 1024
+TOKENS_PER_BYTE = 0.4  # before a server has told a usage: English has 0.25, code and other scripts more
+MARGIN = 1.1  # on an estimate, which knows nothing of the next text
+MESSAGE_TOKENS = 8  # what a template puts around a message, where it cannot be counted
+ANSWER_SHARE = 4  # a quarter of the context is kept for the answer where --max-tokens does not say
+
+Messages = Sequence[dict[str, str]]
+
+
+class Sampling(Struct, frozen=True):
+    """How a model chooses its words; None: as the server does."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+
+class EngineVoice:
+    """A model's answers, from an engine of ours or any OpenAI-compatible server."""
+
+    def __init__(
+        self,
+        seat: str,
+        *,
+        kind: str,
+        engine: Engine | None = None,
+        server: str = "",
+        model_name: str | None = None,
+        api_key: str | None = None,
+        system: str | None = None,
+        sampling: Sampling | None = None,
+        ctx_size: int = 4096,
+        parallel: int = 1,
+        silence_s: float | None = None,
+    ) -> None:
+        self.kind = kind
+        self.parallel = parallel
+        self.history_bytes = min(ctx_size * HISTORY_BYTES_PER_TOKEN, HISTORY_LIMIT_BYTES)
+        self._seat = seat
+        self._engine = engine
+        self._server = server
+        self._model_name = model_name
+        self._api_key = api_key
+        self._system = system
+        self._sampling = sampling or Sampling()
+        self._ctx_size = ctx_size
+        self._silence_s = silence_s
+        self._client: Client | None = None
+        self._folds_system = False
+        self._can_count = False
+        self._bound = (0, 0)  # tokens that the template adds to a prompt, and to each of its messages
+        self._tokens_per_byte = TOKENS_PER_BYTE
+
+    def prepare(self, deadline: Deadline) -> None:
+        if self._engine:
+            self._engine.be_ready(deadline)
+        client = Client(
+            self._engine.base_url if self._engine else self._server,
+            model_name=self._model_name,
+            api_key=self._api_key,
+        )
+        self._client = client
+        if client.is_llama_server():
+            self._ctx_size = client.context_size() or self._ctx_size
+            self._folds_system = self._system is not None and client.refuses_system()
+            self._measure_template(client)
+        elif not self._engine:
+            client.models()  # proves that somebody answers there, and that the key is right
+
+    def _measure_template(self, client: Client) -> None:
+        user, own = {"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}
+        one, three = client.count_tokens([user]), client.count_tokens([user, own, user])
+        self._can_count = one is not None
+        if one is not None and three is not None:
+            self._bound = one, max(0, (three - one + 1) // 2)
+
+    def answer(self, work: Work) -> Finish:
+        try:
+            return self._answer(work, is_exact=False)
+        except Cancelled:
+            return Finish()
+        except Refused as refused:
+            if work.content or work.thinking:
+                raise
+            if refused.kind == "template" and self._system is not None and not self._folds_system:
+                self._folds_system = True
+            elif refused.kind != "context":
+                raise
+            try:
+                return self._answer(work, is_exact=True)
+            except Cancelled:
+                return Finish()
+            except Refused as again:
+                if again.kind == "context":
+                    raise MessageError(f"the message does not fit the context: {again}") from None
+                raise
+
+    def _answer(self, work: Work, *, is_exact: bool) -> Finish:
+        assert self._client, "prepare() comes first"
+        messages, dropped = trim(
+            work.turns,
+            self._seat,
+            self._system,
+            self._folds_system,
+            lambda messages: self._fits(messages, is_exact),
+        )
+        sampling = self._sampling
+        with self._client.chat(
+            messages,
+            silence_s=self._silence_s,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+        ) as stream:
+            work.when_cancelled(stream.cancel)
+            try:
+                self._pass_on(stream, work)
+            finally:
+                work.when_cancelled(None)
+        return self._finish(stream, work, messages, dropped)
+
+    def _pass_on(self, stream: ChatStream, work: Work) -> None:
+        thoughts, name = ThoughtSplitter(), NameStripper(self._seat)
+        for piece in stream:
+            if isinstance(piece, Piece):
+                content, thinking = thoughts.feed(piece.content)
+                work.emit(name.feed(content), piece.thinking + thinking)
+            else:
+                work.show_life("reading")
+        content, thinking = thoughts.flush()
+        work.emit(name.feed(content) + name.flush(), thinking)
+
+    def _finish(
+        self, stream: ChatStream, work: Work, messages: Messages, dropped: tuple[int, int] | None
+    ) -> Finish:
+        usage, rate = stream.usage, stream.tokens_per_second
+        if usage and usage.prompt_tokens:
+            self._tokens_per_byte = usage.prompt_tokens / max(1, _size(messages))
+        if usage and rate is None and work.first_word_s and usage.completion_tokens > 1:
+            rate = (usage.completion_tokens - 1) / max(1e-6, time.monotonic() - work.first_word_s)
+        stop: Stop = "length" if stream.finish == "length" else "end"
+        counted = Usage(usage.prompt_tokens, usage.completion_tokens) if usage else None
+        return Finish(stop, counted, rate, dropped)
+
+    def _fits(self, messages: Messages, is_exact: bool) -> bool:
+        assert self._client, "prepare() comes first"
+        answer = min(self._sampling.max_tokens or self._ctx_size // ANSWER_SHARE, self._ctx_size // 2)
+        room = self._ctx_size - answer
+        if not self._can_count:
+            tokens = _size(messages) * self._tokens_per_byte * MARGIN + len(messages) * MESSAGE_TOKENS
+            return tokens <= room
+        prompt, each = self._bound
+        if not is_exact and prompt + _size(messages) + each * len(messages) <= room:
+            return True  # no token is smaller than a byte: counting would cost more than it tells
+        count = self._client.count_tokens(messages)
+        return count is None or count <= room
+
+    def death_fd(self) -> int:
+        return self._engine.pidfd if self._engine else -1
+
+    def last_words(self) -> str:
+        reason = self._engine.exit_reason() if self._engine else None
+        return f"the engine ended: {reason or 'it said nothing'}"
+
+    def tend(self) -> None:
+        pass
+
+    def close(self) -> None:
+        if self._engine:
+            self._engine.stop()
+
+
+def _size(messages: Messages) -> int:
+    return sum(len(message["content"].encode("utf-8", "replace")) for message in messages)

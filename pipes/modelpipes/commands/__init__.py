@@ -1,0 +1,102 @@
+"""The commands: each file parses, makes one call, and lets the edge here map the error to an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+import click
+
+from modelpipes import __version__, output
+from modelpipes.errors import Ended, PipesError
+
+# verb: (command, what it does)
+VERBS = {
+    "setup": ("setup-pipes", "Make a room's FIFOs."),
+    "cleanup": ("cleanup-pipes", "Remove them, never anything else."),
+    "attach": ("attach-model", "Take a seat with a model (or any program) and answer."),
+    "seats": ("list-seats", "Who sits where, doing what; wait until they are ready."),
+    "ask": ("ask-model", "Send one message, print the answer."),
+    "chat": ("chat-models", "Lead a conversation: set-up, seats, talk, clean-up."),
+}
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def main() -> None:
+    """Run the command by whose name we were called: `ask-model …`, or `modelpipes ask …`."""
+    name, args = os.path.basename(sys.argv[0]), sys.argv[1:]
+    verb = next((verb for verb, (command, _) in VERBS.items() if command == name), None)
+    if verb is None:
+        if not args or args[0] in ("-h", "--help"):
+            output.write_text(_overview())
+            sys.exit(0)
+        if args[0] in ("-V", "--version"):
+            output.write_text(f"modelpipes {__version__}\n")
+            sys.exit(0)
+        if args[0] not in VERBS:
+            output.say(f"modelpipes: no command '{args[0]}'; there are {', '.join(VERBS)} (see modelpipes --help)")
+            sys.exit(2)
+        verb, args = args[0], args[1:]
+        name = f"modelpipes {verb}"
+    command: click.Command = importlib.import_module(f"modelpipes.commands.{verb}").command
+    sys.exit(run(command, args, name))
+
+
+def run(command: click.Command, args: list[str], name: str) -> int:
+    """Run one command; its exit code. The one place where errors become exit codes."""
+    try:
+        with ended_by_signals():
+            code = command.main(args, prog_name=name, standalone_mode=False)
+            return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    except click.ClickException as e:
+        output.say(f"{name}: {e.format_message()} (see {name} --help)")
+        return 2
+    except Ended as e:
+        return e.exit_code
+    except PipesError as e:
+        output.say(f"{name}: {e}")
+        return e.exit_code
+    except BrokenPipeError:
+        return 0
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within, the first SIGINT, SIGTERM or SIGHUP raises Ended; later ones find us cleaning up.
+
+    SIGHUP ignored at start stays ignored (nohup). SIGINT is handled even where a script's `&` had it ignored.
+    """
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        for each in ENDING_SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise Ended(signum)
+
+    for each in ENDING_SIGNALS:
+        if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN:
+            signal.signal(each, end)
+    yield
+
+
+def _overview() -> str:
+    lines = [f"  {verb:<9}{command:<15}{text}" for verb, (command, text) in VERBS.items()]
+    return "\n".join(
+        [
+            "Usage: modelpipes VERB [OPTIONS] …",
+            "",
+            "Models that talk to each other, and to any Unix program, through named pipes.",
+            "Each verb is also a command of its own:",
+            "",
+            *lines,
+            "",
+            "modelpipes VERB --help tells more, with examples.",
+            "",
+        ]
+    )

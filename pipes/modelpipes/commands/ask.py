@@ -1,0 +1,192 @@
+"""ask-model: send one message, print the answer."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+
+import click
+from msgspec.structs import asdict
+
+from modelpipes import output
+from modelpipes.asker import Answer, Asker
+from modelpipes.commands import options
+from modelpipes.deadline import Deadline
+from modelpipes.errors import MessageError, PeerFailed, UsageError
+from modelpipes.message import Delta, Reply, Say, new_id
+from modelpipes.room import HUB, PipePair, Room, check_seat, seat_variable
+
+
+@click.command(context_settings=options.settings)
+@click.argument("words", metavar="TO [TEXT…|-]", nargs=-1)
+@click.option("--from", "sender", metavar="SEAT", default=HUB, show_default=True, help="The seat that asks.")
+@options.directory
+@click.option(
+    "--timeout", type=options.SECONDS, envvar="PIPE_TIMEOUT", default="30", show_default=True,
+    help="Longest silence of the member, or none.",
+)  # fmt: skip
+@click.option("--max-seconds", type=options.SECONDS, default="none", show_default=True, help="Longest time in all.")
+@options.as_json
+@click.option("--whole", is_flag=True, help="Print the answer when it is whole.")
+@click.option("--each-line", is_flag=True, help="Each line of stdin is a message.")
+@click.option("--transcript", metavar="FILE", help="Continue the conversation in this file, made if new.")
+@click.option("--show-thinking", is_flag=True, help="A reasoning model's thoughts, on stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Times and rates, on stderr.")
+@click.option("--to-pipe", metavar="PATH", help="The FIFO to write to, instead of TO.")
+@click.option("--from-pipe", metavar="PATH", help="The FIFO to read from.")
+@options.version
+def command(
+    words: tuple[str, ...],
+    sender: str,
+    directory: str | None,
+    timeout: float,
+    max_seconds: float,
+    as_json: bool,
+    whole: bool,
+    each_line: bool,
+    transcript: str | None,
+    show_thinking: bool,
+    verbose: bool,
+    to_pipe: str | None,
+    from_pipe: str | None,
+) -> int:
+    """Send a message to a seat and print its answer as it comes.
+
+    The message is TEXT, or stdin where there is none or `-`. Stands alone, unless --transcript.
+
+    \b
+    Examples:
+      ask-model bob "What is 3 and 4?"
+      git diff | ask-model bob --max-seconds 2m
+      ask-model bob --transcript talk.jsonl "And the day after?"
+      ask-model bob --each-line --json < questions.txt
+    """
+    room, sender, to, words = _where(words, sender, directory, to_pipe, from_pipe)
+    messages = _messages(words, each_line)
+    limit = Deadline.after(options.bounded(max_seconds))
+    printer = _Printer(as_json, whole, show_thinking, verbose)
+    code = 0
+    for message in messages:
+        try:
+            with Asker(room, sender, to, silence_s=options.bounded(timeout), limit=limit) as asker:
+                if transcript is None:
+                    printer.print(asker.ask(Say(new_id(), sender, to, message)))
+                else:
+                    _continue(transcript, asker, message, printer)
+        except PeerFailed as failed:
+            if not each_line:
+                raise
+            printer.fail(failed)
+            code = failed.exit_code
+    return code
+
+
+def _where(
+    words: tuple[str, ...], sender: str, directory: str | None, to_pipe: str | None, from_pipe: str | None
+) -> tuple[Room, str, str, tuple[str, ...]]:
+    """The room, who asks whom, and the words that are left: from the arguments, or from FIFOs named directly."""
+    if not to_pipe and not from_pipe:
+        if not words:
+            raise UsageError("name the seat to ask: ask-model bob Hello")
+        to, words = check_seat(words[0]), words[1:]
+        name = seat_variable(to)
+        to_pipe, from_pipe = os.environ.get(f"PIPE_TO_{name}"), os.environ.get(f"PIPE_FROM_{name}")
+        if directory is not None or not (to_pipe and from_pipe):
+            room = Room.open(directory)
+            room.require(to)
+            return room, check_seat(sender), to, words
+    if not (to_pipe and from_pipe):
+        raise UsageError("--to-pipe and --from-pipe go together")
+    pair = PipePair(to_pipe, from_pipe)
+    return pair, pair.sender, pair.receiver, words
+
+
+def _messages(words: tuple[str, ...], each_line: bool) -> list[str]:
+    """What to ask, from the arguments or from stdin, read whole; UsageError where it says nothing."""
+    if words and words != ("-",):
+        if each_line:
+            raise UsageError("--each-line reads its messages from stdin; give no TEXT with it")
+        text = " ".join(words)
+    else:
+        try:
+            text = sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError as e:
+            raise MessageError(f"stdin is not UTF-8 text: byte {e.start} cannot be read") from None
+    messages = text.splitlines() if each_line else [text.removesuffix("\n")]
+    messages = [message for message in messages if message.strip()]
+    if not messages and not each_line:
+        raise UsageError("the message is empty")
+    return messages
+
+
+def _continue(path: str, asker: Asker, message: str, printer: _Printer) -> None:
+    """Ask as the next turn of the conversation in a file; question and answer are written when both are whole."""
+    from modelpipes.chat.conversation import last_turn_of, tell, turn_of
+    from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
+
+    with Transcript.resume(path, Header(VERSION, new_id(), (asker.seat, asker.to))) as transcript:
+        question = Turn(transcript.last + 1, asker.seat, message)
+        number = question.turn + 1
+        say = Say(new_id(), asker.seat, asker.to, conversation=transcript.header.id, turn=number)
+        known = last_turn_of(asker.to, transcript.turns)
+        reply = printer.print(tell(asker, say, [*transcript.turns, question], known))
+        transcript.append(question)
+        transcript.append(turn_of(number, reply))
+
+
+class _Printer:
+    """Prints an answer as it comes, or whole, or as JSON."""
+
+    def __init__(self, as_json: bool, whole: bool, show_thinking: bool, verbose: bool) -> None:
+        self._as_json = as_json
+        self._waits = whole or as_json
+        self._show_thinking = show_thinking
+        self._verbose = verbose
+
+    def print(self, answers: Iterator[Answer]) -> Reply:
+        """Print one answer; the reply that ended it."""
+        began_s = time.perf_counter()
+        text = output.Speech(show_thinking=self._show_thinking)
+        reply: Reply | None = None
+        for answer in answers:
+            if isinstance(answer, Delta) and not self._waits:
+                text.say(answer.content, answer.thinking)
+            elif isinstance(answer, Reply):
+                reply = answer
+        assert reply, "an exchange ends in a reply or an error"
+        round_trip_ms = round((time.perf_counter() - began_s) * 1000, 3)
+        if self._as_json:
+            output.write_json(_record(reply) | {"round_trip_ms": round_trip_ms})
+        else:
+            text.end(reply.content, reply.thinking)
+        if self._verbose:
+            output.say(_figures(reply, round_trip_ms))
+        return reply
+
+    def fail(self, failed: PeerFailed) -> None:
+        """One message of several has no answer; the others go on."""
+        output.say(f"ask-model: {failed}")
+        if self._as_json:
+            output.write_json({"error": str(failed), "reason": failed.reason})
+
+
+def _record(reply: Reply) -> dict[str, object]:
+    record = {"from": reply.sender, "to": reply.to, "content": reply.content, "stop": reply.stop}
+    record |= {"thinking": reply.thinking} if reply.thinking else {}
+    return record | {
+        "usage": asdict(reply.usage) if reply.usage else None,
+        "timing": asdict(reply.timing) if reply.timing else None,
+    }
+
+
+def _figures(reply: Reply, round_trip_ms: float) -> str:
+    parts = [f"round trip {round_trip_ms:.1f} ms"]
+    if reply.timing and reply.timing.first_token_ms is not None:
+        parts.append(f"first token {reply.timing.first_token_ms:.1f} ms")
+    if reply.timing and reply.timing.tokens_per_second:
+        parts.append(f"{reply.timing.tokens_per_second:.0f} tokens/s")
+    if reply.usage:
+        parts.append(f"{reply.usage.prompt_tokens} + {reply.usage.completion_tokens} tokens")
+    return ", ".join(parts)

@@ -1,0 +1,118 @@
+"""attach-model: take a seat with a model, or any program, and answer."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modelpipes import output
+from modelpipes.commands import ENDING_SIGNALS, options
+from modelpipes.errors import UsageError
+from modelpipes.room import Room
+
+if TYPE_CHECKING:
+    from modelpipes.chat.voices import Voice
+
+FOR_PROGRAMS = ("parallel",)  # of the options of a voice; the others are a model's
+
+
+@click.command(context_settings=options.settings)
+@click.argument("seat")
+@click.option("-m", "--model", metavar="FILE", help="A GGUF file, or tiny-chat; starts an engine for it.")
+@click.option("--server", metavar="URL", help="A running llama-server, LM Studio, Ollama …; with or without /v1.")
+@click.option("--exec", "exec_", metavar="COMMAND", help="A program a message: stdin to stdout.")
+@click.option("--filter", "filter_", metavar="COMMAND", help="One program kept running: a line in, a line out.")
+@options.directory
+@options.voice_options
+@click.option("--timeout", type=options.SECONDS, default="120", show_default=True, help="Longest silence of the voice.")
+@click.option("--once", is_flag=True, help="Answer one message, then leave.")
+@click.option("--log", metavar="FILE", help="Append what the engine or program writes.")
+@options.version
+def command(seat: str, directory: str | None, once: bool, **given: Any) -> int:
+    """Take a seat and answer what comes on the pipes that lead to it.
+
+    \b
+    Examples:
+      attach-model alice --model tiny-chat --system "You are alice."
+      attach-model bob --server http://127.0.0.1:8080
+      attach-model upper --filter "stdbuf -oL tr a-z A-Z"
+    """
+    room = Room.open(directory)
+    room.require(seat)
+    from modelpipes.chat.member import Member
+
+    line = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    member = Member(room, seat, make_voice(seat, given), command=line, once=once, report=output.say)
+    for signum in ENDING_SIGNALS:
+        if signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, lambda number, _: member.stop(128 + number))
+    return member.run()
+
+
+def make_voice(seat: str, given: dict[str, Any]) -> Voice:
+    """The voice that the options describe; UsageError where they describe none, or two."""
+    kinds = [kind for kind in ("model", "server", "exec_", "filter_") if given[kind]]
+    if len(kinds) != 1:
+        raise UsageError("give one of --model, --server, --exec and --filter")
+    kind = kinds[0]
+    silence_s = options.bounded(given["timeout"])
+    if kind in ("exec_", "filter_"):
+        from modelpipes.chat.voices.program import ExecVoice, FilterVoice
+
+        for name in options.VOICE:
+            if given[name.replace("-", "_")] and name not in FOR_PROGRAMS:
+                raise UsageError(f"--{name} is for a model; a program takes its options in its command")
+        if kind == "exec_":
+            return ExecVoice(given["exec_"], parallel=given["parallel"] or 1, silence_s=silence_s, log=given["log"])
+        if (given["parallel"] or 1) > 1:
+            raise UsageError("--parallel: a filter answers one line after the other; use --exec to answer several")
+        return FilterVoice(given["filter_"], silence_s=silence_s, log=given["log"])
+    return _engine_voice(seat, given, silence_s)
+
+
+def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> Voice:
+    from modelpipes.chat.voices.engine import EngineVoice, Sampling
+    from modelpipes.engine.lifecycle import Engine
+
+    common: dict[str, Any] = {
+        "system": options.read_text(given["system"]) if given["system"] else None,
+        "sampling": Sampling(given["max_tokens"], given["temperature"], given["top_p"], given["seed"]),
+        "ctx_size": given["ctx_size"] or 4096,
+        "parallel": given["parallel"] or 1,
+        "silence_s": silence_s,
+    }
+    if given["server"]:
+        for name in ("gpu-layers", "engine", "engine-arg", "log"):
+            if given[name.replace("-", "_")]:
+                raise UsageError(f"--{name} is for an engine of ours; {given['server']} has its own")
+        return EngineVoice(
+            seat,
+            kind=f"server {given['server']}",
+            server=given["server"],
+            model_name=given["model_name"],
+            api_key=_api_key(given["api_key_file"]),
+            **common,
+        )
+    for name in ("model-name", "api-key-file"):
+        if given[name.replace("-", "_")]:
+            raise UsageError(f"--{name} is for --server")
+    engine = Engine(
+        given["model"],
+        ctx_size=common["ctx_size"],
+        gpu_layers=given["gpu_layers"],
+        parallel=common["parallel"],
+        engine=given["engine"] or "auto",
+        engine_args=given["engine_arg"],
+        name=seat,
+        log=given["log"],
+    )
+    return EngineVoice(seat, kind=f"model {os.path.basename(given['model'])}", engine=engine, **common)
+
+
+def _api_key(file: str | None) -> str | None:
+    return options.read_text(f"@{file}") if file else os.environ.get("OPENAI_API_KEY") or None

@@ -1,0 +1,34 @@
+"""cleanup-pipes: remove a room's FIFOs, and nothing else."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from modelpipes import output
+from modelpipes.commands import options
+from modelpipes.room import Room, resolve
+
+
+@click.command(context_settings=options.settings)
+@options.directory
+@click.option("-p", "prefix", metavar="PREFIX", help="Only the seats PREFIX1, PREFIX2 and so on.")
+@click.option("-f", "--force", is_flag=True, help="Also seats in use; their members leave by themselves.")
+@options.version
+def command(directory: str | None, prefix: str | None, force: bool) -> int:
+    """Remove what a room may contain, if it is ours, and the room if we made it.
+
+    Never asks. A seat in use is named and kept (exit 1), unless -f.
+
+    \b
+    Examples:
+      cleanup-pipes
+      cleanup-pipes -d ./room -f
+    """
+    if not os.path.lexists(resolve(directory)):
+        return 0  # what is not there is clean
+    kept = Room.open(directory).remove(prefix=prefix, force=force)
+    for line in kept:
+        output.say(f"cleanup-pipes: {line}")
+    return 1 if kept else 0

@@ -1,0 +1,51 @@
+"""list-seats: who sits where, doing what."""
+
+from __future__ import annotations
+
+import click
+
+from modelpipes import output
+from modelpipes.commands import options
+from modelpipes.deadline import Deadline
+from modelpipes.errors import UsageError
+from modelpipes.room import Room, Sitting
+
+
+@click.command(context_settings=options.settings)
+@click.argument("seats", metavar="[SEAT]...", nargs=-1)
+@options.directory
+@click.option("--wait", is_flag=True, help="Return when these seats are ready or busy.")
+@click.option("--timeout", type=options.SECONDS, default="30", show_default=True, help="How long to wait, or none.")
+@options.as_json
+@options.version
+def command(seats: tuple[str, ...], directory: str | None, wait: bool, timeout: float, as_json: bool) -> None:
+    """List the seats of a room: pid, what sits there, state, queue, answers so far.
+
+    Reads the lock files alone and touches no pipe. Scripts wait with --wait, they never sleep.
+
+    \b
+    Examples:
+      list-seats
+      list-seats --wait alice bob --timeout 60
+      list-seats --json
+    """
+    room = Room.open(directory)
+    for seat in seats:
+        room.require(seat)
+    if wait:
+        if not seats:
+            raise UsageError("--wait needs the seats to wait for: list-seats --wait alice bob")
+        room.wait_for(seats, Deadline.after(options.bounded(timeout)))
+        if not as_json:
+            return
+    found = [room.sitting(seat) for seat in seats or room.seats()]
+    if as_json:
+        output.write_json([_record(who) for who in found])
+    else:
+        rows = [(w.seat, w.state, w.pid, w.queue, w.answers, w.voice) for w in found]
+        output.write_table(rows, ["seat", "state", "pid", "queue", "answers", "voice"])
+
+
+def _record(who: Sitting) -> dict[str, object]:
+    """Every key, also where it says nothing: scripts need not guess."""
+    return {field: getattr(who, field) for field in who.__struct_fields__}

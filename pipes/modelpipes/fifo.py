@@ -1,0 +1,195 @@
+"""One FIFO or lock file: make, check, open, lock and remove it.
+
+Every rule of the kernel that forces a flag here is in fifo(7), open(2) and fcntl_locking(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+import time
+
+from modelpipes.deadline import Deadline
+from modelpipes.errors import DeadlineError, RoomError
+
+READ_BYTES = 65536  # a pipe's capacity; more only allocates
+RETRY_S = 0.005  # between looks at what the kernel has no event for: a missing reader, a lock
+_SAFE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_FLOCK = "hhqqi"  # struct flock: type, whence, start, length, pid
+
+
+def make(path: str) -> bool:
+    """Make a FIFO that only we may use; False where ours is there already.
+
+    Raises RoomError where something else has the name.
+    """
+    try:
+        os.mkfifo(path, 0o600)
+    except FileExistsError:
+        _check(os.lstat(path), path, stat.S_ISFIFO, "a FIFO")
+        return False
+    except OSError as e:
+        raise _room_error(e, path) from None
+    return True
+
+
+def open_read(path: str) -> tuple[int, int]:
+    """Open a FIFO's read end; with it a write end of our own, which spares us false ends of file."""
+    reader = _open_fifo(path, os.O_RDONLY)
+    try:
+        return reader, _open_fifo(path, os.O_WRONLY)
+    except BaseException:
+        os.close(reader)
+        raise
+
+
+def open_write(path: str) -> int:
+    """Open a FIFO's write end; -1 while it has no reader."""
+    try:
+        return _open_fifo(path, os.O_WRONLY)
+    except OSError as e:
+        if e.errno == errno.ENXIO:
+            return -1
+        raise
+
+
+def _open_fifo(path: str, mode: int) -> int:
+    try:
+        fd = os.open(path, mode | _SAFE)
+    except OSError as e:
+        if e.errno == errno.ENXIO and _is_fifo(path):
+            raise
+        raise _room_error(e, path) from None
+    try:
+        _check(os.fstat(fd), path, stat.S_ISFIFO, "a FIFO")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _is_fifo(path: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.lstat(path).st_mode)  # a socket gives ENXIO as well
+    except OSError:
+        return False
+
+
+def _check(found: os.stat_result, path: str, is_kind: object, kind: str) -> None:
+    if not is_kind(found.st_mode):  # type: ignore[operator]  # one of stat.S_ISFIFO, S_ISREG, S_ISDIR
+        raise RoomError(f"{path}: not {kind}; move it away and run setup-pipes again")
+    if found.st_uid != os.geteuid():
+        raise RoomError(f"{path}: belongs to user {found.st_uid}, not to us")
+
+
+def _room_error(e: OSError, path: str) -> RoomError:
+    if e.errno in (errno.ENOENT, errno.ENOTDIR):
+        return RoomError(f"{path}: not there; run setup-pipes first, or name the room with -d")
+    if e.errno == errno.ELOOP:
+        return RoomError(f"{path}: a symbolic link, which is never followed; remove it and run setup-pipes again")
+    return RoomError(f"{path}: {(e.strerror or 'cannot be opened').lower()}")
+
+
+def is_same(fd: int, path: str) -> bool:
+    """Is the open file still the one that the path names?"""
+    try:
+        there = os.lstat(path)
+    except OSError:
+        return False
+    return os.path.samestat(os.fstat(fd), there)
+
+
+class Lock:
+    """A lock on a small file of ours, held until released or until we die.
+
+    It is an open-file-description lock: nothing but our own descriptor holds it, no child inherits it,
+    and looking at it never takes it.
+    """
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self._fd = fd
+
+    @classmethod
+    def try_take(cls, path: str) -> Lock | None:
+        """Take the lock if it is free; the file is made where it is missing."""
+        while True:
+            fd = _open_lock(path, os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, 0, 0, 0, 0))
+            except OSError as e:
+                os.close(fd)
+                if e.errno in (errno.EAGAIN, errno.EACCES):
+                    return None
+                raise _room_error(e, path) from None
+            if is_same(fd, path):
+                return cls(path, fd)
+            os.close(fd)  # clean-up removed it between our open and our lock
+
+    @classmethod
+    def take(cls, path: str, deadline: Deadline) -> Lock:
+        """Wait for the lock; DeadlineError where the holder keeps it."""
+        while not (lock := cls.try_take(path)):
+            if deadline.has_passed():
+                raise DeadlineError(f"{path}: held by another process until the deadline")
+            time.sleep(RETRY_S)
+        return lock
+
+    def is_lost(self) -> bool:
+        """Was the file removed or replaced under us?"""
+        return not is_same(self._fd, self.path)
+
+    def write(self, line: bytes) -> None:
+        """Replace what the file says; one write, so that a reader sees the old line or the new one."""
+        size = os.fstat(self._fd).st_size
+        try:
+            os.pwrite(self._fd, line.ljust(size), 0)
+        except OSError as e:
+            raise _room_error(e, self.path) from None
+
+    def clear(self) -> None:
+        """Make the file empty: nobody is here, and nobody died here."""
+        os.ftruncate(self._fd, 0)
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _open_lock(path: str, mode: int) -> int:
+    try:
+        fd = os.open(path, mode | _SAFE, 0o600)
+    except OSError as e:
+        raise _room_error(e, path) from None
+    try:
+        _check(os.fstat(fd), path, stat.S_ISREG, "a lock file")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def look(path: str) -> tuple[bool, bytes]:
+    """Whether a lock file is locked, and what it says; (False, b"") where there is none."""
+    try:
+        fd = _open_lock(path, os.O_RDONLY)
+    except RoomError:
+        if not os.path.lexists(path):
+            return False, b""
+        raise
+    try:
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, 0, 0, 0, 0)
+        found = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
+        return found[0] != fcntl.F_UNLCK, os.pread(fd, READ_BYTES, 0)
+    finally:
+        os.close(fd)

@@ -1,0 +1,163 @@
+"""What travels on a pipe: typed messages, one JSON object a line.
+
+    {"type":"say","id":"…","from":"hub","to":"bob","content":"Hello"}
+    {"type":"delta","reply_to":"…","from":"bob","to":"hub","content":"Hi"}
+    {"type":"reply","id":"…","reply_to":"…","from":"bob","to":"hub","content":"Hi there","stop":"end"}
+
+A `say` is answered by any number of `progress` and `delta`, then by one `reply` or `failure`.
+Unknown fields are ignored. A line that is not one of these is a `Plain` or a `Malformed`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, TypeAlias
+
+from msgspec import Struct, field
+
+Stop: TypeAlias = Literal["end", "length", "cancelled", "timeout", "died"]
+Phase: TypeAlias = Literal["queued", "loading", "reading", "thinking"]
+Reason: TypeAlias = Literal[
+    "busy",  # the queue is full
+    "malformed",  # a line that is no message
+    "too-large",  # one message does not fit the context, or the pipe
+    "out-of-step",  # the member knows less of the conversation than the leader believes; see `have`
+    "silent",  # the voice showed no life for the member's own limit
+    "voice",  # the engine or program failed
+    "leaving",  # the member ends
+]
+
+
+class Heard(Struct, frozen=True):
+    """One turn of a conversation, as told to a member."""
+
+    turn: int
+    sender: str = field(name="from")
+    content: str
+
+
+class Usage(Struct, frozen=True, omit_defaults=True):
+    """Tokens of one answer, as the engine counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Timing(Struct, frozen=True, omit_defaults=True):
+    """Where the time of one answer went, as the member measured it."""
+
+    queued_ms: float = 0.0
+    first_token_ms: float | None = None
+    total_ms: float = 0.0
+    tokens_per_second: float | None = None
+
+
+class Say(Struct, frozen=True, omit_defaults=True, tag="say"):
+    """Speak to a member; in a conversation, tell it what it has not heard and ask for `turn`."""
+
+    id: str
+    sender: str = field(name="from")
+    to: str
+    content: str = ""
+    conversation: str | None = None
+    turn: int | None = None  # the turn asked for
+    after: int | None = None  # the last turn that the member is believed to know; -1: none
+    heard: tuple[Heard, ...] = ()
+
+
+class Progress(Struct, frozen=True, omit_defaults=True, tag="progress"):
+    """The answer is on its way."""
+
+    reply_to: str
+    sender: str = field(name="from")
+    to: str
+    phase: Phase
+    position: int | None = None  # in the queue, from 1
+
+
+class Delta(Struct, frozen=True, omit_defaults=True, tag="delta"):
+    """A piece of an answer, or of the thoughts before it."""
+
+    reply_to: str
+    sender: str = field(name="from")
+    to: str
+    content: str = ""
+    thinking: str = ""
+
+
+class Reply(Struct, frozen=True, omit_defaults=True, tag="reply"):
+    """A whole answer."""
+
+    id: str
+    reply_to: str
+    sender: str = field(name="from")
+    to: str
+    content: str
+    stop: Stop
+    thinking: str = ""
+    usage: Usage | None = None
+    timing: Timing | None = None
+    dropped: tuple[int, int] | None = None  # first and last turn left out of the prompt
+
+
+class Failure(Struct, frozen=True, omit_defaults=True, tag="failure"):
+    """Why there is no answer."""
+
+    sender: str = field(name="from")
+    to: str
+    reason: Reason
+    detail: str = ""
+    reply_to: str | None = None  # None: the line had no readable id
+    have: int | None = None  # out-of-step: the last turn known; -1: none
+
+
+class Ping(Struct, frozen=True, omit_defaults=True, tag="ping"):
+    """Answered at once by the endpoint itself, before any model work."""
+
+    id: str
+    sender: str = field(name="from")
+    to: str
+    content: str = ""
+
+
+class Pong(Struct, frozen=True, omit_defaults=True, tag="pong"):
+    reply_to: str
+    sender: str = field(name="from")
+    to: str
+    content: str = ""
+
+
+class Cancel(Struct, frozen=True, omit_defaults=True, tag="cancel"):
+    """Stop working on `reply_to`; the answer ends with stop "cancelled"."""
+
+    reply_to: str
+    sender: str = field(name="from")
+    to: str
+
+
+class Bye(Struct, frozen=True, omit_defaults=True, tag="bye"):
+    """The seat is leaving on purpose."""
+
+    sender: str = field(name="from")
+    to: str
+
+
+Message: TypeAlias = Say | Progress | Delta | Reply | Failure | Ping | Pong | Cancel | Bye
+
+
+class Plain(Struct, frozen=True):
+    """A non-empty line that does not begin with `{`: words without an envelope."""
+
+    content: str
+
+
+class Malformed(Struct, frozen=True):
+    """A line that is neither a message nor plain, and what is wrong with it."""
+
+    detail: str
+    reply_to: str | None = None
+
+
+def new_id() -> str:
+    """128 random bits, as 32 hexadecimal digits."""
+    return os.urandom(16).hex()

@@ -1,0 +1,45 @@
+"""Where modelpipes keeps things: runtime, cache, data and configuration folders (XDG).
+
+Nothing here makes a folder. Strings, not `pathlib`: its import is a good part of a small command's start.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+_NAME = "modelpipes"
+
+
+def runtime_dir() -> str | None:
+    """The folder for what lives until logout; None where the system gives us none that is ours alone."""
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    if not os.path.isabs(base):
+        return None
+    try:
+        status = os.stat(base)
+    except OSError:
+        return None  # as good as unset: a shell that came by su or cron keeps a name whose folder is gone
+    ours_alone = status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return os.path.join(base, _NAME) if stat.S_ISDIR(status.st_mode) and ours_alone else None
+
+
+def cache_dir() -> str:
+    """The folder for what can be made again."""
+    return _home_dir("XDG_CACHE_HOME", ".cache")
+
+
+def data_dir() -> str:
+    """The folder for what should be kept."""
+    return _home_dir("XDG_DATA_HOME", os.path.join(".local", "share"))
+
+
+def config_dir() -> str:
+    """The folder of the user's configuration."""
+    return _home_dir("XDG_CONFIG_HOME", ".config")
+
+
+def _home_dir(variable: str, below_home: str) -> str:
+    base = os.environ.get(variable, "")
+    # The specification has relative paths ignored.
+    return os.path.join(base if os.path.isabs(base) else os.path.join(os.path.expanduser("~"), below_home), _NAME)
