@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TypeAlias
 
 from modelpipes import fifo
@@ -16,6 +16,7 @@ from modelpipes.room import Room
 
 Answer: TypeAlias = Progress | Delta | Reply
 
+_NOW = Deadline(0.0)
 _FAREWELL_S = 0.05  # for a cancel to go out; a peer that does not read by then sees us go instead
 
 
@@ -56,7 +57,7 @@ class Asker:
         if self._lock:
             self._lock.release()
 
-    def ask(self, say: Say) -> Iterator[Answer]:
+    def ask(self, say: Say) -> Generator[Answer]:
         """Speak, then yield what comes of it: progress and deltas as they come, at last the reply.
 
         Raises PeerGone where the member dies or leaves, PeerFailed for its failure, DeadlineError.
@@ -78,19 +79,21 @@ class Asker:
             if not is_over:
                 self._cancel(say.id)
 
-    def _answers(self, asked_id: str) -> Iterator[Answer]:
+    def _answers(self, asked_id: str) -> Generator[Answer]:
         self._heard_life()
-        check = Deadline.after(CHECK_S)
+        check, has_gone = Deadline.after(CHECK_S), False
         while True:
-            event = self._endpoint.receive(self._quiet.earlier(check))
+            event = self._endpoint.receive(_NOW if has_gone else self._quiet.earlier(check))
             if check.has_passed():
                 check = Deadline.after(CHECK_S)
                 if self._endpoint.refresh():
                     path = self.room.pipe(self.to, self.seat)
                     raise RoomError(f"{path}: the pipe was removed; run setup-pipes again")
             if isinstance(event, Lost):
-                raise self._endpoint.gone(self.to)
+                has_gone = True  # what it said before it went is still in our pipe
             if not isinstance(event, Arrival):
+                if has_gone and event is None:
+                    raise self._endpoint.gone(self.to)
                 if self._quiet.has_passed():
                     raise self._too_late()
                 continue

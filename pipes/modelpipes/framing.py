@@ -76,10 +76,7 @@ class LineSplitter:
             item = decode(data[:-1])
             return [] if item is None else [item]
         *ends, rest = data.split(b"\n")
-        items = []
-        for end in ends:
-            if item := self._complete(end):
-                items.append(item)
+        items = [item for end in ends if (item := self._complete(end)) is not None]
         if rest:
             self._keep(rest)
         return items

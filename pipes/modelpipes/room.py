@@ -18,8 +18,8 @@ from modelpipes.errors import DeadlineError, PeerGone, RoomError, UsageError
 from modelpipes.paths import runtime_dir
 
 HUB = "hub"
-SEAT_RULE = "a seat's name is 1 to 32 of a-z, 0-9, '.' and '-', and begins with a letter or digit"
-_SEAT = re.compile(r"[a-z0-9][a-z0-9.-]{0,31}")
+SEAT_RULE = "a seat's name is 1 to 32 of a-z, 0-9, '.' and '-', begins with a letter or digit, and ends not in .lock"
+_SEAT = re.compile(r"[a-z0-9][a-z0-9.-]{0,31}(?<!\.lock)")  # a_to_b.lock is b's asker's, not a pipe to b.lock
 _PIPE = re.compile(rf"({_SEAT.pattern})_to_({_SEAT.pattern})")
 _LOCK = re.compile(rf"({_SEAT.pattern}(?:_to_{_SEAT.pattern})?)\.lock")
 _MADE_BY_US = stat.S_ISVTX | 0o700  # the sticky bit changes nothing in a 0700 directory; it tells clean-up whose it is
@@ -74,17 +74,19 @@ def resolve(path: str | None) -> str:
     directory inside it.
     """
     if path is None:
-        if runtime := runtime_dir():
-            return os.path.join(runtime, "default")
-        path = os.environ.get("TMPDIR") or "/tmp"
+        return os.path.join(runtime_dir() or _per_user(os.environ.get("TMPDIR") or "/tmp"), "default")
     path = os.path.abspath(os.path.expanduser(path))
     try:
         found = os.stat(path)
     except OSError:
         return path
     if stat.S_ISDIR(found.st_mode) and found.st_mode & 0o022:
-        return os.path.join(path, f"modelpipes-{os.geteuid()}", "default")
+        return os.path.join(_per_user(path), "default")
     return path
+
+
+def _per_user(shared: str) -> str:
+    return os.path.join(shared, f"modelpipes-{os.geteuid()}")
 
 
 class Room:
@@ -101,14 +103,19 @@ class Room:
         return room
 
     @classmethod
+    def make_fresh(cls) -> Room:
+        """A new room beside the default one, for one conversation."""
+        return cls.make(os.path.join(os.path.dirname(resolve(None)), f"chat-{os.getpid()}-{os.urandom(4).hex()}"))
+
+    @classmethod
     def make(cls, path: str | None = None) -> Room:
         """The room, made with mode 0700 where it is missing."""
         room = cls(resolve(path))
         parent = os.path.dirname(room.path)
         try:
             os.makedirs(parent, mode=0o700, exist_ok=True)
-            if os.path.basename(parent) in (f"modelpipes-{os.geteuid()}", "modelpipes"):
-                Room(parent)._check()
+            if parent == _per_user(os.path.dirname(parent)):
+                Room(parent)._check()  # its name can be guessed: somebody else may have made it first
             os.mkdir(room.path, _MADE_BY_US)
         except FileExistsError:
             pass
@@ -212,13 +219,18 @@ class Room:
                 raise DeadlineError(f"{self.path}: seat {who.seat} is not ready before the deadline: {is_what}")
             time.sleep(fifo.RETRY_S)
 
-    def remove(self, *, prefix: str | None = None, force: bool = False) -> list[str]:
-        """Remove what a room may contain, and the room if we made it; what was kept, each with its reason.
+    def pipes_of_prefix(self, prefix: str) -> list[tuple[str, str]]:
+        """The pipes from and to the seats PREFIX1, PREFIX2 …"""
+        is_numbered = re.compile(rf"{re.escape(prefix)}\d+").fullmatch
+        return [pair for pair in self.pipes() if any(map(is_numbered, pair))]
 
-        With a prefix, only the seats PREFIX1, PREFIX2 … go. A seat in use is kept, unless forced.
+    def remove(self, pipes: Iterable[tuple[str, str]] | None = None, *, force: bool = False) -> list[str]:
+        """Remove these pipes, or all that a room may contain; what was kept, each with its reason.
+
+        A seat in use is kept, unless forced. Lock files go with the last pipe of their seats, and the
+        room itself when it is empty, if we made it.
         """
-        is_chosen = re.compile(rf"{re.escape(prefix)}\d+" if prefix is not None else _SEAT.pattern).fullmatch
-        chosen = [pair for pair in self.pipes() if any(map(is_chosen, pair))]
+        chosen = list(self.pipes() if pipes is None else pipes)
         kept: list[str] = []
         with contextlib.ExitStack() as held:
             used: set[str] = set()

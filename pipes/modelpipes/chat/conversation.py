@@ -5,7 +5,7 @@ The transcript is the truth. A member that died and came back, or knows too litt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Protocol
 
@@ -87,7 +87,7 @@ class Conversation:
         try:
             if not self._transcript.turns:
                 self._record(Turn(0, self.hub, opening))
-            while not (why := self._rules.why_stop(self._transcript.turns, self.members)):
+            while not (why := self._rules.why_stop(self._transcript.turns[-1], len(self.members))):
                 if self._limit.has_passed():
                     raise Stopped("max-seconds")
                 self._take_turn(self._next_speaker())
@@ -181,7 +181,7 @@ def turn_of(number: int, reply: Reply) -> Turn:
     )
 
 
-def tell(asker: Asker, say: Say, turns: Sequence[Turn], known: int) -> Iterator[Answer]:
+def tell(asker: Asker, say: Say, turns: Sequence[Turn], known: int) -> Generator[Answer]:
     """Ask for the turn after `turns`, telling the member what it has not heard since turn `known`.
 
     A member that knows less says so, and is told from there, under the same id.

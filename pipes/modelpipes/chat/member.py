@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import queue
-import sys
 import threading
 import time
 from collections import OrderedDict
@@ -16,12 +15,13 @@ from collections.abc import Callable
 
 import msgspec
 
+from modelpipes import output
 from modelpipes.chat.history import History
 from modelpipes.chat.jobs import Job, Jobs
 from modelpipes.chat.voices import Finish, Voice, Work
 from modelpipes.deadline import Deadline
 from modelpipes.endpoint import Arrival, Endpoint, Lost, Readable
-from modelpipes.errors import EngineError, MessageError, PipesError, RoomError
+from modelpipes.errors import DeadlineError, EngineError, MessageError, PeerError, PipesError
 from modelpipes.framing import encode
 from modelpipes.message import (
     Bye,
@@ -64,7 +64,7 @@ class Member:
         command: str = "",
         once: bool = False,
         load_s: float | None = None,
-        report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+        report: Callable[[str], None] = output.say,
     ) -> None:
         self.room = room
         self.seat = seat
@@ -80,6 +80,7 @@ class Member:
         self._news: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # what other threads hand over
         self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._is_ready = False
+        self._shown: Sitting | None = None
         self._answers = 0
         self._end: PipesError | int | None = None  # why the member leaves: an error, or an exit code
         self._tick = Deadline.after(TICK_S)
@@ -103,7 +104,8 @@ class Member:
                     self._say_goodbye()
                 finally:
                     self.voice.close()
-                    self._lock.clear()
+                if not isinstance(self._end, PipesError):
+                    self._lock.clear()  # else the last state stays, so that who waits for the seat learns of its death
         finally:
             os.close(self._wake_r)
             self._wake_r, wake_w = -1, self._wake_w
@@ -274,18 +276,17 @@ class Member:
         if not job.is_abandoned and self._endpoint.unsent_bytes(job.asker) < UNSENT_LIMIT_BYTES:
             self._post(job.asker, Delta(job.say.id, self.seat, job.asker, content, thinking))
 
-    def _give_up(self, job: Job, reason: Reason, error: PipesError) -> None:
-        if job not in self._jobs.working:
-            return  # it was given up before: its voice showed no life
+    def _give_up(self, job: Job, error: PipesError) -> None:
         self._jobs.remove(job)
         if job.work and job.work.is_cancelled:
             self._reply(job, "cancelled", "".join(job.work.content))
+        elif isinstance(error, MessageError):
+            self._fail_job(job, "too-large", str(error))
         else:
-            self._fail_job(job, reason, str(error))
+            self._fail_job(job, "silent" if isinstance(error, DeadlineError) else "voice", str(error))
 
     def _finish(self, job: Job, finish: Finish) -> None:
-        if job not in self._jobs.working or not job.work:
-            return
+        assert job.work, "what finishes has been in work"
         self._jobs.remove(job)
         content = "".join(job.work.content)
         stop: Stop = "cancelled" if job.work.is_cancelled else finish.stop
@@ -344,7 +345,7 @@ class Member:
 
     def _fail_job(self, job: Job, reason: Reason, detail: str) -> None:
         if self._once:
-            self._end = RoomError(f"{self.seat}: {detail}")
+            self._end = PeerError(f"{self.seat}: {detail}")
         if job.is_plain:
             self._leave_for(job.asker, f"error: {detail}")
         elif not job.is_abandoned:
@@ -386,16 +387,9 @@ class Member:
             self._end = 0  # the seat's pipes are gone
             return
         self.voice.tend()
-        now_s = time.monotonic()
-        for job in list(self._jobs.working):
-            if not job.work:
-                continue
-            silence_s = now_s - job.work.life_s
-            if self.voice.silence_s is not None and silence_s > self.voice.silence_s:
-                job.work.cancel()
-                self._jobs.remove(job)
-                self._fail_job(job, "silent", f"{self.voice.kind} showed no life for {self.voice.silence_s:g} s")
-            elif silence_s < 2 * TICK_S:
+        alive_s = time.monotonic() - 2 * TICK_S
+        for job in self._jobs.working:
+            if job.work and job.work.life_s > alive_s:
                 self._tell_progress(job, Progress(job.say.id, self.seat, job.asker, job.work.phase))
         for position, job in enumerate(self._jobs.waiting, 1):
             phase = Progress(job.say.id, self.seat, job.asker, "queued" if self._is_ready else "loading", position)
@@ -407,20 +401,20 @@ class Member:
 
     def _show_state(self) -> None:
         state: State = "loading" if not self._is_ready else "busy" if self._jobs.working else "ready"
-        shown = (state, len(self._jobs.waiting), self._answers)
-        if shown != getattr(self, "_shown", None):
-            self._shown = shown
-            who = Sitting(self.seat, state, os.getpid(), self.voice.kind, *shown[1:], self._command)
+        who = Sitting(
+            self.seat, state, os.getpid(), self.voice.kind, len(self._jobs.waiting), self._answers, self._command
+        )
+        if who != self._shown:
+            self._shown = who
             self._lock.write(msgspec.json.encode(who) + b"\n")
 
     def _say_goodbye(self) -> None:
         detail = str(self._end) if isinstance(self._end, PipesError) else f"{self.seat} is leaving"
-        reason: Reason = "voice" if isinstance(self._end, PipesError) else "leaving"
         for job in [*self._jobs.working, *self._jobs.waiting]:
             if job.work:
                 job.work.cancel()
             if not job.is_abandoned and not job.is_plain:
-                self._fail(job.asker, job.say.id, reason, detail)
+                self._fail(job.asker, job.say.id, "leaving", detail)
         deadline = Deadline.after(FAREWELL_S)
         for asker in self.room.senders_to(self.seat) if os.path.isdir(self.room.path) else ():
             if self._endpoint.is_connected(asker):

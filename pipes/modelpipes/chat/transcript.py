@@ -110,6 +110,13 @@ class Transcript:
             raise
         return transcript
 
+    @classmethod
+    def unwritten(cls, header: Header) -> Transcript:
+        """A transcript that nobody wants to keep: all in memory, in no file."""
+        transcript = cls("", -1)
+        transcript._header = header
+        return transcript
+
     @property
     def header(self) -> Header:
         """The first line, as the file has it."""
@@ -251,6 +258,8 @@ class Transcript:
 
     def _write(self, data: bytes, what: str) -> None:
         """Add all bytes or none."""
+        if self._descriptor < 0:
+            return
         before_bytes = os.fstat(self._descriptor).st_size
         rest = data
         try:

@@ -102,17 +102,15 @@ class StopRules(Struct, frozen=True):
         if self.rounds is not None and self.rounds < 0:
             raise UsageError("rounds cannot be less than 0")
 
-    def why_stop(self, turns: Sequence[Spoken], members: Sequence[str]) -> str | None:
-        """The name of the rule that ends the conversation after these turns; None: it goes on.
+    def why_stop(self, last: Spoken, members: int) -> str | None:
+        """The name of the rule that ends the conversation of so many members after this turn; None: it goes on.
 
         A stop word counts in the last turn only: who resumes a conversation after one wants more of it.
         """
-        if self.stop_word is not None and turns and turns[-1].turn > 0:
+        if self.stop_word is not None and last.turn > 0:
             word = rf"(?<!\w){re.escape(self.stop_word.strip())}(?!\w)"
-            if re.search(word, turns[-1].content, re.IGNORECASE):
+            if re.search(word, last.content, re.IGNORECASE):
                 return "stop-word"
-        if self.rounds is not None:
-            spoken = sum(1 for turn in turns if turn.turn > 0 and turn.sender in members)
-            if spoken >= self.rounds * len(members):
-                return "rounds"
+        if self.rounds is not None and last.turn >= self.rounds * members:
+            return "rounds"
         return None

@@ -18,7 +18,10 @@ from modelpipes.room import Room
 if TYPE_CHECKING:
     from modelpipes.chat.voices import Voice
 
-FOR_PROGRAMS = ("parallel",)  # of the options of a voice; the others are a model's
+# Of the options of a voice: those that programs, engines of ours and servers alone can use.
+FOR_PROGRAMS = ("parallel",)
+FOR_ENGINES = ("gpu-layers", "engine", "engine-arg")
+FOR_SERVERS = ("model-name", "api-key-file")
 
 
 @click.command(context_settings=options.settings)
@@ -87,7 +90,7 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
         "silence_s": silence_s,
     }
     if given["server"]:
-        for name in ("gpu-layers", "engine", "engine-arg", "log"):
+        for name in (*FOR_ENGINES, "log"):
             if given[name.replace("-", "_")]:
                 raise UsageError(f"--{name} is for an engine of ours; {given['server']} has its own")
         return EngineVoice(
@@ -98,7 +101,7 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
             api_key=_api_key(given["api_key_file"]),
             **common,
         )
-    for name in ("model-name", "api-key-file"):
+    for name in FOR_SERVERS:
         if given[name.replace("-", "_")]:
             raise UsageError(f"--{name} is for --server")
     engine = Engine(

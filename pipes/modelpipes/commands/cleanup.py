@@ -28,7 +28,8 @@ def command(directory: str | None, prefix: str | None, force: bool) -> int:
     """
     if not os.path.lexists(resolve(directory)):
         return 0  # what is not there is clean
-    kept = Room.open(directory).remove(prefix=prefix, force=force)
+    room = Room.open(directory)
+    kept = room.remove(None if prefix is None else room.pipes_of_prefix(prefix), force=force)
     for line in kept:
         output.say(f"cleanup-pipes: {line}")
     return 1 if kept else 0

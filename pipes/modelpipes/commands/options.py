@@ -11,7 +11,7 @@ from modelpipes import __version__, units
 from modelpipes.errors import UsageError
 
 
-class Seconds(click.ParamType):
+class Seconds(click.ParamType[float]):
     """A time such as 30, 500ms or 2m, as seconds; `none` is infinity, which bounds nothing."""
 
     name = "time"

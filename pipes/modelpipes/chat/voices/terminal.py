@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+from collections.abc import Callable
 
 from modelpipes import output
 from modelpipes.chat.voices import Finish, Work
@@ -21,8 +22,10 @@ class TerminalVoice:
     parallel = 1
     history_bytes = 65536  # a person remembers; only the last turn is needed
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, leave: Callable[[], None]) -> None:
+        """`leave` is called when the person ends the input (Ctrl-D)."""
         self._name = name
+        self._leave = leave
         self._typed = b""  # beyond the line that answered
 
     def prepare(self, deadline: Deadline) -> None:
@@ -39,7 +42,8 @@ class TerminalVoice:
                 continue
             data = os.read(STDIN, 65536)
             if not data and not line:
-                raise ProgramError(f"{self._name} has ended the conversation (end of input)")
+                self._leave()
+                raise ProgramError(f"{self._name} has left (end of input)")
             line += data or b"\n"
         answer, _, self._typed = line.partition(b"\n")
         work.emit(answer.decode("utf-8", "replace").removesuffix("\r"))
