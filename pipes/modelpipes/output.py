@@ -173,18 +173,8 @@ def write_table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> Non
 
 def say(line: str) -> None:
     """Write one line for the person to stderr, made safe; does nothing where stderr is gone."""
-    try:
+    with contextlib.suppress(OSError):  # there is nowhere left to say it, and the work goes on
         _write(STDERR, (make_line(line) + "\n").encode("utf-8", "replace"))
-    except OSError:
-        pass  # there is nowhere left to say it, and the work goes on
-
-
-def prompt(text: str) -> None:
-    """Ask the person for a line: text on stderr, made safe, without a newline; nothing where stderr is gone."""
-    try:
-        _write(STDERR, make_line(text).encode("utf-8", "replace"))
-    except OSError:
-        pass  # as for say: who cannot be asked may still type
 
 
 def prompt(text: str) -> None:

@@ -6,18 +6,18 @@ wake-up pipe, so that one poll waits for everything.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 
 import msgspec
 
 from modelpipes import output
-from modelpipes.chat.history import History
 from modelpipes.chat.jobs import Job, Jobs
+from modelpipes.chat.memory import Memory, OutOfStep
 from modelpipes.chat.voices import Finish, Voice, Work
 from modelpipes.deadline import Deadline
 from modelpipes.endpoint import Arrival, Endpoint, Lost, Readable
@@ -28,7 +28,6 @@ from modelpipes.message import (
     Cancel,
     Delta,
     Failure,
-    Heard,
     Malformed,
     Message,
     Plain,
@@ -43,9 +42,6 @@ from modelpipes.message import (
 from modelpipes.room import Room, Sitting, State
 
 QUEUE_LIMIT = 64  # messages that wait; more are refused as busy, so that an asker learns of it
-REMEMBERED_REPLIES = 64  # for askers that ask again under the same id
-REMEMBERED_BYTES = 8 * 1024 * 1024
-CONVERSATIONS = 16  # histories kept; a conversation that was pushed out is told again
 UNSENT_LIMIT_BYTES = 1024 * 1024  # deltas are left out beyond it; the reply holds them all
 TICK_S = 0.5  # progress, lost pipes and dead guards are looked after twice a second, noticed within one
 PLAIN_RETRY_S = 0.005  # the kernel has no event for a reader that comes
@@ -74,11 +70,11 @@ class Member:
         self._load_s = load_s
         self._report = report
         self._jobs = Jobs(voice.parallel, QUEUE_LIMIT)
-        self._histories: OrderedDict[str, History] = OrderedDict()
-        self._replies: OrderedDict[str, tuple[Reply, int]] = OrderedDict()
+        self._memory = Memory(voice.history_bytes)
         self._uncollected: dict[str, str] = {}  # plain answers whose askers have yet to open their pipes
         self._news: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # what other threads hand over
         self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._wake_lock = threading.RLock()  # a signal handler may wake while its own thread does
         self._is_ready = False
         self._shown: Sitting | None = None
         self._answers = 0
@@ -107,10 +103,10 @@ class Member:
                 if not isinstance(self._end, PipesError):
                     self._lock.clear()  # else the last state stays, so that who waits for the seat learns of its death
         finally:
-            os.close(self._wake_r)
-            self._wake_r, wake_w = -1, self._wake_w
-            self._wake_w = -1
-            os.close(wake_w)
+            with self._wake_lock:
+                os.close(self._wake_r)
+                os.close(self._wake_w)
+                self._wake_r = self._wake_w = -1
         if isinstance(self._end, PipesError):
             raise self._end
         return self._end or 0
@@ -135,13 +131,9 @@ class Member:
     # -- other threads
 
     def _wake(self) -> None:
-        try:
-            os.write(self._wake_w, b"\0")
-        except BlockingIOError:
-            pass  # it is full of wake-ups
-        except OSError:
+        with self._wake_lock, contextlib.suppress(BlockingIOError):  # full: it wakes up anyway
             if self._wake_w >= 0:
-                raise
+                os.write(self._wake_w, b"\0")
 
     def _hand_over(self, news: Callable[[], None]) -> None:
         self._news.put(news)
@@ -193,8 +185,8 @@ class Member:
     def _hear_say(self, sender: str, say: Say) -> None:
         if not self._endpoint.try_connect(sender):
             return  # a typed asker opens its answer pipe before it speaks: this one has gone
-        if say.id in self._replies:
-            self._post(sender, self._replies[say.id][0])
+        if reply := self._memory.reply_to(say.id):
+            self._post(sender, reply)
         elif job := self._jobs.find(say.id):
             if job.work and job.work.content:  # joined: tell what was said so far
                 self._post(sender, Delta(say.id, self.seat, sender, "".join(job.work.content)))
@@ -231,29 +223,18 @@ class Member:
         return not (job.is_plain and self.room.is_asked(job.asker, self.seat))
 
     def _start(self, job: Job) -> None:
-        turns, have = self._turns_for(job.say)
-        if turns is None:
-            self._jobs.remove(job)
-            self._fail(job.asker, job.say.id, "malformed" if have is None else "out-of-step", "", have)
-            return
-        job.work = work = Work(turns, lambda work, content, thinking: self._pass_on(job, content, thinking))
-        threading.Thread(target=self._answer, args=(job, work), daemon=True).start()
-
-    def _turns_for(self, say: Say) -> tuple[list[Heard] | None, int | None]:
-        """The turns to answer; or None, and what is known of the conversation where the leader must tell more."""
-        if say.conversation is None:
-            return [Heard(0, say.sender, say.content)], None
-        if say.turn is None or say.after is None:
-            return None, None
-        history = self._histories.pop(say.conversation, None) or History(self.voice.history_bytes)
-        self._histories[say.conversation] = history
-        while len(self._histories) > CONVERSATIONS:
-            self._histories.popitem(last=False)
         try:
-            have = history.catch_up(say.after, say.heard, say.turn)
-        except MessageError:
-            return None, None
-        return (None, have) if have is not None else (list(history.turns), None)
+            turns = self._memory.turns_for(job.say)
+        except MessageError as e:
+            self._jobs.remove(job)
+            self._fail(job.asker, job.say.id, "malformed", str(e))
+            return
+        if isinstance(turns, OutOfStep):
+            self._jobs.remove(job)
+            self._fail(job.asker, job.say.id, "out-of-step", f"{self.seat} knows turn {turns.have}", turns.have)
+            return
+        job.work = work = Work(turns, lambda _, content, thinking: self._pass_on(job, content, thinking))
+        threading.Thread(target=self._answer, args=(job, work), daemon=True).start()
 
     def _answer(self, job: Job, work: Work) -> None:
         """In a thread of its own."""
@@ -261,9 +242,7 @@ class Member:
             finish = self.voice.answer(work)
         except PipesError as e:
             error = e
-            self._hand_over(
-                lambda: self._give_up(job, "too-large" if isinstance(error, MessageError) else "voice", error)
-            )
+            self._hand_over(lambda: self._give_up(job, error))
         else:
             self._hand_over(lambda: self._finish(job, finish))
 
@@ -289,13 +268,11 @@ class Member:
         assert job.work, "what finishes has been in work"
         self._jobs.remove(job)
         content = "".join(job.work.content)
-        stop: Stop = "cancelled" if job.work.is_cancelled else finish.stop
-        say = job.say
-        if stop != "cancelled" and say.conversation in self._histories and say.turn is not None:
-            history = self._histories[say.conversation]
-            if history.last == say.turn - 1:
-                history.hear([Heard(say.turn, self.seat, content)])
-        self._reply(job, stop, content, finish)
+        if job.work.is_cancelled:
+            self._reply(job, "cancelled", content, finish)
+            return
+        self._memory.add_own(job.say, self.seat, content)
+        self._reply(job, finish.stop, content, finish)
 
     def _reply(self, job: Job, stop: Stop, content: str, finish: Finish | None = None) -> None:
         finish = finish or Finish()
@@ -323,16 +300,9 @@ class Member:
             self._fail(job.asker, job.say.id, "too-large", str(e))
             return
         if stop != "cancelled":
-            self._remember(reply, size)
+            self._memory.remember(reply, size)
         if not job.is_abandoned:
             self._post(job.asker, reply)
-
-    def _remember(self, reply: Reply, size: int) -> None:
-        self._replies[reply.reply_to] = reply, size
-        while len(self._replies) > REMEMBERED_REPLIES or (
-            len(self._replies) > 1 and sum(size for _, size in self._replies.values()) > REMEMBERED_BYTES
-        ):
-            self._replies.popitem(last=False)
 
     # -- what goes out
 

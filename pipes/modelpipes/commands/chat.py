@@ -55,7 +55,7 @@ def _voice_arguments(command: Any) -> Any:
 @options.directory
 @_voice_arguments
 @options.shared_voice_options
-@click.option("--rounds", type=click.IntRange(1), metavar="N", help="Turns of each member.  [10, if nothing else ends it]")
+@click.option("--rounds", type=click.IntRange(1), metavar="N", help="Turns of each member.  [10 or unending]")
 @click.option("--turns", "taking", type=click.Choice(["round-robin", "random", "moderator"]), default="round-robin",
               show_default=True, help="Who speaks next.")  # fmt: skip
 @click.option("--moderator", metavar="SEAT", help="The member who is asked who speaks next.")
@@ -65,7 +65,7 @@ def _voice_arguments(command: Any) -> Any:
 @click.option("--timeout", type=options.SECONDS, default="30", show_default=True, help="Longest silence of a member.")
 @click.option("--patience", type=click.FloatRange(0), default=30.0, show_default=True, metavar="S",
               help="Wait this long for a member that died, if somebody else seated it.")  # fmt: skip
-@click.option("--retries", type=click.IntRange(0), default=2, show_default=True, help="Tries of a turn after the first.")
+@click.option("--retries", type=click.IntRange(0), default=2, show_default=True, help="Of a turn that failed.")
 @click.option("--transcript", "path", metavar="FILE", help="Write the conversation there, as JSON Lines.")
 @click.option("--resume", is_flag=True, help="Continue the transcript after its last whole turn.")
 @click.option("--show-thinking", is_flag=True, help="A reasoning model's thoughts, on stderr.")
@@ -137,7 +137,7 @@ class _Plan:
         }
         self.commands = {name: self.commands[name] for name in self.members if name in self.commands}
         for name, arguments in self.commands.items():
-            attach.command.make_context("attach-model", [name, *arguments])  # wrong usage is known before anything starts
+            attach.command.make_context("attach-model", [name, *arguments])  # wrong usage shows before anything starts
             _check_model(dict(voices["model"]).get(name))
         self.joins = [name for name in self.members if name not in self.commands and name != ME]
         self.kind: str = given["taking"]
@@ -147,7 +147,8 @@ class _Plan:
         if self.moderator and self.moderator not in self.members:
             raise UsageError(f"--moderator {self.moderator} is no member of this conversation")
         rounds = given["rounds"]
-        if rounds is None and not given["stop_word"] and given["max_seconds"] == float("inf") and ME not in self.members:
+        is_bounded = given["stop_word"] or given["max_seconds"] != float("inf") or ME in self.members
+        if rounds is None and not is_bounded:
             rounds = DEFAULT_ROUNDS
         self.rules = StopRules(rounds, given["stop_word"])
         if self.resume and not self.path:
@@ -310,12 +311,11 @@ class _Watcher:
 
     def summary(self, why: str) -> str:
         """Turns, tokens, times, and why it stopped, in one line."""
-        spoken = [turn for turn in self._turns if turn.timing]
-        parts = [f"{len(spoken)} turns"]
-        if tokens := sum(turn.usage.completion_tokens for turn in spoken if turn.usage):
+        timings = [turn.timing for turn in self._turns if turn.timing]
+        parts = [f"{len(timings)} turns"]
+        if tokens := sum(turn.usage.completion_tokens for turn in self._turns if turn.usage):
             parts.append(f"{tokens} tokens")
-        first = [turn.timing.first_token_ms for turn in spoken if turn.timing and turn.timing.first_token_ms is not None]
-        if first:
+        if first := [t.first_token_ms for t in timings if t.first_token_ms is not None]:
             parts.append(f"first token {statistics.median(first):.0f} ms (median)")
-        total_s = sum(turn.timing.total_ms for turn in spoken if turn.timing) / 1000
+        total_s = sum(t.total_ms for t in timings) / 1000
         return f"{', '.join(parts)}, {total_s:.1f} s in all; ended by: {why}"

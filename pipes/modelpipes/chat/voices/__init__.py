@@ -38,7 +38,7 @@ class Work:
         self.life_s = time.monotonic()  # when the voice last showed life
         self.is_cancelled = False
         self._notify = notify
-        self._break_off: Callable[[], None] | None = None
+        self._break_off: Callable[[], object] | None = None
         self._lock = threading.Lock()
 
     def emit(self, content: str = "", thinking: str = "") -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from modelpipes.chat.history import NameStripper, ThoughtSplitter, render, trim
+from modelpipes.chat.history import NameStripper, ThoughtSplitter, trim
 from modelpipes.chat.voices import Finish, Work
 from modelpipes.deadline import Deadline
 from modelpipes.engine.client import Cancelled, ChatStream, Client, Piece, Refused
@@ -150,9 +150,7 @@ class EngineVoice:
         content, thinking = thoughts.flush()
         work.emit(name.feed(content) + name.flush(), thinking)
 
-    def _finish(
-        self, stream: ChatStream, work: Work, messages: Messages, dropped: tuple[int, int] | None
-    ) -> Finish:
+    def _finish(self, stream: ChatStream, work: Work, messages: Messages, dropped: tuple[int, int] | None) -> Finish:
         usage, rate = stream.usage, stream.tokens_per_second
         if usage and usage.prompt_tokens:
             self._tokens_per_byte = usage.prompt_tokens / max(1, _size(messages))
