@@ -21,6 +21,8 @@ NO_SYSTEM_TEMPLATE = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     + PLAIN_TEMPLATE
 )
+# Says nothing and passes over the system message: what it said is lost.
+DEAF_TEMPLATE = PLAIN_TEMPLATE.replace("in messages %}", "in messages if m['role'] != 'system' %}")
 ALTERNATING_TEMPLATE = (
     "{% for m in messages if m['role'] != 'system' %}"
     "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"

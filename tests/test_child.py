@@ -294,7 +294,7 @@ def test_a_group_wide_term_from_the_child_itself_leaves_the_guard() -> None:
 def test_nothing_outlives_an_owner_three_levels_up() -> None:
     # leader -> member -> engine, and a program that starts another; only the leader is killed.
     script = """
-        import sys
+        import os, sys
         from modelpipes.child import Child
         from modelpipes.deadline import Deadline
         level = int(sys.argv[1])
@@ -304,11 +304,10 @@ def test_nothing_outlives_an_owner_three_levels_up() -> None:
             child = Child(["/bin/sh", "-c", "sleep 100 | cat"], name="sleep | cat")
         print(child.pid, flush=True)
         if level < 3:
-            import os
             os.set_blocking(child.stdout_fd, True)
-            for _ in range(3 - level):
-                sys.stdout.buffer.write(os.read(child.stdout_fd, 100))
-                sys.stdout.buffer.flush()
+            with open(child.stdout_fd, closefd=False) as lines:
+                for _ in range(3 - level):
+                    print(lines.readline(), end="", flush=True)
         sys.stdin.buffer.read() if level == 1 else child.wait(Deadline.never())
     """
     with owner(script, "1") as process:

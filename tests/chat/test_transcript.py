@@ -77,17 +77,17 @@ def test_a_resumed_transcript_has_its_turns_and_goes_on(path: str) -> None:
     turns = [Turn(0, "hub", "Hello."), Turn(1, "alice", "Hi", "end", Usage(3, 2), Timing(total_ms=5.0), (1, 2), "hm")]
     write(path, turns)
     with Transcript.resume(path, OTHER) as transcript:
-        assert (transcript.header, transcript.turns, transcript.last) == (HEADER, tuple(turns), 1)
+        assert (transcript.header, transcript.turns, transcript.last) == (HEADER, turns, 1)
         transcript.end("rounds")
     with Transcript.resume(path, OTHER) as transcript:
         transcript.append(Turn(2, "bob", "Oh"))
     with Transcript.resume(path, OTHER) as transcript:
-        assert transcript.turns == (*turns, Turn(2, "bob", "Oh"))
+        assert transcript.turns == [*turns, Turn(2, "bob", "Oh")]
 
 
 def test_resuming_where_there_is_no_file_begins_one(path: str) -> None:
     with Transcript.resume(path, HEADER) as transcript:
-        assert (transcript.header, transcript.turns, transcript.last) == (HEADER, (), -1)
+        assert (transcript.header, transcript.turns, transcript.last) == (HEADER, [], -1)
     with Transcript.resume(path, OTHER) as transcript:
         assert transcript.header == HEADER
 
@@ -220,7 +220,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, timeout=30, check=False)
     assert done.returncode == -signal.SIGKILL
     with Transcript.resume(path, HEADER) as transcript:
-        assert transcript.turns == (Turn(0, "hub", "Hello."),)
+        assert transcript.turns == [Turn(0, "hub", "Hello.")]
 
 
 def test_a_full_disk_loses_no_turn_and_the_transcript_goes_on_when_there_is_room(path: str) -> None:
@@ -244,7 +244,7 @@ with Transcript.create({path!r}, Header(1, "x", ("alice",))) as transcript:
         f"{path}: cannot write turn 1: File too large; every turn before is safe: go on with --resume\n"
     )
     with Transcript.resume(path, HEADER) as transcript:
-        assert transcript.turns == (Turn(0, "hub", "Hello."), Turn(1, "alice", "short"))
+        assert transcript.turns == [Turn(0, "hub", "Hello."), Turn(1, "alice", "short")]
 
 
 def test_a_device_is_refused() -> None:

@@ -1,0 +1,403 @@
+"""Speak to a server: real engines, and a scripted one for what they will not do on demand."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from modelpipes.deadline import Deadline
+from modelpipes.engine.client import Cancelled, ChatStream, Client, Piece, Reading, Refused, TokenUsage, root_of
+from modelpipes.engine.lifecycle import Engine
+from modelpipes.engine.locate import EngineChoice
+from modelpipes.errors import DeadlineError, EngineError
+
+LIMIT_S = 30.0
+CANCEL_LIMIT_S = 0.1  # what the project promises
+HELLO = [{"role": "user", "content": "Hello."}]
+
+
+def text_of(stream: ChatStream) -> tuple[str, str]:
+    content = thinking = ""
+    for piece in stream:
+        if isinstance(piece, Piece):
+            content += piece.content
+            thinking += piece.thinking
+    return content, thinking
+
+
+@contextmanager
+def client_of(folder: Path, name: str, kind: EngineChoice, **options: Any) -> Iterator[tuple[Client, Engine]]:
+    with Engine(str(folder / f"{name}.gguf"), engine=kind, **options) as engine:
+        engine.be_ready(Deadline.after(LIMIT_S))
+        with Client(engine.base_url) as client:
+            yield client, engine
+
+
+# -- real engines
+
+
+def test_an_answer_comes_in_pieces_and_ends_with_its_figures(hello_engine: Engine) -> None:
+    with Client(hello_engine.base_url) as client:
+        stream = client.chat(HELLO, silence_s=LIMIT_S)
+        pieces = list(stream)
+        assert [piece.content for piece in pieces if isinstance(piece, Piece)] == [
+            "Hello",
+            " there,",
+            " my",
+            " friend.",
+        ]
+        reading = [piece for piece in pieces if isinstance(piece, Reading)]
+        assert reading[-1].done == reading[-1].total
+        assert stream.finish == "stop"
+        assert stream.usage == TokenUsage(client.count_tokens(HELLO) or 0, 5)
+        assert stream.tokens_per_second is not None
+
+
+def test_max_tokens_ends_with_length(hello_engine: Engine) -> None:
+    with Client(hello_engine.base_url + "/v1/") as client:
+        stream = client.chat(HELLO, silence_s=LIMIT_S, max_tokens=2, temperature=0, top_p=0.5, seed=1)
+        assert text_of(stream) == ("Hello there,", "")
+        assert stream.finish == "length"
+
+
+def test_counts_agree_with_the_engines_own(hello_engine: Engine) -> None:
+    messages = [{"role": "system", "content": "Be ü."}, {"role": "user", "content": "a </s> b\n\u2028 c"}]
+    with Client(hello_engine.base_url) as client:
+        stream = client.chat(messages, silence_s=LIMIT_S)
+        text_of(stream)
+        assert stream.usage is not None
+        assert stream.usage.prompt_tokens == client.count_tokens(messages)
+
+
+def test_a_prompt_beyond_the_context_is_told(hello_engine: Engine) -> None:
+    with Client(hello_engine.base_url) as client, pytest.raises(Refused, match="context size") as caught:
+        list(client.chat([{"role": "user", "content": "x" * 3000}], silence_s=LIMIT_S))
+    assert (caught.value.kind, caught.value.status) == ("context", 400)
+
+
+def test_thoughts_come_apart_from_content(kind: EngineChoice, folder: Path) -> None:
+    with client_of(folder, "thinks", kind) as (client, _):
+        assert text_of(client.chat(HELLO, silence_s=LIMIT_S)) == ("So be it.", "Hm, well.")
+
+
+def test_a_template_that_demands_alternation_is_named(kind: EngineChoice, folder: Path) -> None:
+    with client_of(folder, "alternating", kind) as (client, _):
+        with pytest.raises(Refused, match=r"refuses: Conversation roles must alternate") as caught:
+            list(client.chat(HELLO * 2, silence_s=LIMIT_S))
+        assert caught.value.kind == "template"
+
+
+@pytest.mark.parametrize(("name", "refuses"), [("hello", False), ("deaf", True)])
+def test_a_template_without_system_role_is_known(kind: EngineChoice, folder: Path, name: str, refuses: bool) -> None:
+    with client_of(folder, name, kind) as (client, _):
+        assert client.refuses_system() is refuses
+
+
+def test_system_text_reaches_a_model_whose_template_raises(kind: EngineChoice, folder: Path) -> None:
+    # llama-server folds it into the user message itself, or refuses_system says so.
+    with client_of(folder, "nosystem", kind) as (client, _):
+        messages = [{"role": "system", "content": "Be brief."}, *HELLO]
+        assert client.refuses_system() or (client.count_tokens(messages) or 0) > (client.count_tokens(HELLO) or 0)
+
+
+def busy_slots(engine: Engine) -> int:
+    return sum(slot["is_processing"] for slot in httpx.get(engine.base_url + "/slots").json())
+
+
+def cancel_from_another_thread(stream: ChatStream, until: Callable[[Piece | Reading], bool], engine: Engine) -> float:
+    """Seconds from the cancel to the moment when no slot works any more."""
+    reached = threading.Event()
+    ended: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            for piece in stream:
+                if until(piece):
+                    reached.set()
+        except Cancelled as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    assert reached.wait(LIMIT_S)
+    assert busy_slots(engine) == 1
+    begun_s = time.monotonic()
+    stream.cancel()
+    deadline = Deadline.after(LIMIT_S)
+    while busy_slots(engine):
+        deadline.check("free slot")
+    took_s = time.monotonic() - begun_s
+    thread.join(LIMIT_S)
+    assert ended
+    return took_s
+
+
+def best_of(count: int, measure: Callable[[], float]) -> float:
+    """The shortest of a few: on a machine that others load, one measurement says little."""
+    return min(measure() for _ in range(count))
+
+
+def test_a_cancel_amid_an_answer_frees_the_slot(kind: EngineChoice, folder: Path) -> None:
+    with client_of(folder, "endless", kind) as (client, engine):
+
+        def measure() -> float:
+            stream = client.chat(HELLO, silence_s=LIMIT_S)
+            return cancel_from_another_thread(stream, lambda piece: isinstance(piece, Piece), engine)
+
+        assert best_of(3, measure) < CANCEL_LIMIT_S
+
+
+def test_a_cancel_while_the_prompt_is_read_frees_the_slot(kind: EngineChoice, folder: Path) -> None:
+    with client_of(folder, "slow", kind, ctx_size=32768) as (client, engine):
+        numbers = iter(range(10))
+
+        def measure() -> float:
+            long = [{"role": "user", "content": str(next(numbers)) + "x" * 20000}]
+            stream = client.chat(long, silence_s=LIMIT_S)
+            return cancel_from_another_thread(
+                stream, lambda piece: isinstance(piece, Reading) and 0 < piece.done < 5000, engine
+            )
+
+        assert best_of(3, measure) < CANCEL_LIMIT_S
+
+
+def test_a_cancel_before_the_first_byte_ends_the_wait(kind: EngineChoice, folder: Path) -> None:
+    # One slot, in use: the second request gets no headers before it is free.
+    with client_of(folder, "endless", kind) as (client, _), client.chat(HELLO, silence_s=LIMIT_S) as first:
+        next(first)
+        waiting = client.chat(HELLO, silence_s=LIMIT_S)
+        timer = threading.Timer(0.05, waiting.cancel)
+        timer.start()
+        begun_s = time.monotonic()
+        with pytest.raises(Cancelled):
+            list(waiting)
+        assert time.monotonic() - begun_s < 5
+        timer.join()
+
+
+def test_a_cancel_before_anything_is_sent_sends_nothing() -> None:
+    with Client("http://127.0.0.1:9") as client:
+        stream = client.chat(HELLO, silence_s=1)
+        stream.cancel()
+        with pytest.raises(Cancelled):
+            list(stream)
+
+
+def test_leaving_the_with_ends_the_work(kind: EngineChoice, folder: Path) -> None:
+    with client_of(folder, "endless", kind) as (client, engine):
+        with client.chat(HELLO, silence_s=LIMIT_S) as stream:
+            next(stream)
+        deadline = Deadline.after(LIMIT_S)
+        while busy_slots(engine):
+            deadline.check("free slot")
+
+
+def test_an_engine_that_dies_amid_its_answer_is_told(kind: EngineChoice, folder: Path) -> None:
+    with client_of(folder, "endless", kind) as (client, engine):
+        stream = client.chat(HELLO, silence_s=LIMIT_S)
+        next(stream)
+        os.kill(engine.pid, signal.SIGKILL)
+        with pytest.raises(EngineError, match="closed the connection"):
+            list(stream)
+
+
+def test_a_suspended_engine_ends_in_a_deadline(kind: EngineChoice, folder: Path) -> None:
+    with client_of(folder, "endless", kind) as (client, engine):
+        stream = client.chat(HELLO, silence_s=0.2)
+        next(stream)
+        os.kill(engine.pid, signal.SIGSTOP)
+        with pytest.raises(DeadlineError, match=r"silent for 0\.2 s"):
+            list(stream)
+
+
+# -- what real engines will not do on demand
+
+
+class Scripted:
+    """A chat server that is not llama-server and answers as a test tells it."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.body: list[bytes] = []
+        self.hold = False  # after the body: the connection stays open, with pings
+        self.asked: list[dict[str, Any]] = []
+        self.authorization: list[str | None] = []
+        self.released = threading.Event()
+        script = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if self.path == "/v1/models":
+                    self.answer(200, "application/json", [b'{"data": [{"id": "qwen"}, {"id": "other"}]}'])
+                else:
+                    self.answer(404, "text/plain", [b"no such page"])
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                script.asked.append(json.loads(body))
+                script.authorization.append(self.headers["Authorization"])
+                kind = "text/event-stream" if script.status == 200 else "application/json"
+                self.answer(script.status, kind, script.body)
+                while script.hold and not script.released.wait(0.02):
+                    self.wfile.write(b":\n\n")
+
+            def answer(self, status: int, kind: str, parts: list[bytes]) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.end_headers()
+                for part in parts:
+                    self.wfile.write(part)
+                    self.wfile.flush()
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                pass  # clients that go away are what is tested
+
+        self.server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def say(self, *chunks: object) -> None:
+        self.body = [b"data: " + (c if isinstance(c, bytes) else json.dumps(c).encode()) + b"\n\n" for c in chunks]
+
+    def close(self) -> None:
+        self.released.set()
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Scripted]:
+    scripted = Scripted()
+    yield scripted
+    scripted.close()
+
+
+def piece(finish: str | None = None, **delta: str | None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+
+
+def test_both_names_of_thoughts_are_known(server: Scripted) -> None:
+    usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}}
+    server.say(piece(reasoning="a"), piece(reasoning_content="b"), piece("stop", content="c"), usage, b"[DONE]")
+    with Client(server.url) as client:
+        stream = client.chat(HELLO, silence_s=5)
+        assert text_of(stream) == ("c", "ab")
+        assert (stream.finish, stream.usage, stream.tokens_per_second) == ("stop", TokenUsage(3, 4), None)
+
+
+def test_a_strange_server_is_asked_only_for_what_it_knows(server: Scripted) -> None:
+    server.say(piece("stop", content="x"), b"[DONE]")
+    with Client(server.url, api_key="secret") as client:
+        text_of(client.chat(HELLO, silence_s=5))
+        assert "return_progress" not in server.asked[0]
+        assert server.asked[0]["model"] == "qwen"  # the first that it has
+        assert server.authorization == ["Bearer secret"]
+        assert client.count_tokens(HELLO) is None
+        assert client.context_size() is None
+        assert client.refuses_system() is False
+
+
+def test_a_named_model_is_asked_for(server: Scripted) -> None:
+    server.say(piece("stop", content="x"), b"[DONE]")
+    with Client(server.url, model_name="mine") as client:
+        text_of(client.chat(HELLO, silence_s=5))
+        assert server.asked[0]["model"] == "mine"
+
+
+def test_line_separators_inside_words_survive(server: Scripted) -> None:
+    words = "one\u2028two\x0bthree\u0085\x1c"
+    chunk = json.dumps(piece("stop", content=words), ensure_ascii=False).encode()
+    server.say(chunk, b"[DONE]")
+    with Client(server.url) as client:
+        assert text_of(client.chat(HELLO, silence_s=5)) == (words, "")
+
+
+def test_pings_alone_are_silence(server: Scripted) -> None:
+    server.say(piece(content="x"))
+    server.hold = True
+    with Client(server.url) as client, pytest.raises(DeadlineError, match="silent"):
+        list(client.chat(HELLO, silence_s=0.2))
+
+
+def test_an_end_without_an_end_is_a_failure(server: Scripted) -> None:
+    server.say(piece(content="x"))
+    with Client(server.url) as client, pytest.raises(EngineError, match="closed the connection"):
+        list(client.chat(HELLO, silence_s=5))
+
+
+def test_rubbish_in_the_stream_is_told(server: Scripted) -> None:
+    server.say(b"{not json")
+    with Client(server.url) as client, pytest.raises(EngineError, match="no chat chunk"):
+        list(client.chat(HELLO, silence_s=5))
+
+
+def test_an_error_inside_the_stream_has_its_own_words(server: Scripted) -> None:
+    server.say(piece(content="x"), {"error": {"code": 500, "message": "the GPU is gone", "type": "server_error"}})
+    with Client(server.url) as client, pytest.raises(Refused, match="the GPU is gone") as caught:
+        list(client.chat(HELLO, silence_s=5))
+    assert (caught.value.status, caught.value.kind) == (500, "other")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words", "kind"),
+    [
+        (400, b'{"error": "maximum context length is 9"}', "maximum context length", "context"),
+        (401, b'{"error": {"message": "bad key"}}', "bad key", "auth"),
+        (404, b'{"detail": "model not found"}', "model not found", "missing"),
+        (503, b'{"error": {"message": "Loading model", "code": 503}}', "Loading model", "loading"),
+        (500, b"<html>oops", "<html>oops", "other"),
+        (502, b"", "HTTP 502", "other"),
+    ],
+)
+def test_a_refusal_carries_the_servers_words(server: Scripted, status: int, body: bytes, words: str, kind: str) -> None:
+    server.status, server.body = status, [body]
+    with Client(server.url) as client, pytest.raises(Refused, match=words) as caught:
+        list(client.chat(HELLO, silence_s=5))
+    assert (caught.value.status, caught.value.kind) == (status, kind)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_page_that_is_no_stream_is_told(server: Scripted) -> None:
+    server.status = 203  # success, and not an event stream
+    server.body = [b"<html>"]
+    with Client(server.url) as client, pytest.raises(EngineError, match="no chat server"):
+        list(client.chat(HELLO, silence_s=5))
+
+
+def test_nobody_at_the_address_is_told() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        with Client(f"http://127.0.0.1:{probe.getsockname()[1]}") as client:
+            with pytest.raises(EngineError, match="no server answers at"):
+                list(client.chat(HELLO, silence_s=5))
+            with pytest.raises(EngineError, match="no server answers at"):
+                client.count_tokens(HELLO)
+
+
+@pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/", " http://h:1/v1 "])
+def test_an_address_may_end_as_it_likes(url: str) -> None:
+    assert root_of(url) == "http://h:1"
+
+
+@pytest.mark.parametrize("url", ["", "h:1", "ftp://h", "http://", "http://h:x", "http://h:99999"])
+def test_what_is_no_address_is_told(url: str) -> None:
+    with pytest.raises(EngineError, match="is no server address"):
+        root_of(url)
