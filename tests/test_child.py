@@ -289,6 +289,7 @@ def test_a_group_wide_term_from_the_child_itself_leaves_the_guard() -> None:
     with sh("trap '' TERM; kill -TERM 0; echo survived; sleep 100") as child:
         assert line_of(child) == "survived"
         assert not has_ended(child._guard_pid)
+        child.stop(term_s=0)
 
 
 def test_nothing_outlives_an_owner_three_levels_up() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Generator
 from typing import TypeAlias
@@ -17,7 +16,6 @@ from modelpipes.room import Room
 Answer: TypeAlias = Progress | Delta | Reply
 
 _NOW = Deadline(0.0)
-_FAREWELL_S = 0.05  # for a cancel to go out; a peer that does not read by then sees us go instead
 
 
 class Asker:
@@ -39,6 +37,8 @@ class Asker:
         self._lock: fifo.Lock | None = None
 
     def __enter__(self) -> Asker:
+        for pipe in ((self.seat, self.to), (self.to, self.seat)):
+            fifo.check(self.room.pipe(*pipe))  # before the lock file is made, which would outlive a room that is gone
         try:
             self._lock = fifo.Lock.take(self.room.asker_lock(self.seat, self.to), self._quiet)
             self._lock.write(f"{os.getpid()}\n".encode())
@@ -55,7 +55,12 @@ class Asker:
         """Close both pipes, which stops the member's work for us, then let the next asker in."""
         self._endpoint.close()
         if self._lock:
+            if self.room.keeps_asker_locks:
+                self._lock.clear()
+            else:
+                self._lock.remove()
             self._lock.release()
+        self._lock = None
 
     def ask(self, say: Say) -> Generator[Answer]:
         """Speak, then yield what comes of it: progress and deltas as they come, at last the reply.
@@ -91,22 +96,27 @@ class Asker:
                     raise RoomError(f"{path}: the pipe was removed; run setup-pipes again")
             if isinstance(event, Lost):
                 has_gone = True  # what it said before it went is still in our pipe
-            if not isinstance(event, Arrival):
-                if has_gone and event is None:
-                    raise self._endpoint.gone(self.to)
-                if self._quiet.has_passed():
-                    raise self._too_late()
-                continue
-            item = event.item
-            if isinstance(item, (Progress, Delta, Reply)) and item.reply_to == asked_id:
-                self._heard_life()
-                yield item
-            elif isinstance(item, Failure) and item.reply_to in (asked_id, None):
-                raise PeerFailed(f"{self.to}: {item.detail or item.reason}", item.reason, item.have)
-            elif isinstance(item, Bye):
-                raise PeerGone(f"{self.to} has left; seat it again with attach-model")
-            else:
-                self.ignored += 1
+            elif isinstance(event, Arrival):
+                if answer := self._answer_in(event, asked_id):
+                    yield answer
+                    self._heard_life()  # only now: while the answer was being used, nobody listened
+            elif has_gone:
+                raise self._endpoint.gone(self.to)
+            if self._quiet.has_passed():  # also between answers that come too fast to ever wait for one
+                raise self._too_late()
+
+    def _answer_in(self, event: Arrival, asked_id: str) -> Answer | None:
+        """The part of our answer that came; None where the line is none of ours."""
+        item = event.item
+        if isinstance(item, (Progress, Delta, Reply)) and item.reply_to == asked_id:
+            return item
+        if isinstance(item, Failure) and item.reply_to == asked_id:
+            self._heard_life()
+            raise PeerFailed(f"{self.to}: {item.detail or item.reason}", item.reason, item.have)
+        if isinstance(item, Bye):
+            raise PeerGone(f"{self.to} has left; seat it again with attach-model")
+        self.ignored += 1  # also a failure that names no message: a dead predecessor's half line had no readable id
+        return None
 
     def _heard_life(self) -> None:
         self._quiet = Deadline.after(self._silence_s).earlier(self._limit)
@@ -117,5 +127,4 @@ class Asker:
         return DeadlineError(f"{self.to} showed no life for {self._silence_s:g} s (--timeout)")
 
     def _cancel(self, asked_id: str) -> None:
-        with contextlib.suppress(PeerGone, DeadlineError):  # closing our ends tells it the same
-            self._endpoint.send(self.to, Cancel(asked_id, self.seat, self.to), Deadline.after(_FAREWELL_S))
+        self._endpoint.post(self.to, Cancel(asked_id, self.seat, self.to))  # where it does not fit, our going tells it

@@ -22,12 +22,14 @@ import msgspec
 
 from modelpipes import fifo
 from modelpipes.deadline import Deadline
-from modelpipes.errors import DeadlineError, PeerGone, RoomError
-from modelpipes.framing import LineSplitter, encode, encode_plain
+from modelpipes.errors import DeadlineError, MessageError, PeerGone, RoomError
+from modelpipes.framing import MAX_MESSAGE_BYTES, LineSplitter, encode, encode_plain
 from modelpipes.message import Malformed, Message, Ping, Plain, Pong
 from modelpipes.room import Room
 
+LINGER_S = 0.1  # a pipe closes this long after its last use, if no newer line came: see close_idle
 CHECK_S = 1.0  # between looks at whether the pipes are still the ones that their paths name
+PONGS_BYTES = MAX_MESSAGE_BYTES  # that wait for a peer that pings and does not read; further pings go unanswered
 
 
 class Arrival(msgspec.Struct, frozen=True):
@@ -74,7 +76,7 @@ class _Inlet:
 class _Outlet:
     """The write end of a pipe that leads away from us, and what waits for room in it."""
 
-    __slots__ = ("closes_when_sent", "fd", "is_fresh", "path", "receiver", "unsent", "unsent_bytes")
+    __slots__ = ("closes", "fd", "is_fresh", "is_polled", "path", "receiver", "unsent", "unsent_bytes")
 
     def __init__(self, receiver: str, path: str, fd: int) -> None:
         self.receiver = receiver
@@ -83,7 +85,8 @@ class _Outlet:
         self.is_fresh = True  # nothing typed was written: a dead predecessor's half line may stand in the pipe
         self.unsent: deque[memoryview] = deque()
         self.unsent_bytes = 0
-        self.closes_when_sent = False
+        self.closes: Deadline | None = None  # when it may close: a plain answer was its last
+        self.is_polled = True
 
     def flush(self) -> None:
         """Write what fits now; BrokenPipeError where the reader has gone."""
@@ -146,8 +149,8 @@ class Endpoint:
 
     def try_connect(self, receiver: str) -> bool:
         """Open the pipe to a seat, unless it is open; False while nobody reads there."""
-        if receiver in self._outlets:
-            return True
+        if outlet := self._outlets.get(receiver):
+            return outlet.is_polled or fifo.has_reader(outlet.fd)
         path = self.room.pipe(self.seat, receiver)
         fd = fifo.open_write(path)
         if fd < 0:
@@ -168,11 +171,13 @@ class Endpoint:
             if who.state == "died" and not self.try_connect(receiver):
                 raise PeerGone(f"{who.name()} died; seat it again with attach-model")
             if deadline.has_passed():
-                raise DeadlineError(f"{self.room.path}: nobody took the seat {receiver} before the deadline")
+                why = "nobody took the seat" if who.state == "free" else f"it is {who.state}, but did not listen"
+                raise DeadlineError(f"{who.seat}: {why} before the deadline")
             self._wait(deadline.earlier(Deadline.after(fifo.RETRY_S)))
 
     def is_connected(self, receiver: str) -> bool:
-        return receiver in self._outlets
+        outlet = self._outlets.get(receiver)
+        return outlet is not None and outlet.is_polled
 
     def disconnect(self, receiver: str) -> None:
         if outlet := self._outlets.get(receiver):
@@ -189,21 +194,40 @@ class Endpoint:
         outlet = self._outlets.get(receiver)
         if not outlet:
             return False
+        outlet.closes = None
         if outlet.is_fresh:
             outlet.is_fresh = False
             line = b"\n" + line
         return self._post(outlet, line)
 
     def post_plain(self, receiver: str, text: str) -> bool:
-        """Send one plain line without waiting, then close the pipe. False where nobody reads."""
+        """Send one plain line without waiting; the pipe then closes in `close_idle`. False where nobody reads."""
         line = encode_plain(text)
         outlet = self._outlets.get(receiver)
         if not outlet:
             return False
-        outlet.closes_when_sent = True
+        outlet.closes = Deadline.after(LINGER_S)
         return self._post(outlet, line)
 
+    def close_idle(self) -> bool:
+        """Close the pipes that are used no more for a while; False where some are still to close.
+
+        Closing at once would end the file for the next plain asker too, who may open the pipe as soon as
+        the one before it has gone, having written its line: as long as that may be, the pipe stays open.
+        """
+        lingering = [outlet for outlet in self._outlets.values() if outlet.closes]
+        for outlet in list(lingering):
+            inlet = self._inlets.get(outlet.receiver)
+            is_due = outlet.closes and outlet.closes.has_passed() and not outlet.unsent
+            if is_due and not (inlet and fifo.is_readable(inlet.fd)):
+                self._close(outlet)
+                lingering.remove(outlet)
+        return not lingering
+
     def _post(self, outlet: _Outlet, line: bytes) -> bool:
+        if not outlet.is_polled:
+            self._poll.register(outlet.fd, 0)
+            outlet.is_polled = True
         outlet.unsent.append(memoryview(line))
         outlet.unsent_bytes += len(line)
         if len(outlet.unsent) > 1:
@@ -218,8 +242,6 @@ class Endpoint:
             return False
         if outlet.unsent:
             self._poll.modify(outlet.fd, select.POLLOUT)
-        elif outlet.closes_when_sent:
-            self._close(outlet)
         return True
 
     def send(self, receiver: str, message: Message, deadline: Deadline) -> None:
@@ -269,7 +291,7 @@ class Endpoint:
                 self._read(end)
             elif type(end) is _Outlet:
                 if mask & (select.POLLERR | select.POLLNVAL):
-                    self._lose(end)
+                    self._reader_left(end)
                 else:
                     self._poll.modify(fd, 0)
                     self._flush(end)
@@ -290,8 +312,22 @@ class Endpoint:
                 self._events.append(Arrival(inlet.sender, item))
 
     def _answer(self, ping: Ping, sender: str) -> None:
-        if self.try_connect(sender):
-            self.post(sender, Pong(ping.id, self.seat, sender, ping.content))
+        try:
+            if self.try_connect(sender) and self.unsent_bytes(sender) < PONGS_BYTES:
+                self.post(sender, Pong(ping.id, self.seat, sender, ping.content))
+        except (MessageError, RoomError):
+            pass  # too large to go back, or no way back: its sender's own doing, who hears nothing
+
+    def _reader_left(self, outlet: _Outlet) -> None:
+        """Close the pipe of a reader that has gone: at once, if it left something that the next one must not read."""
+        if outlet.unsent or fifo.unread_bytes(outlet.fd):
+            self._lose(outlet)
+            return
+        self._poll.unregister(outlet.fd)  # POLLERR stays set
+        outlet.is_polled = False
+        if not outlet.closes:
+            self._events.append(Lost(outlet.receiver, 0))
+            outlet.closes = Deadline.after(LINGER_S)
 
     def _lose(self, outlet: _Outlet) -> None:
         self._events.append(Lost(outlet.receiver, outlet.unsent_bytes))
@@ -299,10 +335,11 @@ class Endpoint:
 
     def _close(self, end: _Inlet | _Outlet) -> None:
         if end.fd >= 0:
-            self._poll.unregister(end.fd)
+            if isinstance(end, _Inlet) or end.is_polled:
+                self._poll.unregister(end.fd)
             del self._by_fd[end.fd]
         if isinstance(end, _Inlet):
-            self._inlets = {s: i for s, i in self._inlets.items() if i is not end}
+            self._inlets.pop(end.sender, None)
         else:
-            self._outlets = {s: o for s, o in self._outlets.items() if o is not end}
+            self._outlets.pop(end.receiver, None)
         end.close()

@@ -5,12 +5,16 @@ Every rule of the kernel that forces a flag here is in fifo(7), open(2) and fcnt
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import select
 import stat
 import struct
+import termios
 import time
+from collections.abc import Callable
 
 from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, RoomError
@@ -29,31 +33,41 @@ def make(path: str) -> bool:
     try:
         os.mkfifo(path, 0o600)
     except FileExistsError:
-        _check(os.lstat(path), path, stat.S_ISFIFO, "a FIFO")
+        check(path)
         return False
     except OSError as e:
         raise _room_error(e, path) from None
     return True
 
 
+def check(path: str) -> None:
+    """Raise RoomError unless the path names a FIFO of ours."""
+    try:
+        found = os.lstat(path)
+    except OSError as e:
+        raise _room_error(e, path) from None
+    _check(found, path, stat.S_ISFIFO, "a FIFO")
+
+
 def open_read(path: str) -> tuple[int, int]:
     """Open a FIFO's read end; with it a write end of our own, which spares us false ends of file."""
-    reader = _open_fifo(path, os.O_RDONLY)
-    try:
-        return reader, _open_fifo(path, os.O_WRONLY)
-    except BaseException:
-        os.close(reader)
-        raise
+    while True:
+        reader, writer = _open_fifo(path, os.O_RDONLY), -1
+        try:
+            writer = _open_fifo(path, os.O_WRONLY)
+            if writer >= 0 and is_same(reader, path):
+                return reader, writer
+        except BaseException:
+            os.close(reader)
+            raise
+        for fd in (reader, writer):  # the pipe was replaced between the two: they are ends of different ones
+            if fd >= 0:
+                os.close(fd)
 
 
 def open_write(path: str) -> int:
     """Open a FIFO's write end; -1 while it has no reader."""
-    try:
-        return _open_fifo(path, os.O_WRONLY)
-    except OSError as e:
-        if e.errno == errno.ENXIO:
-            return -1
-        raise
+    return _open_fifo(path, os.O_WRONLY)
 
 
 def _open_fifo(path: str, mode: int) -> int:
@@ -61,7 +75,7 @@ def _open_fifo(path: str, mode: int) -> int:
         fd = os.open(path, mode | _SAFE)
     except OSError as e:
         if e.errno == errno.ENXIO and _is_fifo(path):
-            raise
+            return -1
         raise _room_error(e, path) from None
     try:
         _check(os.fstat(fd), path, stat.S_ISFIFO, "a FIFO")
@@ -78,8 +92,10 @@ def _is_fifo(path: str) -> bool:
         return False
 
 
-def _check(found: os.stat_result, path: str, is_kind: object, kind: str) -> None:
-    if not is_kind(found.st_mode):  # type: ignore[operator]  # one of stat.S_ISFIFO, S_ISREG, S_ISDIR
+def _check(found: os.stat_result, path: str, is_kind: Callable[[int], bool], kind: str) -> None:
+    if stat.S_ISLNK(found.st_mode):
+        raise _room_error(OSError(errno.ELOOP, ""), path)
+    if not is_kind(found.st_mode):
         raise RoomError(f"{path}: not {kind}; move it away and run setup-pipes again")
     if found.st_uid != os.geteuid():
         raise RoomError(f"{path}: belongs to user {found.st_uid}, not to us")
@@ -90,6 +106,8 @@ def _room_error(e: OSError, path: str) -> RoomError:
         return RoomError(f"{path}: not there; run setup-pipes first, or name the room with -d")
     if e.errno == errno.ELOOP:
         return RoomError(f"{path}: a symbolic link, which is never followed; remove it and run setup-pipes again")
+    if e.errno == errno.ENXIO:  # a socket
+        return RoomError(f"{path}: not a FIFO; move it away and run setup-pipes again")
     return RoomError(f"{path}: {(e.strerror or 'cannot be opened').lower()}")
 
 
@@ -100,6 +118,27 @@ def is_same(fd: int, path: str) -> bool:
     except OSError:
         return False
     return os.path.samestat(os.fstat(fd), there)
+
+
+def has_reader(fd: int) -> bool:
+    """Does anybody have this pipe's read end open? Asked of a write end."""
+    return not _poll_now(fd, 0) & select.POLLERR
+
+
+def is_readable(fd: int) -> bool:
+    return bool(_poll_now(fd, select.POLLIN) & select.POLLIN)
+
+
+def _poll_now(fd: int, mask: int) -> int:
+    poll = select.poll()
+    poll.register(fd, mask)
+    return next((found for _, found in poll.poll(0)), 0)
+
+
+def unread_bytes(fd: int) -> int:
+    """What lies in a pipe unread; asked of either end."""
+    found: int = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0" * 4))[0]
+    return found
 
 
 class Lock:
@@ -154,6 +193,12 @@ class Lock:
         """Make the file empty: nobody is here, and nobody died here."""
         os.ftruncate(self._fd, 0)
 
+    def remove(self) -> None:
+        """Unlink the file while it is held: who waits for it sees that, and takes the next one."""
+        with contextlib.suppress(OSError):  # gone already, or it stays
+            if not self.is_lost():
+                os.unlink(self.path)
+
     def release(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -169,27 +214,33 @@ class Lock:
 def _open_lock(path: str, mode: int) -> int:
     try:
         fd = os.open(path, mode | _SAFE, 0o600)
+    except FileNotFoundError as e:
+        if mode & os.O_CREAT:
+            raise _room_error(e, path) from None  # the room itself is missing
+        return -1
     except OSError as e:
         raise _room_error(e, path) from None
     try:
-        _check(os.fstat(fd), path, stat.S_ISREG, "a lock file")
+        _check(os.fstat(fd), path, _is_lock_file, "a lock file")
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
+def _is_lock_file(mode: int) -> bool:
+    """Ours let nobody else read them: poetry.lock and its like are never taken for one."""
+    return stat.S_ISREG(mode) and not mode & 0o077
+
+
 def look(path: str) -> tuple[bool, bytes]:
     """Whether a lock file is locked, and what it says; (False, b"") where there is none."""
-    try:
-        fd = _open_lock(path, os.O_RDONLY)
-    except RoomError:
-        if not os.path.lexists(path):
-            return False, b""
-        raise
+    fd = _open_lock(path, os.O_RDONLY)
+    if fd < 0:
+        return False, b""
     try:
         asked = struct.pack(_FLOCK, fcntl.F_WRLCK, 0, 0, 0, 0)
         found = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
-        return found[0] != fcntl.F_UNLCK, os.pread(fd, READ_BYTES, 0)
+        return found[0] != fcntl.F_UNLCK, os.pread(fd, os.fstat(fd).st_size, 0)
     finally:
         os.close(fd)

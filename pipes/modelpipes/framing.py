@@ -37,63 +37,54 @@ def encode_plain(text: str) -> bytes:
     Raises MessageError where the line is larger than MAX_MESSAGE_BYTES.
     """
     words = " ".join(text.split("\n")).replace("\r", " ").encode("utf-8", "replace")
-    if len(words) >= MAX_MESSAGE_BYTES:
+    if len(words) > MAX_MESSAGE_BYTES:
         raise MessageError(f"the answer is {len(words)} bytes; at most {MAX_MESSAGE_BYTES} can travel")
     return words + b"\n"
 
 
-def decode(line: bytes) -> Message | Plain | Malformed | None:
+def decode(line: bytes | bytearray) -> Message | Plain | Malformed | None:
     """What one line says; None for an empty line, which means nothing."""
+    if len(line) > MAX_MESSAGE_BYTES:
+        return Malformed(f"a line longer than {MAX_MESSAGE_BYTES} bytes", _find_id(line))
     if line.startswith(b"{"):
         try:
             message: Message = _decoder.decode(line)
             return message
-        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:  # the last: brackets in brackets in …
             return Malformed(f"not a message: {e}", _find_id(line))
-    if not line or line.isspace():
-        return None
-    return Plain(line.decode("utf-8", "replace").removesuffix("\r"))
+    words = line.removesuffix(b"\r")
+    return Plain(words.decode("utf-8", "replace")) if words else None
 
 
-def _find_id(line: bytes) -> str | None:
+def _find_id(line: bytes | bytearray) -> str | None:
     match = _ID.search(line, 0, _HEAD_BYTES)
     return match[1].decode("ascii", "replace") if match else None
 
 
 class LineSplitter:
-    """Cuts a stream of bytes into lines and decodes them; a line that is too long is skipped and reported."""
+    """Cuts a stream of bytes into lines and decodes them.
 
-    __slots__ = ("_head", "_parts", "_size")
+    Of a line that is too long only what shows it is kept; it is reported when it ends, and the next one survives.
+    """
+
+    __slots__ = ("_line",)
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._head = b""  # of a line that grew too long and is being skipped
+        self._line = bytearray()  # what came of the line that has not ended yet
 
     def feed(self, data: bytes) -> list[Message | Plain | Malformed]:
         """The messages that these bytes complete, in order."""
-        if not self._parts and data.endswith(b"\n") and data.find(b"\n") == len(data) - 1:
-            item = decode(data[:-1])
-            return [] if item is None else [item]
         *ends, rest = data.split(b"\n")
         items = [item for end in ends if (item := self._complete(end)) is not None]
-        if rest:
-            self._keep(rest)
+        self._keep(rest)
         return items
 
     def _complete(self, end: bytes) -> Message | Plain | Malformed | None:
+        if not self._line:
+            return decode(end)
         self._keep(end)
-        line, head = b"".join(self._parts), self._head
-        self._parts, self._size, self._head = [], 0, b""
-        if head:
-            return Malformed(f"a line longer than {MAX_MESSAGE_BYTES} bytes", _find_id(head))
+        line, self._line = self._line, bytearray()
         return decode(line)
 
     def _keep(self, part: bytes) -> None:
-        if self._head:
-            return
-        self._parts.append(part)
-        self._size += len(part)
-        if self._size > MAX_MESSAGE_BYTES:
-            self._head = b"".join(self._parts[:2])[:_HEAD_BYTES]
-            self._parts, self._size = [b""], 0
+        self._line += part[: MAX_MESSAGE_BYTES + 1 - len(self._line)]  # one byte more tells that it is too long

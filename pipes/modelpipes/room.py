@@ -22,8 +22,11 @@ SEAT_RULE = "a seat's name is 1 to 32 of a-z, 0-9, '.' and '-', begins with a le
 _SEAT = re.compile(r"[a-z0-9][a-z0-9.-]{0,31}(?<!\.lock)")  # a_to_b.lock is b's asker's, not a pipe to b.lock
 _PIPE = re.compile(rf"({_SEAT.pattern})_to_({_SEAT.pattern})")
 _LOCK = re.compile(rf"({_SEAT.pattern}(?:_to_{_SEAT.pattern})?)\.lock")
+_LOCK_SAYS = re.compile(rb"\s*|\d+\s*|\{\"seat\":.*", re.DOTALL)  # nothing, an asker's pid, or a Sitting
 _MADE_BY_US = stat.S_ISVTX | 0o700  # the sticky bit changes nothing in a 0700 directory; it tells clean-up whose it is
 _DYING_S = 2.0  # how long a second member waits for the first to be gone
+_NAMELESS_S = 0.5  # a lock whose holder says nothing is another clean-up's, or a member's that just came: soon told
+_COMMAND_CHARS = 80  # of a command, for a message to a person
 
 State: TypeAlias = Literal["free", "died", "loading", "ready", "busy"]
 
@@ -41,7 +44,9 @@ class Sitting(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def name(self) -> str:
         """The seat, its process and its command, for a message to a person."""
-        return f"{self.seat} (pid {self.pid}, {self.command})"
+        command = self.command if len(self.command) <= _COMMAND_CHARS else f"{self.command[: _COMMAND_CHARS - 1]}…"
+        about = ([f"pid {self.pid}"] if self.pid else []) + ([command] if command else [])
+        return f"{self.seat} ({', '.join(about)})" if about else self.seat
 
 
 _sitting = msgspec.json.Decoder(Sitting)
@@ -63,7 +68,8 @@ def star(hub: str, seats: Sequence[str], *, mesh: bool = False) -> list[tuple[st
     """(sender, receiver) of every pipe between the hub and each seat; with mesh, also of seats among each other."""
     if hub in seats:
         raise UsageError(f"'{hub}' is the hub; name another seat, or another --hub")
-    pairs = [pair for seat in dict.fromkeys(seats) for pair in ((hub, seat), (seat, hub))]
+    seats = list(dict.fromkeys(seats))
+    pairs = [pair for seat in seats for pair in ((hub, seat), (seat, hub))]
     return pairs + [(a, b) for a in seats for b in seats if mesh and a != b]
 
 
@@ -74,7 +80,7 @@ def resolve(path: str | None) -> str:
     directory inside it.
     """
     if path is None:
-        return os.path.join(runtime_dir() or _per_user(os.environ.get("TMPDIR") or "/tmp"), "default")
+        return os.path.join(runtime_dir() or _per_user(os.path.abspath(os.environ.get("TMPDIR") or "/tmp")), "default")
     path = os.path.abspath(os.path.expanduser(path))
     try:
         found = os.stat(path)
@@ -89,8 +95,29 @@ def _per_user(shared: str) -> str:
     return os.path.join(shared, f"modelpipes-{os.geteuid()}")
 
 
+def _check_directory(path: str) -> None:
+    """Raise RoomError unless the path is a directory of ours that nobody else can write."""
+    parent = os.path.dirname(path)
+    if parent == _per_user(os.path.dirname(parent)):
+        _check_directory(parent)  # its name can be guessed: somebody else may have made it first
+    try:
+        found = os.lstat(path)
+    except OSError:
+        raise RoomError(f"{path}: no room there; run setup-pipes first, or name the room with -d") from None
+    if stat.S_ISLNK(found.st_mode):
+        raise RoomError(f"{path}: a symbolic link, which is never followed; name the directory itself with -d")
+    if not stat.S_ISDIR(found.st_mode):
+        raise RoomError(f"{path}: not a directory")
+    if found.st_uid != os.geteuid():
+        raise RoomError(f"{path}: belongs to user {found.st_uid}, not to us")
+    if found.st_mode & 0o022:
+        raise RoomError(f"{path}: others can write there; chmod go-w it, or name another room with -d")
+
+
 class Room:
     """A directory that holds the FIFOs of one conversation."""
+
+    keeps_asker_locks = True  # for the next asker; clean-up removes them
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -99,7 +126,7 @@ class Room:
     def open(cls, path: str | None = None) -> Room:
         """The room that is there; RoomError where there is none, or it is not ours."""
         room = cls(resolve(path))
-        room._check()
+        _check_directory(room.path)
         return room
 
     @classmethod
@@ -115,26 +142,13 @@ class Room:
         try:
             os.makedirs(parent, mode=0o700, exist_ok=True)
             if parent == _per_user(os.path.dirname(parent)):
-                Room(parent)._check()  # its name can be guessed: somebody else may have made it first
-            os.mkdir(room.path, _MADE_BY_US)
-        except FileExistsError:
-            pass
+                _check_directory(parent)  # before anything is made in it
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(room.path, _MADE_BY_US)
         except OSError as e:
             raise RoomError(f"{room.path}: cannot be made: {(e.strerror or str(e)).lower()}") from None
-        room._check()
+        _check_directory(room.path)
         return room
-
-    def _check(self) -> None:
-        try:
-            found = os.lstat(self.path)
-        except OSError:
-            raise RoomError(f"{self.path}: no room there; run setup-pipes first, or name the room with -d") from None
-        if not stat.S_ISDIR(found.st_mode):
-            raise RoomError(f"{self.path}: not a directory")
-        if found.st_uid != os.geteuid():
-            raise RoomError(f"{self.path}: belongs to user {found.st_uid}, not to us")
-        if found.st_mode & 0o022:
-            raise RoomError(f"{self.path}: others can write there; chmod go-w it, or name another room with -d")
 
     def pipe(self, sender: str, receiver: str) -> str:
         return os.path.join(self.path, f"{sender}_to_{receiver}")
@@ -194,10 +208,12 @@ class Room:
         """Take a seat for this process; RoomError, naming the holder, where it is taken."""
         self.require(seat)
         try:
-            return fifo.Lock.take(self.seat_lock(seat), Deadline.after(_DYING_S))
+            lock = fifo.Lock.take(self.seat_lock(seat), Deadline.after(_DYING_S))
         except DeadlineError:
             who = self.sitting(seat).name()
             raise RoomError(f"{self.path}: the seat is taken by {who}; end it, or take another seat") from None
+        lock.clear()  # what a dead member left there must not pass for ours
+        return lock
 
     def wait_for(self, seats: Iterable[str], deadline: Deadline, *, grace_s: float = _DYING_S) -> None:
         """Return when these seats are ready or busy; DeadlineError at the deadline.
@@ -214,9 +230,10 @@ class Room:
                 continue
             if who.state == "died" and grace.has_passed():
                 raise PeerGone(f"{who.name()} died; seat it again with attach-model")
+            self.require(who.seat)  # in a room that was removed nobody will ever be ready
             if deadline.has_passed():
                 is_what = {"free": "nobody took it", "died": "its member died"}.get(who.state, f"it is {who.state}")
-                raise DeadlineError(f"{self.path}: seat {who.seat} is not ready before the deadline: {is_what}")
+                raise DeadlineError(f"{self.path}: seat {who.seat} was not ready before the deadline: {is_what}")
             time.sleep(fifo.RETRY_S)
 
     def pipes_of_prefix(self, prefix: str) -> list[tuple[str, str]]:
@@ -230,40 +247,77 @@ class Room:
         A seat in use is kept, unless forced. Lock files go with the last pipe of their seats, and the
         room itself when it is empty, if we made it.
         """
-        chosen = list(self.pipes() if pipes is None else pipes)
-        kept: list[str] = []
-        with contextlib.ExitStack() as held:
-            used: set[str] = set()
-            for name in sorted({seat for pair in chosen for seat in pair} | self._lock_names()):
-                if lock := fifo.Lock.try_take(os.path.join(self.path, f"{name}.lock")):
-                    held.enter_context(lock)  # nobody takes the seat while its pipes go
-                elif not force:
-                    used.add(name.split("_to_")[-1])
-                    kept.append(self._describe_use(name))
-            for pair in chosen:
-                if not used & set(pair):
-                    kept += _unlink(self.pipe(*pair), stat.S_ISFIFO)
-            left = {seat for pair in self.pipes() for seat in pair}
-            for name in self._lock_names():
-                if not left & set(name.split("_to_")):
-                    kept += _unlink(os.path.join(self.path, f"{name}.lock"), stat.S_ISREG)
-            self._remove_directory()
-        return kept
-
-    def _lock_names(self) -> set[str]:
-        return {m[0].removesuffix(".lock") for name in self._names() if (m := _LOCK.fullmatch(name))}
-
-    def _describe_use(self, lock_name: str) -> str:
-        if "_to_" not in lock_name:
-            return f"{self.sitting(lock_name).name()} is in use and kept; end it, or use -f"
-        asker, seat = lock_name.split("_to_")
-        pid = fifo.look(self.asker_lock(asker, seat))[1].decode().strip() or "unknown"
-        return f"{seat} is in use by {asker} (pid {pid}) and kept; end it, or use -f"
-
-    def _remove_directory(self) -> None:
+        try:
+            chosen = set(self.pipes() if pipes is None else pipes)
+            kept = self._remove_pipes(chosen, force)
+            seats = None if pipes is None else {seat for pair in chosen for seat in pair}
+            kept += self._remove_locks(seats, force)
+        except RoomError:
+            if os.path.lexists(self.path):
+                raise
+            return []  # another clean-up was faster
         with contextlib.suppress(OSError):  # not empty, or gone: either way nothing of ours is left to remove
             if os.lstat(self.path).st_mode & stat.S_ISVTX:
                 os.rmdir(self.path)
+        return list(dict.fromkeys(kept))
+
+    def _remove_pipes(self, chosen: set[tuple[str, str]], force: bool) -> list[str]:
+        kept = []
+        for a, b in sorted({(min(pair), max(pair)) for pair in chosen}):
+            with contextlib.ExitStack() as locks:
+                names = (a, b, f"{a}_to_{b}", f"{b}_to_{a}")
+                if not force and (use := self._lock_out(names, locks)):
+                    kept.append(use)
+                    continue
+                for pair in sorted(chosen & {(a, b), (b, a)}):
+                    kept += _unlink(self.pipe(*pair), stat.S_ISFIFO)
+        return kept
+
+    def _remove_locks(self, seats: set[str] | None, force: bool) -> list[str]:
+        kept = []
+        left = {seat for pair in self.pipes() for seat in pair}
+        for name in self._lock_names():
+            its_seats = set(name.split("_to_"))
+            if its_seats & left or (seats is not None and not its_seats <= seats):
+                continue
+            with contextlib.ExitStack() as locks:
+                if not force and (use := self._lock_out([name], locks)):
+                    kept.append(use)
+                else:
+                    kept += _unlink(os.path.join(self.path, f"{name}.lock"), stat.S_ISREG)
+        return kept
+
+    def _lock_names(self) -> list[str]:
+        """The lock files of ours, without `.lock`; also those of seats whose pipes are gone."""
+        return sorted(m[1] for name in self._names() if (m := _LOCK.fullmatch(name)) and self._is_lock(name))
+
+    def _is_lock(self, file: str) -> bool:
+        try:
+            return bool(_LOCK_SAYS.fullmatch(fifo.look(os.path.join(self.path, file))[1]))
+        except RoomError:
+            return False  # another program's, that ends in .lock as well
+
+    def _lock_out(self, names: Iterable[str], locks: contextlib.ExitStack) -> str | None:
+        """Take these locks, so that nobody sits down or asks while the pipes go; else who is in the way."""
+        deadline = Deadline.after(_NAMELESS_S)
+        for name in names:
+            while not (lock := fifo.Lock.try_take(os.path.join(self.path, f"{name}.lock"))):
+                user = self._user(name)
+                if user or deadline.has_passed():
+                    return f"{user or name.split('_to_')[-1]} is in use and kept; end it, or use -f"
+                time.sleep(fifo.RETRY_S)
+            locks.enter_context(lock)
+            lock.clear()  # else what a dead holder left there would pass for us
+        return None
+
+    def _user(self, lock_name: str) -> str | None:
+        """Who holds a lock now, as far as its file says."""
+        *asker, seat = lock_name.split("_to_")
+        if not asker:
+            who = self.sitting(seat)
+            return who.name() if who.pid and who.state != "died" else None
+        is_held, pid = fifo.look(self.asker_lock(asker[0], seat))
+        return f"{seat}, asked by {asker[0]} (pid {pid.decode().strip()})," if is_held and pid.strip() else None
 
 
 def _unlink(path: str, is_kind: Callable[[int], bool]) -> list[str]:
@@ -287,9 +341,13 @@ class PipePair(Room):
         self._paths = os.path.abspath(to_pipe), os.path.abspath(from_pipe)
         names = _PIPE.fullmatch(os.path.basename(to_pipe))
         self.sender, self.receiver = (names[1], names[2]) if names else (HUB, "peer")
+        self.keeps_asker_locks = names is not None  # else no clean-up would find it
 
     def pipe(self, sender: str, receiver: str) -> str:
         return self._paths[sender != self.sender]
 
     def asker_lock(self, asker: str, seat: str) -> str:
-        return f"{self._paths[0]}.lock" if self.receiver == "peer" else super().asker_lock(asker, seat)
+        return super().asker_lock(asker, seat) if self.keeps_asker_locks else f"{self._paths[0]}.lock"
+
+    def sitting(self, seat: str) -> Sitting:
+        return super().sitting(seat) if self.keeps_asker_locks else Sitting(self._paths[0], "free")

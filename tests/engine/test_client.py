@@ -25,6 +25,8 @@ from modelpipes.errors import DeadlineError, EngineError
 
 LIMIT_S = 30.0
 CANCEL_LIMIT_S = 0.1  # what the project promises
+# llama.cpp's threads wait for each other by spinning: beside other tests on few cores, one is faster than two.
+ONE_THREAD = ("--threads", "1")
 HELLO = [{"role": "user", "content": "Hello."}]
 
 
@@ -99,21 +101,25 @@ def test_a_template_that_demands_alternation_is_named(kind: EngineChoice, folder
         assert caught.value.kind == "template"
 
 
-@pytest.mark.parametrize(("name", "refuses"), [("hello", False), ("deaf", True)])
-def test_a_template_without_system_role_is_known(kind: EngineChoice, folder: Path, name: str, refuses: bool) -> None:
+def test_a_template_with_a_system_role_takes_it(hello_engine: Engine) -> None:
+    with Client(hello_engine.base_url) as client:
+        assert client.refuses_system() is False
+
+
+@pytest.mark.parametrize("name", ["nosystem", "deaf"])
+def test_system_text_is_never_lost_unnoticed(kind: EngineChoice, folder: Path, name: str) -> None:
+    # llama-server folds it into the user message where the template raises or drops it; else we must know.
     with client_of(folder, name, kind) as (client, _):
-        assert client.refuses_system() is refuses
-
-
-def test_system_text_reaches_a_model_whose_template_raises(kind: EngineChoice, folder: Path) -> None:
-    # llama-server folds it into the user message itself, or refuses_system says so.
-    with client_of(folder, "nosystem", kind) as (client, _):
         messages = [{"role": "system", "content": "Be brief."}, *HELLO]
         assert client.refuses_system() or (client.count_tokens(messages) or 0) > (client.count_tokens(HELLO) or 0)
 
 
+# One for all: to make a client reads the certificates, which takes longer than a cancel.
+LOOK = httpx.Client(trust_env=False, verify=False)
+
+
 def busy_slots(engine: Engine) -> int:
-    return sum(slot["is_processing"] for slot in httpx.get(engine.base_url + "/slots").json())
+    return sum(slot["is_processing"] for slot in LOOK.get(engine.base_url + "/slots").json())
 
 
 def cancel_from_another_thread(stream: ChatStream, until: Callable[[Piece | Reading], bool], engine: Engine) -> float:
@@ -150,7 +156,7 @@ def best_of(count: int, measure: Callable[[], float]) -> float:
 
 
 def test_a_cancel_amid_an_answer_frees_the_slot(kind: EngineChoice, folder: Path) -> None:
-    with client_of(folder, "endless", kind) as (client, engine):
+    with client_of(folder, "endless", kind, engine_args=ONE_THREAD) as (client, engine):
 
         def measure() -> float:
             stream = client.chat(HELLO, silence_s=LIMIT_S)
@@ -160,11 +166,11 @@ def test_a_cancel_amid_an_answer_frees_the_slot(kind: EngineChoice, folder: Path
 
 
 def test_a_cancel_while_the_prompt_is_read_frees_the_slot(kind: EngineChoice, folder: Path) -> None:
-    with client_of(folder, "slow", kind, ctx_size=32768) as (client, engine):
+    with client_of(folder, "slow", kind, ctx_size=16384, engine_args=ONE_THREAD) as (client, engine):
         numbers = iter(range(10))
 
         def measure() -> float:
-            long = [{"role": "user", "content": str(next(numbers)) + "x" * 20000}]
+            long = [{"role": "user", "content": str(next(numbers)) + "x" * 6000}]
             stream = client.chat(long, silence_s=LIMIT_S)
             return cancel_from_another_thread(
                 stream, lambda piece: isinstance(piece, Reading) and 0 < piece.done < 5000, engine

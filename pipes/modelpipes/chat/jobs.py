@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 
 from modelpipes.chat.voices import Work
@@ -16,10 +17,13 @@ class Job:
         self.asker = asker
         self.say = say
         self.is_plain = is_plain
+        self.line = asker, is_plain  # where it queues: a typed asker never waits behind its seat's plain lines
         self.arrived_s = time.monotonic()
         self.started_s = 0.0
         self.work: Work | None = None  # None: it still waits
         self.is_abandoned = False  # its asker has gone: nobody wants the answer
+        self.pieces: deque[tuple[str, str]] = deque()  # (content, thinking) that the voice emitted, still to be posted
+        self.is_posting = False  # somebody was told to post them
 
 
 class Jobs:
@@ -42,14 +46,14 @@ class Jobs:
         """Move the oldest job whose asker has none before it, and that may start, to the working ones."""
         if len(self.working) >= self.parallel:
             return None
-        blocked = {job.asker for job in self.working}
+        blocked = {job.line for job in self.working}
         for job in self.waiting:
-            if job.asker not in blocked and may_start(job):
+            if job.line not in blocked and may_start(job):
                 self.waiting.remove(job)
                 self.working.append(job)
                 job.started_s = time.monotonic()
                 return job
-            blocked.add(job.asker)
+            blocked.add(job.line)
         return None
 
     def find(self, say_id: str) -> Job | None:

@@ -112,7 +112,7 @@ class Member:
         return self._end or 0
 
     def _step(self) -> None:
-        until = Deadline.after(PLAIN_RETRY_S) if self._waits_for_plain_asker() else self._tick
+        until = Deadline.after(PLAIN_RETRY_S) if self._has_plain_business() else self._tick
         event = self._endpoint.receive(until.earlier(self._tick))
         if isinstance(event, Arrival):
             self._hear(event.sender, event.item)
@@ -247,13 +247,24 @@ class Member:
             self._hand_over(lambda: self._finish(job, finish))
 
     def _pass_on(self, job: Job, content: str, thinking: str) -> None:
-        """In the voice's thread."""
-        if not job.is_plain:
-            self._hand_over(lambda: self._post_delta(job, content, thinking))
+        """In the voice's thread: pieces that come faster than they go travel together."""
+        if job.is_plain:
+            return
+        job.pieces.append((content, thinking))
+        if not job.is_posting:
+            job.is_posting = True
+            self._hand_over(lambda: self._post_delta(job))
 
-    def _post_delta(self, job: Job, content: str, thinking: str) -> None:
+    def _post_delta(self, job: Job) -> None:
+        job.is_posting = False
+        content = thinking = ""
+        while job.pieces:
+            more_content, more_thinking = job.pieces.popleft()
+            content += more_content
+            thinking += more_thinking
         if not job.is_abandoned and self._endpoint.unsent_bytes(job.asker) < UNSENT_LIMIT_BYTES:
-            self._post(job.asker, Delta(job.say.id, self.seat, job.asker, content, thinking))
+            with contextlib.suppress(MessageError):  # too large for one message: the reply will tell, or fail
+                self._post(job.asker, Delta(job.say.id, self.seat, job.asker, content, thinking))
 
     def _give_up(self, job: Job, error: PipesError) -> None:
         self._jobs.remove(job)
@@ -327,14 +338,15 @@ class Member:
             self._report(f"{self.seat}: {asker} asked again before it collected an answer, which is lost")
         self._uncollected[asker] = text
 
-    def _waits_for_plain_asker(self) -> bool:
-        return bool(self._uncollected) or any(job.is_plain for job in self._jobs.waiting)
+    def _has_plain_business(self) -> bool:
+        """Is there a reader to come, a lock to go, or a pipe to close, none of which the kernel tells?"""
+        is_idle = self._endpoint.close_idle()
+        return bool(self._uncollected) or not is_idle or any(job.is_plain for job in self._jobs.waiting)
 
     def _deliver_plain(self) -> None:
         for asker in list(self._uncollected):
             if self.room.is_asked(asker, self.seat) or self._endpoint.unsent_bytes(asker):
                 continue
-            self._endpoint.disconnect(asker)  # what a typed asker left behind is not for this one
             if not self._endpoint.try_connect(asker):
                 continue
             text = self._uncollected.pop(asker)

@@ -8,6 +8,7 @@ import click
 
 from modelpipes import output
 from modelpipes.commands import options
+from modelpipes.errors import RoomError
 from modelpipes.room import Room, resolve
 
 
@@ -26,9 +27,12 @@ def command(directory: str | None, prefix: str | None, force: bool) -> int:
       cleanup-pipes
       cleanup-pipes -d ./room -f
     """
-    if not os.path.lexists(resolve(directory)):
+    try:
+        room = Room.open(directory)
+    except RoomError:
+        if os.path.lexists(resolve(directory)):
+            raise
         return 0  # what is not there is clean
-    room = Room.open(directory)
     kept = room.remove(None if prefix is None else room.pipes_of_prefix(prefix), force=force)
     for line in kept:
         output.say(f"cleanup-pipes: {line}")

@@ -8,7 +8,7 @@ import click
 
 from modelpipes import output
 from modelpipes.commands import options
-from modelpipes.errors import UsageError
+from modelpipes.errors import RoomError, UsageError
 from modelpipes.room import HUB, Room, check_seat, seat_variable, star
 
 
@@ -49,7 +49,7 @@ def command(
     lines = _exports(hub, named) if print_env else []
     room = Room.make(directory)
     if clean and (kept := room.remove()):
-        raise UsageError(f"--clean: {kept[0]}")
+        raise RoomError(f"--clean: {kept[0]}")
     if clean:
         room = Room.make(directory)
     paths = room.make_pipes(pairs)

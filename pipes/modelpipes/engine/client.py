@@ -117,12 +117,12 @@ class Client:
             headers["Authorization"] = f"Bearer {api_key}"
         self._http = httpx.Client(
             headers=headers,
-            # Reading the certificates takes 20 ms: only where they are used.
+            # Reading the certificates takes 14 ms: only where they are used.
             verify=parts.scheme == "https",
             # A proxy of the environment has no business between us and this machine.
             trust_env=not is_local,
             timeout=httpx.Timeout(QUERY_LIMIT_S, connect=CONNECT_LIMIT_S),
-            # Servers close kept connections unannounced; a new one to this machine costs 0.2 ms.
+            # Servers close kept connections unannounced; a new one to this machine costs 0.02 ms.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
 

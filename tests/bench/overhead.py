@@ -1,0 +1,176 @@
+"""What the pipes cost: start-up, first token and streaming rate, side by side with direct HTTP.
+
+    python -m tests.bench.overhead [--runs 40] [--json]
+
+Prints medians and, first, ratios and differences against the baseline of the same run: these are what
+holds on another machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from modelpipes.asker import Asker
+from modelpipes.child import Child
+from modelpipes.deadline import Deadline
+from modelpipes.engine.lifecycle import Engine
+from modelpipes.message import Delta, Reply, Say, new_id
+from modelpipes.room import Room, star
+from tests.models import scripted_model
+
+STREAM_TOKENS = 1000
+COMMANDS = {
+    "setup-pipes": ["setup", "bob"],
+    "list-seats": ["seats"],
+    "ask-model": ["ask", "bob", "--max-seconds", "30", "hello"],
+    "cleanup-pipes": ["cleanup", "-d", "/nonexistent"],
+}
+
+
+def median_of(runs: int, *measures: Callable[[], float]) -> list[float]:
+    """The median of each measure, taken in turn so that a drift of the machine meets all alike."""
+    taken: list[list[float]] = [[] for _ in measures]
+    for number in range(runs + 1):
+        for values, measure in zip(taken, measures, strict=True):
+            value = measure()
+            if number:  # the first run warms up
+                values.append(value)
+    return [statistics.median(values) for values in taken]
+
+
+def run_s(argv: list[str], **environment: str) -> float:
+    began_s = time.perf_counter()
+    subprocess.run(argv, env=os.environ | environment, check=True, stdout=subprocess.DEVNULL, timeout=60)
+    return time.perf_counter() - began_s
+
+
+def direct(url: str, question: str, max_tokens: int) -> tuple[float, float, int]:
+    """(first token, all, tokens) of one streamed answer over plain HTTP, in seconds."""
+    body = {
+        "messages": [{"role": "user", "content": question}],
+        "stream": True,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+    }
+    where = urlsplit(url)
+    began_s = time.perf_counter()
+    connection = http.client.HTTPConnection(where.hostname or "", where.port)
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+    first_s, tokens = 0.0, 0
+    for line in connection.getresponse():
+        if not line.startswith(b"data: {"):
+            continue
+        if b'"content":"' in line:
+            first_s = first_s or time.perf_counter()
+            tokens += 1
+    ended_s = time.perf_counter()
+    connection.close()
+    return first_s - began_s, ended_s - first_s, tokens
+
+
+def through_pipes(room: Room, seat: str, question: str) -> tuple[float, float, int]:
+    """The same through the pipes, the lock and the opening of both pipes included."""
+    began_s = time.perf_counter()
+    first_s, tokens = 0.0, 0
+    with Asker(room, "hub", seat, silence_s=30, limit=Deadline.after(60)) as asker:
+        for answer in asker.ask(Say(new_id(), "hub", seat, question)):
+            if isinstance(answer, Delta):
+                first_s = first_s or time.perf_counter()
+            elif isinstance(answer, Reply):
+                tokens = answer.usage.completion_tokens if answer.usage else 0
+    return first_s - began_s, time.perf_counter() - first_s, tokens
+
+
+def seat(room: Room, name: str, *options: str) -> Child:
+    argv = [sys.executable, "-P", "-m", "modelpipes", "attach", name, "-d", room.path, *options]
+    child = Child(argv, name=f"member {name}")
+    room.wait_for([name], Deadline.after(30))
+    return child
+
+
+def measure(runs: int) -> Iterator[dict[str, Any]]:
+    python = sys.executable
+    with tempfile.TemporaryDirectory() as folder:
+        room = Room.make(os.path.join(folder, "room"))
+        room.make_pipes(star("hub", ["bob", "echo", "first"]))
+        with seat(room, "bob", "--filter", "cat"):
+            for name, arguments in COMMANDS.items():
+                argv = [python, "-P", "-m", "modelpipes", *arguments]
+                ours, base, bare = median_of(
+                    runs,
+                    lambda argv=argv: run_s(argv, PIPE_DIR=room.path),  # type: ignore[misc]  # bound now
+                    lambda: run_s([python, "-c", "import click"]),
+                    lambda: run_s([python, "-c", "pass"]),
+                )
+                yield {
+                    "what": f"start-up of {name}",
+                    "ratio": ours / base,
+                    "ours_ms": ours * 1000,
+                    "import_click_ms": base * 1000,
+                    "python_ms": bare * 1000,
+                }
+        with Engine("tiny-chat", ctx_size=1024) as engine:
+            engine.be_ready(Deadline.after(60))
+            with seat(room, "first", "--server", engine.base_url, "--max-tokens", "16", "--temperature", "0"):
+                http_s, pipes_s = median_of(
+                    runs,
+                    lambda: direct(engine.base_url, "Hello.", 16)[0],
+                    lambda: through_pipes(room, "first", "Hello.")[0],
+                )
+                yield {
+                    "what": "first token of tiny-chat",
+                    "ratio": pipes_s / http_s,
+                    "added_ms": (pipes_s - http_s) * 1000,
+                    "pipes_ms": pipes_s * 1000,
+                    "http_ms": http_s * 1000,
+                }
+        model = scripted_model(Path(folder) / "endless.gguf", "one two three", endless=True)
+        with Engine(str(model), ctx_size=4096) as engine:
+            engine.be_ready(Deadline.after(60))
+            with seat(
+                room, "echo", "--server", engine.base_url, "--max-tokens", str(STREAM_TOKENS), "--temperature", "0"
+            ):
+
+                def rate(figures: tuple[float, float, int]) -> float:
+                    return figures[2] / figures[1]
+
+                http_rate, pipes_rate = median_of(
+                    max(5, runs // 4),
+                    lambda: rate(direct(engine.base_url, "Go.", STREAM_TOKENS)),
+                    lambda: rate(through_pipes(room, "echo", "Go.")),
+                )
+                yield {
+                    "what": f"streaming {STREAM_TOKENS} tokens",
+                    "ratio": pipes_rate / http_rate,
+                    "pipes_tokens_per_second": pipes_rate,
+                    "http_tokens_per_second": http_rate,
+                }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=40, help="counted runs of each; the median is reported")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    for figures in measure(given.runs):
+        if given.json:
+            print(json.dumps(figures), flush=True)
+        else:
+            rest = ", ".join(f"{key} {value:.2f}" for key, value in figures.items() if key not in ("what", "ratio"))
+            print(f"{figures['what']}: ratio {figures['ratio']:.2f} ({rest})", flush=True)
+
+
+if __name__ == "__main__":
+    main()

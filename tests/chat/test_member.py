@@ -1,0 +1,513 @@
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from modelpipes.chat.voices import Finish, Work
+from modelpipes.deadline import Deadline
+from modelpipes.endpoint import Arrival, Endpoint
+from modelpipes.errors import DeadlineError, MessageError, PeerFailed, PeerGone, ProgramError, RoomError
+from modelpipes.message import Cancel, Delta, Failure, Heard, Message, Pong, Progress, Reply, Say, Usage, new_id
+from modelpipes.room import Room
+from tests.chat.conftest import LIMIT_S, ScriptedVoice, Seat, ask, asker, wait_until
+
+
+class Gate:
+    """A voice's script that says "begun", waits until the test opens it or cancels, then says "done"."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Semaphore(0)
+        self.opened = threading.Event()
+        self.was_cancelled = threading.Event()
+
+    def __call__(self, work: Work) -> None:
+        work.when_cancelled(self.opened.set)
+        work.emit("begun ")
+        self.begun.release()
+        assert self.opened.wait(LIMIT_S)
+        if work.is_cancelled:
+            self.was_cancelled.set()
+        else:
+            work.emit("done")
+
+    def wait_begun(self) -> None:
+        assert self.begun.acquire(timeout=LIMIT_S)
+
+
+class Wire:
+    """A seat of the test that speaks as it likes."""
+
+    def __init__(self, room: Room, seat: str = "hub", to: str = "bob") -> None:
+        self.seat, self.to = seat, to
+        self.endpoint = Endpoint(room, seat)
+        self.endpoint.listen(to)
+        self.endpoint.connect(to, Deadline.after(LIMIT_S))
+
+    def send(self, message: Message) -> None:
+        self.endpoint.send(self.to, message, Deadline.after(LIMIT_S))
+
+    def say(self, content: str = "", **fields: object) -> str:
+        say = Say(new_id(), self.seat, self.to, content, **fields)  # type: ignore[arg-type]
+        self.send(say)
+        return say.id
+
+    def hear(self, kind: type[Message]) -> Message:
+        """The next message of a kind; progress and deltas of other kinds are passed over."""
+        while True:
+            event = self.endpoint.receive(Deadline.after(LIMIT_S))
+            assert event is not None, f"no {kind.__name__} came"
+            if isinstance(event, Arrival) and isinstance(event.item, kind):
+                return event.item
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.endpoint.close()
+
+
+def plainly(room: Room, line: bytes, sender: str = "hub") -> bytes:
+    """What `echo LINE > hub_to_bob; head -1 bob_to_hub` prints."""
+    with open(room.pipe(sender, "bob"), "wb") as pipe:
+        pipe.write(line + b"\n")
+    with open(room.pipe("bob", sender), "rb") as pipe:
+        return pipe.readline()
+
+
+def test_an_answer_comes_in_pieces_and_then_whole_with_its_times(room: Room, seat: Seat) -> None:
+    def script(work: Work) -> Finish:
+        work.emit(thinking="hm")
+        work.emit("one ")
+        work.emit("two")
+        return Finish(usage=Usage(3, 2), tokens_per_second=7.04, dropped=(1, 2))
+
+    seat(ScriptedVoice(script))
+    *pieces, reply = ask(room, "count")
+    assert isinstance(reply, Reply)
+    assert "".join(p.content for p in pieces if isinstance(p, Delta)) == reply.content == "one two"
+    assert "".join(p.thinking for p in pieces if isinstance(p, Delta)) == reply.thinking == "hm"
+    assert (reply.stop, reply.usage, reply.dropped, reply.sender) == ("end", Usage(3, 2), (1, 2), "bob")
+    assert reply.timing and reply.timing.tokens_per_second == 7.0
+    assert 0 <= reply.timing.queued_ms <= reply.timing.total_ms
+
+
+def test_a_lone_message_leaves_no_trace_in_the_next_one(room: Room, seat: Seat) -> None:
+    voice = ScriptedVoice()
+    seat(voice)
+    ask(room, "first")
+    ask(room, "second")
+    assert voice.heard == [[("hub", "first")], [("hub", "second")]]
+
+
+def test_each_askers_messages_are_answered_in_order_and_askers_side_by_side(room: Room, seat: Seat) -> None:
+    gates = {"slow": Gate(), "quick": Gate()}
+    seat(ScriptedVoice(lambda work: gates[work.turns[-1].content.split()[0]](work), parallel=4))
+    with Wire(room) as hub, Wire(room, "alice") as alice:
+        first, second = hub.say("slow 1"), hub.say("slow 2")
+        gates["slow"].wait_begun()
+        other = alice.say("quick")
+        gates["quick"].wait_begun()
+        gates["quick"].opened.set()
+        assert alice.hear(Reply).reply_to == other  # type: ignore[union-attr]
+        assert not gates["slow"].begun.acquire(blocking=False), "hub's second message did not wait for its first"
+        gates["slow"].opened.set()
+        assert [hub.hear(Reply).reply_to for _ in range(2)] == [first, second]  # type: ignore[union-attr]
+
+
+def test_no_more_than_parallel_messages_are_in_work_and_the_others_learn_their_place(room: Room, seat: Seat) -> None:
+    gate = Gate()
+    seat(ScriptedVoice(gate, parallel=1))
+    with Wire(room) as hub, Wire(room, "alice") as alice:
+        hub.say("x")
+        gate.wait_begun()
+        alice.say("y")
+        progress = alice.hear(Progress)
+        assert isinstance(progress, Progress)
+        assert (progress.phase, progress.position) == ("queued", 1)
+        gate.opened.set()
+        assert alice.hear(Reply)
+
+
+def test_a_full_queue_refuses_as_busy_and_answers_the_others(
+    room: Room, seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelpipes.chat.member.QUEUE_LIMIT", 2)
+    gate = Gate()
+    seat(ScriptedVoice(gate))
+    with Wire(room) as hub:
+        asked = [hub.say("1")]
+        gate.wait_begun()
+        asked += [hub.say(str(n)) for n in range(2, 5)]
+        failure = hub.hear(Failure)
+        assert isinstance(failure, Failure)
+        assert (failure.reason, failure.reply_to) == ("busy", asked[3])
+        gate.opened.set()
+        assert [hub.hear(Reply).reply_to for _ in range(3)] == asked[:3]  # type: ignore[union-attr]
+
+
+def test_an_asker_that_goes_away_stops_the_work(room: Room, seat: Seat) -> None:
+    gate = Gate()
+    seat(ScriptedVoice(gate))
+    with Wire(room) as hub:
+        hub.say("x")
+        gate.wait_begun()
+    assert gate.was_cancelled.wait(LIMIT_S)
+    assert isinstance(ask(room, "and now")[-1], Reply)
+
+
+def test_a_cancel_ends_the_answer_with_what_was_said(room: Room, seat: Seat) -> None:
+    gate = Gate()
+    seat(ScriptedVoice(gate))
+    with Wire(room) as hub:
+        asked, waiting = hub.say("x"), hub.say("y")
+        gate.wait_begun()
+        hub.send(Cancel(waiting, "hub", "bob"))
+        dropped = hub.hear(Reply)
+        hub.send(Cancel(asked, "hub", "bob"))
+        broken_off = hub.hear(Reply)
+    assert isinstance(dropped, Reply) and isinstance(broken_off, Reply)
+    assert (dropped.reply_to, dropped.stop, dropped.content) == (waiting, "cancelled", "")
+    assert (broken_off.reply_to, broken_off.stop, broken_off.content) == (asked, "cancelled", "begun ")
+
+
+def test_nobody_cancels_what_another_asked(room: Room, seat: Seat) -> None:
+    gate = Gate()
+    seat(ScriptedVoice(gate))
+    with Wire(room) as hub, Wire(room, "alice") as alice:
+        asked = hub.say("x")
+        gate.wait_begun()
+        alice.send(Cancel(asked, "alice", "bob"))
+        alice.say("y")
+        alice.hear(Progress)
+        gate.opened.set()
+        reply = hub.hear(Reply)
+    assert isinstance(reply, Reply)
+    assert (reply.stop, reply.content) == ("end", "begun done")
+
+
+def test_a_repeated_id_is_answered_from_memory_and_an_id_in_work_is_joined(room: Room, seat: Seat) -> None:
+    gate = Gate()
+    voice = ScriptedVoice(gate)
+    seat(voice)
+    with Wire(room) as hub:
+        say = Say(new_id(), "hub", "bob", "x")
+        hub.send(say)
+        gate.wait_begun()
+        hub.hear(Delta)
+        hub.send(say)
+        joined = hub.hear(Delta)
+        gate.opened.set()
+        first = hub.hear(Reply)
+        hub.send(say)
+        assert hub.hear(Reply) == first
+    assert isinstance(joined, Delta) and joined.content == "begun "
+    assert len(voice.heard) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ProgramError("it broke"), "voice"),
+        (MessageError("it is too long"), "too-large"),
+        (DeadlineError("it is mute"), "silent"),
+    ],
+)
+def test_a_voice_that_fails_is_a_failure_with_its_reason(room: Room, seat: Seat, error: Exception, reason: str) -> None:
+    def script(work: Work) -> None:
+        raise error
+
+    seat(ScriptedVoice(script))
+    with pytest.raises(PeerFailed, match=f"bob: {error}") as failed:
+        ask(room, "x")
+    assert failed.value.reason == reason
+    assert plainly(room, b"x") == f"error: {error}\n".encode()
+
+
+def test_a_line_that_nobody_can_parse_is_answered_with_a_failure_and_the_next_one_is_read(
+    room: Room, seat: Seat
+) -> None:
+    seat(ScriptedVoice())
+    with Wire(room) as hub:
+        with open(room.pipe("hub", "bob"), "wb", buffering=0) as pipe:
+            pipe.write(b'{"type":"say","id":"abc"\n{"type":"dance","id":"def"}\n')
+        failures = [hub.hear(Failure), hub.hear(Failure)]
+        asked = hub.say("still there?")
+        assert hub.hear(Reply).reply_to == asked  # type: ignore[union-attr]
+    assert [(f.reason, f.reply_to) for f in failures if isinstance(f, Failure)] == [
+        ("malformed", "abc"),
+        ("malformed", "def"),
+    ]
+
+
+def test_unknown_fields_mean_nothing(room: Room, seat: Seat) -> None:
+    seat(ScriptedVoice())
+    with Wire(room) as hub:
+        with open(room.pipe("hub", "bob"), "wb", buffering=0) as pipe:
+            pipe.write(b'{"type":"say","id":"abc","from":"hub","to":"bob","content":"hi","mood":[1]}\n')
+        assert hub.hear(Reply).content == "hi"  # type: ignore[union-attr]
+
+
+def test_a_ping_is_answered_while_the_voice_works(room: Room, seat: Seat) -> None:
+    from modelpipes.message import Ping
+
+    gate = Gate()
+    seat(ScriptedVoice(gate))
+    with Wire(room) as hub:
+        hub.say("x")
+        gate.wait_begun()
+        hub.send(Ping("p1", "hub", "bob", "payload"))
+        pong = hub.hear(Pong)
+        gate.opened.set()
+        hub.hear(Reply)
+    assert pong == Pong("p1", "bob", "hub", "payload")
+
+
+# -- conversations
+
+
+def told(turn: int, after: int, *heard: tuple[int, str, str]) -> dict[str, object]:
+    return {"conversation": "c", "turn": turn, "after": after, "heard": tuple(Heard(*one) for one in heard)}
+
+
+def test_in_a_conversation_a_member_remembers_what_it_heard_and_said(room: Room, seat: Seat) -> None:
+    voice = ScriptedVoice(lambda work: work.emit(f"answer {len(work.turns)}"))
+    seat(voice)
+    with Wire(room) as hub:
+        hub.say(**told(1, -1, (0, "hub", "open")))
+        hub.hear(Reply)
+        hub.say(**told(3, 1, (2, "alice", "well")))
+        hub.hear(Reply)
+    assert voice.heard[1] == [("hub", "open"), ("bob", "answer 1"), ("alice", "well")]
+
+
+def test_a_member_that_knows_less_says_what_it_has_and_is_told_from_there_under_the_same_id(
+    room: Room, seat: Seat
+) -> None:
+    voice = ScriptedVoice()
+    seat(voice)
+    with Wire(room) as hub:
+        asked = hub.say(**told(4, 2, (3, "alice", "c")))
+        failure = hub.hear(Failure)
+        assert isinstance(failure, Failure)
+        assert (failure.reason, failure.have, failure.reply_to) == ("out-of-step", -1, asked)
+        turns = tuple(Heard(n, "alice", "abc"[n - 1] if n else "open") for n in range(4))
+        hub.send(Say(asked, "hub", "bob", conversation="c", turn=4, after=-1, heard=turns))
+        assert hub.hear(Reply).reply_to == asked  # type: ignore[union-attr]
+    assert [content for _, content in voice.heard[0]] == ["open", "a", "b", "c"]
+
+
+def test_a_member_that_knows_more_forgets_back_to_what_the_leader_believes(room: Room, seat: Seat) -> None:
+    voice = ScriptedVoice(lambda work: work.emit("unwritten"))
+    seat(voice)
+    with Wire(room) as hub:
+        hub.say(**told(1, -1, (0, "hub", "open")))
+        hub.hear(Reply)
+        hub.say(**told(1, -1, (0, "hub", "open")))  # the leader died before it wrote the answer down
+        hub.hear(Reply)
+        hub.say(**told(2, 0, (1, "alice", "other")))
+        hub.hear(Reply)
+    assert voice.heard[1:] == [[("hub", "open")], [("hub", "open"), ("alice", "other")]]
+
+
+def test_a_cancelled_answer_never_enters_the_history(room: Room, seat: Seat) -> None:
+    gate = Gate()
+    voice = ScriptedVoice(gate)
+    seat(voice)
+    with Wire(room) as hub:
+        asked = hub.say(**told(1, -1, (0, "hub", "open")))
+        gate.wait_begun()
+        hub.send(Cancel(asked, "hub", "bob"))
+        hub.hear(Reply)
+        hub.say(**told(2, 0, (1, "alice", "instead")))
+        hub.hear(Reply)
+    assert voice.heard[1] == [("hub", "open"), ("alice", "instead")]
+
+
+# -- plain messages
+
+
+def test_a_plain_line_is_answered_with_one_plain_line(room: Room, seat: Seat) -> None:
+    seat(ScriptedVoice(lambda work: work.emit("one\ntwo")))
+    assert plainly(room, b"x") == b"one two\n"
+
+
+def test_a_program_that_opens_one_pipe_after_the_other_gets_its_answer_a_hundred_times(room: Room, seat: Seat) -> None:
+    seat(ScriptedVoice())
+    for number in range(100):
+        assert plainly(room, f"line {number}".encode()) == f"line {number}\n".encode()
+
+
+def test_a_plain_asker_that_never_collects_holds_nobody_up_and_a_newer_line_replaces_its_answer(
+    room: Room, seat: Seat, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seat(ScriptedVoice())
+    for number, line in enumerate((b"old\n", b"new\n"), 1):
+        with open(room.pipe("hub", "bob"), "wb") as pipe:
+            pipe.write(line)
+        assert isinstance(ask(room, "meanwhile", sender="alice")[-1], Reply)
+        wait_until(lambda answers=2 * number: room.sitting("bob").answers == answers, "the plain answer")  # type: ignore[misc]
+    with open(room.pipe("bob", "hub"), "rb") as pipe:
+        assert pipe.readline() == b"new\n"
+    assert "hub asked again before it collected an answer" in capfd.readouterr().err
+
+
+def test_a_plain_line_from_a_seat_that_a_member_holds_is_never_answered(
+    room: Room, seat: Seat, capfd: pytest.CaptureFixture[str]
+) -> None:
+    voice = ScriptedVoice()
+    seat(voice)
+    seat(ScriptedVoice(), "alice")
+    with open(room.pipe("alice", "bob"), "wb") as pipe:
+        pipe.write(b"for ever\n")
+    assert isinstance(ask(room, "x")[-1], Reply)
+    assert voice.heard == [[("hub", "x")]]
+    assert "which is a member" in capfd.readouterr().err
+
+
+def test_a_typed_asker_keeps_plain_lines_of_its_seat_waiting(room: Room, seat: Seat) -> None:
+    voice = ScriptedVoice()
+    seat(voice)
+    with asker(room) as one:
+        with open(room.pipe("hub", "bob"), "wb") as pipe:
+            pipe.write(b"plain\n")
+        answers = list(one.ask(Say(new_id(), "hub", "bob", "typed")))
+        assert isinstance(answers[-1], Reply)
+        assert answers[-1].content == "typed"
+        assert voice.heard == [[("hub", "typed")]]
+    with open(room.pipe("bob", "hub"), "rb") as pipe:
+        assert pipe.readline() == b"plain\n"
+
+
+def test_a_bracket_begins_no_plain_line(room: Room, seat: Seat) -> None:
+    seat(ScriptedVoice())
+    assert plainly(room, b"[1]") == b"[1]\n"
+
+
+# -- its seat
+
+
+def test_the_seats_state_tells_what_it_does(room: Room, seat: Seat) -> None:
+    gate = Gate()
+    seat(ScriptedVoice(gate))
+    who = room.sitting("bob")
+    assert (who.state, who.pid, who.voice, who.queue, who.answers) == ("ready", os.getpid(), "scripted", 0, 0)
+    with Wire(room) as hub:
+        hub.say("x")
+        gate.wait_begun()
+        hub.say("y")
+        hub.hear(Progress)
+        who = room.sitting("bob")
+        assert (who.state, who.queue, who.answers) == ("busy", 1, 0)
+        gate.opened.set()
+        hub.hear(Reply)
+        hub.hear(Reply)
+    ask(room, "z")
+    assert room.sitting("bob").answers >= 2
+
+
+def test_a_second_member_is_told_who_sits_there(room: Room, seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelpipes.room._DYING_S", 0.05)
+    seat(ScriptedVoice())
+    second = seat(ScriptedVoice())
+    second.join()
+    assert isinstance(second.error, RoomError)
+    assert f"taken by bob (pid {os.getpid()}" in str(second.error)
+
+
+def test_a_member_whose_pipes_vanish_leaves_by_itself(room: Room, seat: Seat) -> None:
+    voice = ScriptedVoice()
+    member = seat(voice)
+    assert room.remove(force=True) == []
+    member.join()
+    assert (member.exit_code, member.error, voice.is_closed) == (0, None, True)
+    assert not os.path.exists(room.path)
+
+
+def test_a_member_reads_pipes_that_are_made_while_it_sits(room: Room, seat: Seat) -> None:
+    seat(ScriptedVoice())
+    room.make_pipes([("carol", "bob"), ("bob", "carol")])
+    assert isinstance(ask(room, "hello", sender="carol")[-1], Reply)
+
+
+def test_once_answers_one_message_and_leaves(room: Room, seat: Seat) -> None:
+    member = seat(ScriptedVoice(), once=True)
+    assert isinstance(ask(room, "x")[-1], Reply)
+    member.join()
+    assert member.exit_code == 0
+    assert room.sitting("bob").state == "free"
+
+
+def test_a_member_that_leaves_tells_who_waits_and_ends_its_voice(room: Room, seat: Seat) -> None:
+    gate = Gate()
+    voice = ScriptedVoice(gate)
+    member = seat(voice)
+    failed: list[PeerFailed | PeerGone] = []
+
+    def wait() -> None:
+        with pytest.raises((PeerFailed, PeerGone)) as error:
+            ask(room, "x")
+        failed.append(error.value)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    gate.wait_begun()
+    member.end()
+    thread.join(LIMIT_S)
+    assert "bob is leaving" in str(failed[0])
+    assert voice.is_closed
+    assert room.sitting("bob").state == "free"
+
+
+class MortalVoice(ScriptedVoice):
+    """A voice that dies when the test says so."""
+
+    def __init__(self, script: Callable[[Work], None]) -> None:
+        super().__init__(script)
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def death_fd(self) -> int:
+        return self.fd
+
+    def last_words(self) -> str:
+        return "out of memory"
+
+
+def test_a_voice_that_dies_takes_its_member_with_it(room: Room, seat: Seat) -> None:
+    gate = Gate()
+    voice = MortalVoice(gate)
+    member = seat(voice)
+    with Wire(room) as hub:
+        hub.say("x")
+        gate.wait_begun()
+        os.eventfd_write(voice.fd, 1)
+        failure = hub.hear(Failure)
+    member.join()
+    os.close(voice.fd)
+    assert isinstance(failure, Failure)
+    assert (failure.reason, failure.detail) == ("leaving", "bob: out of memory")
+    assert str(member.error) == "bob: out of memory"
+    assert room.sitting("bob").state == "died", "who waits for the seat must learn that nobody will come"
+
+
+def test_an_answer_too_large_for_the_pipe_is_a_failure(room: Room, seat: Seat) -> None:
+    seat(ScriptedVoice(lambda work: work.emit("x" * (17 << 20))))
+    with pytest.raises(PeerFailed) as failed:
+        ask(room, "x")
+    assert failed.value.reason == "too-large"
+
+
+def test_an_asker_that_does_not_read_gets_the_whole_answer_when_it_does(room: Room, seat: Seat) -> None:
+    def script(work: Work) -> None:
+        for _ in range(400):
+            work.emit("0123456789" * 1000)
+
+    seat(ScriptedVoice(script))
+    with Wire(room) as hub:
+        hub.say("x")
+        assert isinstance(ask(room, "y", sender="alice")[-1], Reply)  # it works on meanwhile
+        reply = hub.hear(Reply)
+    assert isinstance(reply, Reply)
+    assert len(reply.content) == 4_000_000

@@ -1,0 +1,5 @@
+import sys
+
+from tests.drill.drill import main
+
+sys.exit(main())
