@@ -22,8 +22,7 @@ head -n 1 "$PIPE_FROM_BOB"
 
 for sum in "1 and 2" "3 and 4" "5 and 6"; do
     echo "What is $sum?" >"$PIPE_TO_BOB"
-    read -r answer <"$PIPE_FROM_BOB"
-    echo "$sum: $answer"
+    echo "$sum: $(head -n 1 "$PIPE_FROM_BOB")"
 done
 
 # Both ask before either collects its answer.

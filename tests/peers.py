@@ -24,7 +24,7 @@ from modelpipes.deadline import Deadline
 from modelpipes.endpoint import Arrival, Endpoint, Lost
 from modelpipes.fifo import Lock
 from modelpipes.message import Bye, Delta, Progress, Reply, Say, new_id
-from modelpipes.room import HUB, Room, Sitting
+from modelpipes.room import Room, Sitting
 
 LIMIT_S = 20.0  # for anything that should take no time, on a machine that does other things as well
 ROOT = Path(__file__).parents[1]
@@ -79,6 +79,15 @@ def peer(kind: str, room: Room, seat: str = "bob", *args: object) -> Iterator[Pe
         yield process
     finally:
         process.close()
+
+
+def modelpipes(*args: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end: modelpipes("setup", "alice", PIPE_DIR="…"); nothing is inherited that it reads."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PIPE_")} | variables
+    command = [sys.executable, "-P", "-m", "modelpipes", *args]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL, timeout=LIMIT_S, check=False
+    )
 
 
 def eventually(holds: Callable[[], bool], what: str) -> None:
@@ -204,6 +213,18 @@ def asker(room: Room, seat: str, to: str) -> None:
     with Asker(room, seat, to, silence_s=LIMIT_S, limit=Deadline.never()):
         say_line("ready")
         heard_line()
+
+
+def asking(room: Room, seat: str, to: str) -> None:
+    """Asks a seat that may not be taken yet, and says the answer."""
+    from modelpipes.asker import Asker
+
+    say_line("ready")
+    with Asker(room, seat, to, silence_s=LIMIT_S, limit=Deadline.never()) as one:
+        *_, reply = one.ask(Say(new_id(), seat, to, "Hello"))
+        assert isinstance(reply, Reply)
+        say_line(reply.content)
+    heard_line()
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ from modelpipes.message import Delta, Failure, Heard, Malformed, Message, Plain,
 texts = st.text(st.characters(codec="utf-8"))
 messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Say, texts, texts, texts, texts, st.none() | texts, st.none() | st.integers(0, 9)),
-    st.builds(
-        Say, texts, texts, texts, heard=st.lists(st.builds(Heard, st.integers(0, 9), texts, texts)).map(tuple)
-    ),
+    st.builds(Say, texts, texts, texts, heard=st.lists(st.builds(Heard, st.integers(0, 9), texts, texts)).map(tuple)),
     st.builds(Delta, texts, texts, texts, texts, texts),
     st.builds(Reply, texts, texts, texts, texts, texts, st.sampled_from(["end", "length", "died"])),
     st.builds(Failure, texts, texts, st.sampled_from(["busy", "voice"]), texts, st.none() | texts),

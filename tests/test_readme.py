@@ -134,9 +134,7 @@ def test_one_command_leads_a_conversation(typed: Ended) -> None:
 
 
 def test_a_random_order_never_has_one_speak_twice_in_a_row(typed: Ended) -> None:
-    said = speakers(
-        said_by(typed, "chat-models --model alice=tiny-chat --model bob=tiny-chat --model carol=tiny-chat")
-    )
+    said = speakers(said_by(typed, "chat-models --model alice=tiny-chat --model bob=tiny-chat --model carol=tiny-chat"))
     assert set(said) <= {"hub", "alice", "bob", "carol"}
     assert all(one != other for one, other in zip(said, said[1:], strict=False))
 

@@ -18,7 +18,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -28,8 +27,8 @@ from modelpipes.deadline import Deadline
 from modelpipes.engine.locate import find_engine
 from modelpipes.errors import DeadlineError
 from modelpipes.room import Room, Sitting
-from tests.drill.checks import Book, Violation, words_of
-from tests.drill.processes import Id, Process, command_line, descendants, eventually, living, marked
+from tests.drill.checks import Book, Violation
+from tests.drill.processes import Id, Process, command_line, descendants, eventually, living, marked, wait_for_end
 from tests.drill.ptrace import Tracer, why_not
 from tests.drill.server import Asked, Server
 
@@ -49,6 +48,7 @@ class Victim:
     kind: str  # member, engine, leader or asker
     is_seated: bool = False  # the leader seats the members; else they are attached beforehand
     engine: str = ""  # alice has an engine of her own: recorded (seen by a proxy) or bare
+    is_large: bool = False  # answers that no pipe holds: lines are written in parts, and cut by a death
     kills_a_talk: int = 30  # then a new one begins: histories, and what is to be checked, grow
 
 
@@ -62,6 +62,9 @@ VICTIMS = (
     Victim("leader that seats its members", "leader", is_seated=True),
     Victim("leader of an engine, three deep", "leader", is_seated=True, engine="recorded", kills_a_talk=12),
     Victim("asker", "asker"),
+    Victim("member, large words", "member", is_large=True, kills_a_talk=8),
+    Victim("leader, large words", "leader", is_large=True, kills_a_talk=8),
+    Victim("asker, large words", "asker", is_large=True, kills_a_talk=8),
 )
 
 
@@ -190,7 +193,6 @@ class Talk:
             arguments += ["alice", "bob"]
         elif self.victim.engine:
             arguments += ["--model", "alice=tiny-chat", "--max-tokens", "alice=12"]
-            arguments += ["--engine", f"alice={'embedded' if self.victim.engine == 'bare' else 'llama-server'}"]
         else:
             arguments += ["--server", f"alice={self.server.url('alice')}"]
         if self.victim.is_seated:
@@ -266,6 +268,7 @@ class Talk:
                 self.server.news.wait_for(lambda: self.server.held(), seconds)
             family = self._family(pid)
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            wait_for_end(pidfd, Deadline.after(SURVIVAL_S))
         finally:
             os.close(pidfd)
         self._recover(family, is_dead=True)
@@ -464,7 +467,7 @@ class Questions:
         self._seen = len(self.server.asked)
         last = self.book.turns[-1]
         if answers.get(last["content"]) != last["turn"]:
-            raise Violation(f"turn {last['turn']} has words that were never said to it: {words_of([('', last['content'])])[:5]}")
+            raise Violation(f"the words of turn {last['turn']} are no answer to it: {last['content'][:60]!r}")
 
     def end(self) -> None:
         assert self._bob
@@ -519,7 +522,7 @@ def _kill(
     began_s = time.monotonic()
     while goes_on():
         strikes = figures.kills
-        with _place(keep) as place, Server(threading.Condition(), _some_large(victim, rng)) as server:
+        with _place(keep) as place, Server(is_large=victim.is_large) as server:
             is_asker = victim.kind == "asker"
             talk = Questions(place, server, rng) if is_asker else Talk(victim, place, server)
             try:
@@ -529,21 +532,15 @@ def _kill(
                 talk.end()
             except (Violation, DeadlineError) as error:
                 figures.kills += 1
-                figures.violations.append(f"{victim.name}, {figures.manner}, kill {figures.kills}, {place.root}: {error}")
+                figures.violations.append(
+                    f"{victim.name}, {figures.manner}, kill {figures.kills}, {place.root}: {error}"
+                )
                 print(figures.violations[-1], file=sys.stderr, flush=True)
             finally:
                 server.holds = set()
                 place.end()
     figures.seconds = time.monotonic() - began_s
     return figures
-
-
-def _some_large(victim: Victim, rng: random.Random) -> Callable[[int], bool]:
-    """Now and then an answer that no pipe holds, so that lines are cut where somebody dies amid them."""
-    if victim.engine:
-        return lambda serial: False
-    large = {rng.randint(3, 20), rng.randint(20, 60)}
-    return lambda serial: serial in large
 
 
 @contextlib.contextmanager
@@ -566,6 +563,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="keep the folders, to look into")
     given = parser.parse_args(arguments)
     print(f"seed {given.seed}", flush=True)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # not before all is tidied up
     reason = why_not()
     if reason:
         print(f"no kills at system-call boundaries: {reason}", file=sys.stderr)

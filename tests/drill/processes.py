@@ -84,6 +84,13 @@ def eventually(holds: Callable[[], bool], deadline: Deadline) -> bool:
     return True
 
 
+def wait_for_end(pidfd: int, deadline: Deadline) -> bool:
+    """Whether a process has ended, waiting for it."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(deadline.poll_ms()))
+
+
 class Process:
     """One process that we started; it may be traced to its death by a thread of ours."""
 
@@ -108,11 +115,8 @@ class Process:
 
     def wait(self, deadline: Deadline) -> int | None:
         """How it ended; None where it has not before the deadline."""
-        if self._popen.returncode is None:
-            poll = select.poll()
-            poll.register(self._pidfd, select.POLLIN)
-            if poll.poll(deadline.poll_ms()):
-                self._popen.wait()
+        if self._popen.returncode is None and wait_for_end(self._pidfd, deadline):
+            self._popen.wait()
         if self._popen.returncode is not None and self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1

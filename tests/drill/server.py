@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -18,7 +17,7 @@ from modelpipes.deadline import Deadline
 PIECES = 6  # of an answer; each is a chunk of the stream
 PIECE_S = 0.001  # between two of them: a model takes its time, and a moment amid an answer can be hit
 HELD_LIMIT_S = 120.0  # a drill that forgot a request must not keep its thread for ever
-LARGE_WORDS = 15_000  # 150 KB: more than a pipe holds, so that lines are written in parts
+LARGE_WORDS = 9_000  # 100 KB: more than a pipe holds, so that lines are written in parts
 
 
 class Asked:
@@ -35,11 +34,12 @@ class Asked:
 class Server:
     """The server, in threads of this process; `with` ends it. `news` is notified of every request."""
 
-    def __init__(self, news: threading.Condition, is_large: Callable[[int], bool] = lambda serial: False) -> None:
-        self.news = news
+    def __init__(self, *, is_large: bool = False) -> None:
+        """`is_large`: every answer is larger than a pipe."""
+        self.news = threading.Condition()
         self.asked: list[Asked] = []
         self.holds: set[str] = set()
-        self._is_large = is_large
+        self._words = LARGE_WORDS if is_large else PIECES
         self._serials = itertools.count(1)
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
@@ -85,8 +85,7 @@ class Server:
     def take(self, seat: str, messages: list[dict[str, str]]) -> Asked:
         """Note a request, and wait until it may be answered."""
         serial = next(self._serials)
-        words = LARGE_WORDS if self._is_large(serial) else PIECES
-        asked = Asked(serial, seat, messages, [f"{seat}{serial}.{i}" for i in range(words)])
+        asked = Asked(serial, seat, messages, [f"{seat}{serial}.{i}" for i in range(self._words)])
         with self.news:
             asked.is_released = seat not in self.holds
             self.asked.append(asked)
@@ -109,7 +108,10 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 self._answer(404, {"error": {"message": "there is no such thing here"}})
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            try:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            except (ConnectionResetError, json.JSONDecodeError):
+                return  # who asked died amid its request
             if not self.path.endswith("/v1/chat/completions"):
                 self._answer(404, {"error": {"message": "there is no such thing here"}})
                 return

@@ -43,48 +43,49 @@ def text_of(stream: ChatStream) -> tuple[str, str]:
 def client_of(folder: Path, name: str, kind: EngineChoice, **options: Any) -> Iterator[tuple[Client, Engine]]:
     with Engine(str(folder / f"{name}.gguf"), engine=kind, **options) as engine:
         engine.be_ready(Deadline.after(LIMIT_S))
-        with Client(engine.base_url) as client:
-            yield client, engine
+        client = Client(engine.base_url)
+        yield client, engine
 
 
 # -- real engines
 
 
 def test_an_answer_comes_in_pieces_and_ends_with_its_figures(hello_engine: Engine) -> None:
-    with Client(hello_engine.base_url) as client:
-        stream = client.chat(HELLO, silence_s=LIMIT_S)
-        pieces = list(stream)
-        assert [piece.content for piece in pieces if isinstance(piece, Piece)] == [
-            "Hello",
-            " there,",
-            " my",
-            " friend.",
-        ]
-        reading = [piece for piece in pieces if isinstance(piece, Reading)]
-        assert reading[-1].done == reading[-1].total
-        assert stream.finish == "stop"
-        assert stream.usage == TokenUsage(client.count_tokens(HELLO) or 0, 5)
-        assert stream.tokens_per_second is not None
+    client = Client(hello_engine.base_url)
+    stream = client.chat(HELLO, silence_s=LIMIT_S)
+    pieces = list(stream)
+    assert [piece.content for piece in pieces if isinstance(piece, Piece)] == [
+        "Hello",
+        " there,",
+        " my",
+        " friend.",
+    ]
+    reading = [piece for piece in pieces if isinstance(piece, Reading)]
+    assert reading[-1].done == reading[-1].total
+    assert stream.finish == "stop"
+    assert stream.usage == TokenUsage(client.count_tokens(HELLO) or 0, 5)
+    assert stream.tokens_per_second is not None
 
 
 def test_max_tokens_ends_with_length(hello_engine: Engine) -> None:
-    with Client(hello_engine.base_url + "/v1/") as client:
-        stream = client.chat(HELLO, silence_s=LIMIT_S, max_tokens=2, temperature=0, top_p=0.5, seed=1)
-        assert text_of(stream) == ("Hello there,", "")
-        assert stream.finish == "length"
+    client = Client(hello_engine.base_url + "/v1/")
+    stream = client.chat(HELLO, silence_s=LIMIT_S, max_tokens=2, temperature=0, top_p=0.5, seed=1)
+    assert text_of(stream) == ("Hello there,", "")
+    assert stream.finish == "length"
 
 
 def test_counts_agree_with_the_engines_own(hello_engine: Engine) -> None:
     messages = [{"role": "system", "content": "Be ü."}, {"role": "user", "content": "a </s> b\n\u2028 c"}]
-    with Client(hello_engine.base_url) as client:
-        stream = client.chat(messages, silence_s=LIMIT_S)
-        text_of(stream)
-        assert stream.usage is not None
-        assert stream.usage.prompt_tokens == client.count_tokens(messages)
+    client = Client(hello_engine.base_url)
+    stream = client.chat(messages, silence_s=LIMIT_S)
+    text_of(stream)
+    assert stream.usage is not None
+    assert stream.usage.prompt_tokens == client.count_tokens(messages)
 
 
 def test_a_prompt_beyond_the_context_is_told(hello_engine: Engine) -> None:
-    with Client(hello_engine.base_url) as client, pytest.raises(Refused, match="context size") as caught:
+    client = Client(hello_engine.base_url)
+    with pytest.raises(Refused, match="context size") as caught:
         list(client.chat([{"role": "user", "content": "x" * 3000}], silence_s=LIMIT_S))
     assert (caught.value.kind, caught.value.status) == ("context", 400)
 
@@ -102,8 +103,8 @@ def test_a_template_that_demands_alternation_is_named(kind: EngineChoice, folder
 
 
 def test_a_template_with_a_system_role_takes_it(hello_engine: Engine) -> None:
-    with Client(hello_engine.base_url) as client:
-        assert client.refuses_system() is False
+    client = Client(hello_engine.base_url)
+    assert client.refuses_system() is False
 
 
 @pytest.mark.parametrize("name", ["nosystem", "deaf"])
@@ -194,11 +195,11 @@ def test_a_cancel_before_the_first_byte_ends_the_wait(kind: EngineChoice, folder
 
 
 def test_a_cancel_before_anything_is_sent_sends_nothing() -> None:
-    with Client("http://127.0.0.1:9") as client:
-        stream = client.chat(HELLO, silence_s=1)
-        stream.cancel()
-        with pytest.raises(Cancelled):
-            list(stream)
+    client = Client("http://127.0.0.1:9")
+    stream = client.chat(HELLO, silence_s=1)
+    stream.cancel()
+    with pytest.raises(Cancelled):
+        list(stream)
 
 
 def test_leaving_the_with_ends_the_work(kind: EngineChoice, folder: Path) -> None:
@@ -303,61 +304,65 @@ def piece(finish: str | None = None, **delta: str | None) -> dict[str, Any]:
 def test_both_names_of_thoughts_are_known(server: Scripted) -> None:
     usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}}
     server.say(piece(reasoning="a"), piece(reasoning_content="b"), piece("stop", content="c"), usage, b"[DONE]")
-    with Client(server.url) as client:
-        stream = client.chat(HELLO, silence_s=5)
-        assert text_of(stream) == ("c", "ab")
-        assert (stream.finish, stream.usage, stream.tokens_per_second) == ("stop", TokenUsage(3, 4), None)
+    client = Client(server.url)
+    stream = client.chat(HELLO, silence_s=5)
+    assert text_of(stream) == ("c", "ab")
+    assert (stream.finish, stream.usage, stream.tokens_per_second) == ("stop", TokenUsage(3, 4), None)
 
 
 def test_a_strange_server_is_asked_only_for_what_it_knows(server: Scripted) -> None:
     server.say(piece("stop", content="x"), b"[DONE]")
-    with Client(server.url, api_key="secret") as client:
-        text_of(client.chat(HELLO, silence_s=5))
-        assert "return_progress" not in server.asked[0]
-        assert server.asked[0]["model"] == "qwen"  # the first that it has
-        assert server.authorization == ["Bearer secret"]
-        assert client.count_tokens(HELLO) is None
-        assert client.context_size() is None
-        assert client.refuses_system() is False
+    client = Client(server.url, api_key="secret")
+    text_of(client.chat(HELLO, silence_s=5))
+    assert "return_progress" not in server.asked[0]
+    assert server.asked[0]["model"] == "qwen"  # the first that it has
+    assert server.authorization == ["Bearer secret"]
+    assert client.count_tokens(HELLO) is None
+    assert client.context_size() is None
+    assert client.refuses_system() is False
 
 
 def test_a_named_model_is_asked_for(server: Scripted) -> None:
     server.say(piece("stop", content="x"), b"[DONE]")
-    with Client(server.url, model_name="mine") as client:
-        text_of(client.chat(HELLO, silence_s=5))
-        assert server.asked[0]["model"] == "mine"
+    client = Client(server.url, model_name="mine")
+    text_of(client.chat(HELLO, silence_s=5))
+    assert server.asked[0]["model"] == "mine"
 
 
 def test_line_separators_inside_words_survive(server: Scripted) -> None:
     words = "one\u2028two\x0bthree\u0085\x1c"
     chunk = json.dumps(piece("stop", content=words), ensure_ascii=False).encode()
     server.say(chunk, b"[DONE]")
-    with Client(server.url) as client:
-        assert text_of(client.chat(HELLO, silence_s=5)) == (words, "")
+    client = Client(server.url)
+    assert text_of(client.chat(HELLO, silence_s=5)) == (words, "")
 
 
 def test_pings_alone_are_silence(server: Scripted) -> None:
     server.say(piece(content="x"))
     server.hold = True
-    with Client(server.url) as client, pytest.raises(DeadlineError, match="silent"):
+    client = Client(server.url)
+    with pytest.raises(DeadlineError, match="silent"):
         list(client.chat(HELLO, silence_s=0.2))
 
 
 def test_an_end_without_an_end_is_a_failure(server: Scripted) -> None:
     server.say(piece(content="x"))
-    with Client(server.url) as client, pytest.raises(EngineError, match="closed the connection"):
+    client = Client(server.url)
+    with pytest.raises(EngineError, match="closed the connection"):
         list(client.chat(HELLO, silence_s=5))
 
 
 def test_rubbish_in_the_stream_is_told(server: Scripted) -> None:
     server.say(b"{not json")
-    with Client(server.url) as client, pytest.raises(EngineError, match="no chat chunk"):
+    client = Client(server.url)
+    with pytest.raises(EngineError, match="no chat chunk"):
         list(client.chat(HELLO, silence_s=5))
 
 
 def test_an_error_inside_the_stream_has_its_own_words(server: Scripted) -> None:
     server.say(piece(content="x"), {"error": {"code": 500, "message": "the GPU is gone", "type": "server_error"}})
-    with Client(server.url) as client, pytest.raises(Refused, match="the GPU is gone") as caught:
+    client = Client(server.url)
+    with pytest.raises(Refused, match="the GPU is gone") as caught:
         list(client.chat(HELLO, silence_s=5))
     assert (caught.value.status, caught.value.kind) == (500, "other")
 
@@ -375,7 +380,8 @@ def test_an_error_inside_the_stream_has_its_own_words(server: Scripted) -> None:
 )
 def test_a_refusal_carries_the_servers_words(server: Scripted, status: int, body: bytes, words: str, kind: str) -> None:
     server.status, server.body = status, [body]
-    with Client(server.url) as client, pytest.raises(Refused, match=words) as caught:
+    client = Client(server.url)
+    with pytest.raises(Refused, match=words) as caught:
         list(client.chat(HELLO, silence_s=5))
     assert (caught.value.status, caught.value.kind) == (status, kind)
     assert "\n" not in str(caught.value)
@@ -384,18 +390,19 @@ def test_a_refusal_carries_the_servers_words(server: Scripted, status: int, body
 def test_a_page_that_is_no_stream_is_told(server: Scripted) -> None:
     server.status = 203  # success, and not an event stream
     server.body = [b"<html>"]
-    with Client(server.url) as client, pytest.raises(EngineError, match="no chat server"):
+    client = Client(server.url)
+    with pytest.raises(EngineError, match="no chat server"):
         list(client.chat(HELLO, silence_s=5))
 
 
 def test_nobody_at_the_address_is_told() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        with Client(f"http://127.0.0.1:{probe.getsockname()[1]}") as client:
-            with pytest.raises(EngineError, match="no server answers at"):
-                list(client.chat(HELLO, silence_s=5))
-            with pytest.raises(EngineError, match="no server answers at"):
-                client.count_tokens(HELLO)
+        client = Client(f"http://127.0.0.1:{probe.getsockname()[1]}")
+        with pytest.raises(EngineError, match="no server answers at"):
+            list(client.chat(HELLO, silence_s=5))
+        with pytest.raises(EngineError, match="no server answers at"):
+            client.count_tokens(HELLO)
 
 
 @pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/", " http://h:1/v1 "])

@@ -55,8 +55,8 @@ def test_it_can_be_started_again(kind: EngineChoice, hello: str) -> None:
 def test_each_conversation_has_the_whole_context(kind: EngineChoice, hello: str, parallel: int) -> None:
     with Engine(hello, engine=kind, ctx_size=1024, parallel=parallel) as engine:
         engine.be_ready(Deadline.after(LIMIT_S))
-        with Client(engine.base_url) as client:
-            assert client.context_size() == 1024
+        client = Client(engine.base_url)
+        assert client.context_size() == 1024
         assert len(httpx.get(engine.base_url + "/slots").json()) == parallel
 
 
@@ -147,15 +147,16 @@ def test_a_port_taken_in_between_is_replaced(kind: EngineChoice, hello: str, mon
 def test_the_users_own_options_come_last(kind: EngineChoice, hello: str) -> None:
     with Engine(hello, engine=kind, engine_args=["--alias", "bob", "--api-key", "secret", "-c", "512"]) as engine:
         engine.be_ready(Deadline.after(LIMIT_S))
-        with Client(engine.base_url, api_key=engine.api_key) as client:
-            assert client.models() == ["bob"]
-            assert client.context_size() == 512
+        client = Client(engine.base_url, api_key=engine.api_key)
+        assert client.models() == ["bob"]
+        assert client.context_size() == 512
 
 
 def test_an_open_stream_does_not_keep_it_from_stopping(kind: EngineChoice, folder: Path) -> None:
     engine = Engine(str(folder / "endless.gguf"), engine=kind)
     engine.be_ready(Deadline.after(LIMIT_S))
-    with Client(engine.base_url) as client, client.chat([{"role": "user", "content": "x"}], silence_s=5) as stream:
+    client = Client(engine.base_url)
+    with client.chat([{"role": "user", "content": "x"}], silence_s=5) as stream:
         next(stream)
         begun_s = time.monotonic()
         engine.stop()

@@ -106,6 +106,6 @@ def test_an_unreadable_model_file_is_told(tmp_path: Path) -> None:
 
 
 def test_looking_imports_no_http_client() -> None:
-    check = "import sys, modelpipes.engine.locate; sys.exit(bool({'httpx', 'numpy', 'gguf'} & set(sys.modules)))"
+    check = "import sys, modelpipes.engine.locate; sys.exit(bool({'http.client', 'numpy', 'gguf'} & set(sys.modules)))"
     package = str(Path(sys.modules["modelpipes.engine.locate"].__file__ or "").parents[2])
     assert subprocess.run([sys.executable, "-c", check], env=os.environ | {"PYTHONPATH": package}).returncode == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -45,6 +46,7 @@ QUEUE_LIMIT = 64  # messages that wait; more are refused as busy, so that an ask
 UNSENT_LIMIT_BYTES = 1024 * 1024  # deltas are left out beyond it; the reply holds them all
 TICK_S = 0.5  # progress, lost pipes and dead guards are looked after twice a second, noticed within one
 PLAIN_RETRY_S = 0.005  # the kernel has no event for a reader that comes
+DYING_S = 0.2  # between the end of an engine's connections and its own, on a busy machine
 FAREWELL_S = 0.2  # for the last words to go out when the member leaves
 
 
@@ -141,7 +143,7 @@ class Member:
 
     def _wake_up(self, fd: int) -> None:
         if fd != self._wake_r:
-            self._end = EngineError(f"{self.seat}: {self.voice.last_words()}")
+            self._lose_voice()
             return
         os.read(self._wake_r, 65536)
         while not self._news.empty():
@@ -242,9 +244,24 @@ class Member:
             finish = self.voice.answer(work)
         except PipesError as e:
             error = e
-            self._hand_over(lambda: self._give_up(job, error))
+            if not work.is_cancelled and self._is_voice_dying():
+                self._hand_over(self._lose_voice)  # the job learns of it as one that the leaving member owes
+            else:
+                self._hand_over(lambda: self._give_up(job, error))
         else:
             self._hand_over(lambda: self._finish(job, finish))
+
+    def _is_voice_dying(self) -> bool:
+        """Did the answer fail because what makes the answers dies? Its connections end before itself."""
+        if (fd := self.voice.death_fd()) < 0:
+            return False
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(DYING_S * 1000))
+
+    def _lose_voice(self) -> None:
+        if self._end is None:
+            self._end = EngineError(f"{self.seat}: {self.voice.last_words()}")
 
     def _pass_on(self, job: Job, content: str, thinking: str) -> None:
         """In the voice's thread: pieces that come faster than they go travel together."""

@@ -306,19 +306,17 @@ class Engine:
         return max(CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS, self.parallel)
 
     def _await_health(self, child: Child) -> None:
-        with Client(self.base_url, api_key=self.api_key) as client:
-            while not client.is_healthy(HEALTH_LIMIT_S):
-                _pause_while_alive(child, HEALTH_INTERVAL_S)
+        client = Client(self.base_url, api_key=self.api_key)
+        while not client.is_healthy(HEALTH_LIMIT_S):
+            _pause_while_alive(child, HEALTH_INTERVAL_S)
         _pause_while_alive(child, 0)
 
     def _prove(self, child: Child) -> None:
         """One token: /health stays 200 in a server whose inference is broken."""
         question = [{"role": "user", "content": "Hello."}]
+        client = Client(self.base_url, api_key=self.api_key)
         try:
-            with (
-                Client(self.base_url, api_key=self.api_key) as client,
-                client.chat(question, max_tokens=1, temperature=0, silence_s=PROOF_LIMIT_S) as answer,
-            ):
+            with client.chat(question, max_tokens=1, temperature=0, silence_s=PROOF_LIMIT_S) as answer:
                 for _ in answer:
                     pass
         except Refused as error:

@@ -1,0 +1,50 @@
+"""Commands that only touch FIFOs start fast: they import nothing that takes longer than their work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modelpipes.room import Room
+from tests.peers import LIMIT_S, modelpipes, peer
+
+HEAVY = {"httpx", "httpx_sse", "numpy", "gguf", "psutil", "asyncio", "subprocess", "concurrent", "email", "ssl"}
+
+
+def imported(*args: str) -> set[str]:
+    """The top-level modules that a run of a command imports."""
+    command = [sys.executable, "-X", "importtime", "-P", "-m", "modelpipes", *args]
+    done = subprocess.run(
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT_S, check=True
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Room:
+    modelpipes("setup", "bob", "-d", str(tmp_path / "room"))
+    return Room(str(tmp_path / "room"))
+
+
+@pytest.mark.parametrize("args", [["setup", "alice", "--print-env"], ["seats"], ["seats", "--json"], ["cleanup"]])
+def test_what_makes_lists_and_removes_pipes_imports_nothing_heavy(room: Room, args: list[str]) -> None:
+    modules = imported(*args, "-d", room.path)
+    assert "click" in modules
+    assert not modules & HEAVY
+
+
+@pytest.mark.parametrize("args", [[], ["--json"], ["-v", "--whole"]])
+def test_what_asks_imports_nothing_heavy(room: Room, args: list[str]) -> None:
+    with peer("echo", room):
+        modules = imported("ask", "bob", "Hello", *args, "-d", room.path)
+    assert "click" in modules
+    assert not modules & HEAVY
+
+
+@pytest.mark.parametrize("verb", ["setup", "cleanup", "seats", "ask"])
+def test_help_imports_nothing_heavy(verb: str) -> None:
+    assert not imported(verb, "--help") & HEAVY
