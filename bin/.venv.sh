@@ -55,7 +55,14 @@ make_venv() {
     true 2>/dev/null >>"$root/.venv.lock" || { complain "cannot write in $root, where .venv belongs"; exit 1; }
     exec 9>>"$root/.venv.lock"
     # The lock belongs to the open file, so it stays ours when this python ends, and goes when we do.
-    "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)' || exit 1
+    "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null || {
+        complain "another start is making $root/.venv; waiting for it ..."
+        # Fifteen minutes: wheels over a slow line. The alarm ends this python.
+        "$python" -c 'import fcntl, signal; signal.alarm(900); fcntl.flock(9, fcntl.LOCK_EX)' || {
+            complain "$root/.venv.lock is still held: see who does with fuser, or lsof"
+            exit 124
+        }
+    }
     state=0
     venv_is_ready "$1" || state=$?
     if [ $state -ne 0 ]; then

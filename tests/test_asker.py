@@ -170,9 +170,9 @@ def test_a_member_that_was_killed_before_fails_at_once(room: Room) -> None:
 
 
 def test_a_member_that_leaves_is_named(room: Room) -> None:
-    with peer("leaver", room), asking(room, silence_s=None) as asker:
-        with pytest.raises(PeerGone, match="bob has left; seat it again with attach-model"):
-            next(asker.ask(say()))
+    says = "bob has left; seat it again with attach-model"
+    with peer("leaver", room), asking(room, silence_s=None) as asker, pytest.raises(PeerGone, match=says):
+        next(asker.ask(say()))
 
 
 def test_what_a_member_said_before_it_was_killed_is_heard_first(room: Room) -> None:
@@ -391,9 +391,9 @@ def test_two_askers_of_one_pair_wait_their_turn(room: Room, tmp_path: Path, pair
 
 
 def test_a_pair_that_nobody_reads_is_named_by_its_path(tmp_path: Path, pair: PipePair) -> None:
-    with asking(pair, seat=pair.sender, to=pair.receiver, silence_s=0.1) as asker:
-        with pytest.raises(DeadlineError, match=f"{tmp_path}/in: nobody took the seat before the deadline"):
-            next(asker.ask(say()))
+    asker = asking(pair, seat=pair.sender, to=pair.receiver, silence_s=0.1)
+    with asker, pytest.raises(DeadlineError, match=f"{tmp_path}/in: nobody took the seat before the deadline"):
+        next(asker.ask(say()))
     assert not (tmp_path / "in.lock").exists()
 
 

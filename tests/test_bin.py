@@ -5,7 +5,9 @@ The latter on a copy of the checkout whose Python notes what it is asked to do, 
 
 from __future__ import annotations
 
+import fcntl
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -33,7 +35,7 @@ class TestDemo:
         assert all(line.split(": ", 1)[1].strip() for line in ended.lines)
 
     def test_its_summary_and_the_way_to_ones_own_models_go_to_stderr(self, home: Home) -> None:
-        summary, own = home.run([BIN / "demo"]).stderr.splitlines()
+        summary, own = home.run([BIN / "demo"]).stderr.splitlines()[-2:]
         assert summary.startswith("8 turns, ")
         assert summary.endswith("; ended by: rounds")
         assert own == f"Your own models: {BIN}/demo --model A.gguf --model B.gguf"
@@ -212,7 +214,7 @@ class TestVenv:
         assert checkout.asked() == ["venv", "[embedded]"]
 
     def test_does_without_the_embedded_engine_where_it_cannot_be_had(self, checkout: Checkout) -> None:
-        checkout.make_python(failing="embedded")
+        checkout.make_python(failing=r"\[embedded\]")
         ended = checkout.run()
         assert (ended.code, ended.stdout) == (0, "chat-models hello\n")
         assert "set LLAMA_SERVER or put llama-server on PATH" in ended.stderr
@@ -232,6 +234,22 @@ class TestVenv:
         ended = checkout.run()
         assert (ended.code, len(ended.stderr.splitlines())) == (1, 1)
         assert "needs Python 3.11 or newer" in ended.stderr
+
+    def test_a_start_that_waits_for_another_says_so(self, checkout: Checkout) -> None:
+        with (checkout.root / ".venv.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with subprocess.Popen(
+                [checkout.root / "bin" / "chat-models", "hello"],
+                env={**checkout.home.env, **checkout.env},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            ) as process:
+                assert process.stderr
+                assert select.select([process.stderr], [], [], RUN_LIMIT_S)[0], "it waits and does not say so"
+                assert "another start is making" in process.stderr.readline()
+                fcntl.flock(lock, fcntl.LOCK_UN)
+                assert process.communicate(timeout=RUN_LIMIT_S)[0] == "chat-models hello\n"
 
     def test_is_made_once_where_two_start_together(self, checkout: Checkout) -> None:
         both = [

@@ -61,7 +61,7 @@ def say(content: str) -> Say:
 
 def arrivals(endpoint: Endpoint) -> list[object]:
     """What lies in the pipes of an endpoint now."""
-    items = []
+    items: list[object] = []
     while event := endpoint.receive(NOW):
         assert isinstance(event, Arrival)
         items.append(event.item)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import select
@@ -277,7 +278,7 @@ def test_a_lock_whose_file_was_removed_is_lost_and_taken_again_on_the_new_file(l
 def test_a_lock_file_removed_between_open_and_lock_is_not_taken_for_the_lock(
     lock_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = fifo.fcntl.fcntl, []
+    real, calls = fcntl.fcntl, []
 
     def lock_and_remove(fd: int, command: int, argument: bytes) -> object:
         calls.append(fd)
@@ -286,7 +287,7 @@ def test_a_lock_file_removed_between_open_and_lock_is_not_taken_for_the_lock(
         return real(fd, command, argument)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fifo.fcntl, "fcntl", lock_and_remove)
+        patch.setattr(fcntl, "fcntl", lock_and_remove)
         lock = fifo.Lock.try_take(lock_path)
     assert lock
     assert not lock.is_lost()

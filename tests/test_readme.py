@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_one_command_leads_a_conversation(typed: Ended) -> None:
 def test_a_random_order_never_has_one_speak_twice_in_a_row(typed: Ended) -> None:
     said = speakers(said_by(typed, "chat-models --model alice=tiny-chat --model bob=tiny-chat --model carol=tiny-chat"))
     assert set(said) <= {"hub", "alice", "bob", "carol"}
-    assert all(one != other for one, other in zip(said, said[1:], strict=False))
+    assert all(one != other for one, other in pairwise(said))
 
 
 def test_a_person_takes_part_and_leaves(typed: Ended) -> None:

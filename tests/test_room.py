@@ -262,7 +262,12 @@ def test_a_long_command_is_shortened_for_a_person() -> None:
 
 def test_who_waits_for_a_seat_returns_when_it_is_ready(room: Room) -> None:
     returned = threading.Event()
-    waiter = threading.Thread(target=lambda: (room.wait_for(["bob"], Deadline.after(LIMIT_S)), returned.set()))
+
+    def wait() -> None:
+        room.wait_for(["bob"], Deadline.after(LIMIT_S))
+        returned.set()
+
+    waiter = threading.Thread(target=wait)
     waiter.start()
     with peer("sitter", room):
         assert returned.wait(LIMIT_S)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import time
 from collections import deque
 from collections.abc import Iterable
 from typing import TypeAlias
@@ -28,6 +29,7 @@ from modelpipes.message import Malformed, Message, Ping, Plain, Pong
 from modelpipes.room import Room
 
 LINGER_S = 0.1  # a pipe closes this long after its last use, if no newer line came: see close_idle
+DYING_S = 0.02  # a killed process's pipes may be closed before its locks: it is not yet known that it died
 CHECK_S = 1.0  # between looks at whether the pipes are still the ones that their paths name
 PONGS_BYTES = MAX_MESSAGE_BYTES  # that wait for a peer that pings and does not read; further pings go unanswered
 
@@ -257,7 +259,9 @@ class Endpoint:
 
     def gone(self, receiver: str) -> PeerGone:
         """The error that says who no longer reads."""
-        who = self.room.sitting(receiver)
+        dying = Deadline.after(DYING_S)
+        while (who := self.room.sitting(receiver)).state not in ("free", "died") and not dying.has_passed():
+            time.sleep(fifo.RETRY_S)
         fate = {"free": "has left", "died": "died"}.get(who.state, "closed its pipe")
         return PeerGone(f"{who.name() if who.pid else who.seat} {fate}; seat it again with attach-model")
 

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from modelpipes.deadline import Deadline
@@ -45,7 +46,7 @@ class Victim:
     """Who is killed, and how the conversation around it is made."""
 
     name: str
-    kind: str  # member, engine, leader or asker
+    kind: str  # member, engine, leader, start (a leader before its first turn) or asker
     is_seated: bool = False  # the leader seats the members; else they are attached beforehand
     engine: str = ""  # alice has an engine of her own: recorded (seen by a proxy) or bare
     is_large: bool = False  # answers that no pipe holds: lines are written in parts, and cut by a death
@@ -61,6 +62,7 @@ VICTIMS = (
     Victim("leader of attached members", "leader"),
     Victim("leader that seats its members", "leader", is_seated=True),
     Victim("leader of an engine, three deep", "leader", is_seated=True, engine="recorded", kills_a_talk=12),
+    Victim("leader that is starting", "start", is_seated=True, engine="bare", kills_a_talk=12),
     Victim("asker", "asker"),
     Victim("member, large words", "member", is_large=True, kills_a_talk=8),
     Victim("leader, large words", "leader", is_large=True, kills_a_talk=8),
@@ -164,7 +166,6 @@ class Talk:
         self._leader: Process | None = None
         self._attached: dict[str, Process] = {}
         self._seen = len(server.asked)
-        self._unchecked: list[Asked] = []
         self._answers: dict[str, int] = {}  # whole answers of the server, and the turns asked for
         self._recorded_bytes = 0
         self.turn_s = 0.0
@@ -178,7 +179,7 @@ class Talk:
             self.place.run("setup", "alice", "bob")
             for seat in ("alice", "bob"):
                 self._attach(seat)
-        self._lead()
+        self._leader = self._lead()
         self._go_on()
 
     def _attach(self, seat: str) -> None:
@@ -186,7 +187,7 @@ class Talk:
             "attach", seat, "--server", self.server.url(seat), "--ctx-size", LARGE_CONTEXT
         )
 
-    def _lead(self) -> None:
+    def _lead(self, *, is_stopped: bool = False) -> Process:
         arguments = ["--transcript", self.place.transcript, "--resume", "--opening", OPENING, "--rounds", "1000000"]
         arguments += ["--timeout", "20", "--patience", "20"]
         if not self.victim.is_seated:
@@ -199,12 +200,12 @@ class Talk:
             arguments += ["--server", f"bob={self.server.url('bob')}", "--ctx-size", f"bob={LARGE_CONTEXT}"]
             if not self.victim.engine:
                 arguments += ["--ctx-size", f"alice={LARGE_CONTEXT}"]
-        self._leader = self.place.start("chat", *arguments)
+        return self.place.start("chat", *arguments, is_stopped=is_stopped)
 
     def _target(self) -> int:
         """The pid to strike; 0 where alice died after her turn, and is only brought back for the next."""
         assert self._leader
-        if self.victim.kind == "leader":
+        if self.victim.kind in ("leader", "start"):
             return self._leader.pid
         who = self.place.sitting("alice")
         if who.state not in ("ready", "busy") or who.pid is None:
@@ -221,10 +222,31 @@ class Talk:
         began_s = time.monotonic()
         self._step(held)
         self.turn_s = time.monotonic() - began_s
+        if self.victim.kind == "start":
+            return self._measure_start()
         held, pid = self._wait_for_target()
         with Tracer(pid) as tracer:
             self._step(held)
             return tracer.count
+
+    def _measure_start(self) -> int:
+        self._end_leader()
+        began_s = time.monotonic()
+        self._leader = self._lead(is_stopped=True)
+        with Tracer(self._leader.pid, begin_at_path=str(self.place.root)) as tracer:
+            self._leader.kill(signal.SIGCONT)
+            self._go_on()
+            self.turn_s = time.monotonic() - began_s
+            return tracer.count
+
+    def _end_leader(self) -> None:
+        """Kill the leader, for another to start."""
+        assert self._leader
+        family = descendants(self._leader.pid)
+        self._leader.kill()
+        self._leader.wait(Deadline.after(SURVIVAL_S))
+        check_gone(family, "leader")
+        self.server.release_all()
 
     def _wait_for_target(self) -> tuple[Asked, int]:
         """The request that waits, and the pid to strike when it is let go on."""
@@ -243,14 +265,21 @@ class Talk:
     def strike_at(self, boundary: int) -> bool:
         """Kill before this system call of a turn; False where the turn had fewer."""
         family: set[Id] = set()
-        held, pid = self._wait_for_target()
+        if self.victim.kind == "start":
+            self._end_leader()
+            self._leader = self._lead(is_stopped=True)
+            let_go, pid = partial(self._leader.kill, signal.SIGCONT), self._leader.pid
+        else:
+            held, pid = self._wait_for_target()
+            let_go = partial(self.server.release, held)
         with Tracer(
             pid,
             kill_at=boundary,
+            begin_at_path=str(self.place.root) if self.victim.kind == "start" else None,
             before_kill=lambda: family.update(self._family(pid)),
             notify=self._notify,
         ) as tracer:
-            self.server.release(held)
+            let_go()
             with self.server.news:
                 self.server.news.wait_for(lambda: tracer.has_ended() or self.server.held(), GO_ON_S)
         if tracer.status is not None:
@@ -260,10 +289,15 @@ class Talk:
 
     def strike_after(self, seconds: float) -> bool:
         """Kill so long after the conversation was let go on, or when the turn is over."""
-        held, pid = self._wait_for_target()
+        if self.victim.kind == "start":
+            self._end_leader()
+            self._leader = self._lead()
+            pid = self._leader.pid
+        else:
+            held, pid = self._wait_for_target()
+            self.server.release(held)
         pidfd = os.pidfd_open(pid)
         try:
-            self.server.release(held)
             with self.server.news:
                 self.server.news.wait_for(lambda: self.server.held(), seconds)
             family = self._family(pid)
@@ -292,13 +326,13 @@ class Talk:
         """Start again what was killed, see the conversation go on, and look at everything."""
         if is_dead:
             check_gone(family, self.victim.kind)
-            if self.victim.kind == "leader":
+            if self.victim.kind in ("leader", "start"):
                 self.server.release_all()
                 assert self._leader
                 self._leader.wait(Deadline.after(SURVIVAL_S))
                 if self.victim.is_seated:
                     self.place.clean_up()
-                self._lead()
+                self._leader = self._lead()
             elif not self.victim.is_seated:
                 self._attached["alice"].wait(Deadline.after(SURVIVAL_S))
                 self._attach("alice")
@@ -322,11 +356,10 @@ class Talk:
         """Transcript and prompts, as far as they have come."""
         before = len(self.book.turns)
         self.book.read()
-        self._unchecked += self.server.asked[self._seen :]
-        self._seen += len(self.server.asked[self._seen :])
-        for asked in self._unchecked:
+        new = self.server.asked[self._seen :]
+        self._seen += len(new)
+        for asked in new:
             self._answers[" ".join(asked.answer)] = self.book.check_prompt(asked.seat, asked.messages)
-        self._unchecked = []
         for turn in self.book.turns[before:]:
             if turn["turn"] and not (self.victim.engine and turn["from"] == "alice"):
                 # Popped: no answer may become two turns.
@@ -461,10 +494,9 @@ class Questions:
         questions = [turn["content"] for turn in self.book.turns[::2]]
         if questions != self._asked:
             raise Violation(f"{len(self._asked)} questions were asked, the transcript has {questions[-3:]} at its end")
-        answers = {}
-        for asked in self.server.asked[self._seen :]:
-            answers[" ".join(asked.answer)] = self.book.check_prompt(asked.seat, asked.messages)
-        self._seen = len(self.server.asked)
+        new = self.server.asked[self._seen :]
+        self._seen += len(new)
+        answers = {" ".join(asked.answer): self.book.check_prompt(asked.seat, asked.messages) for asked in new}
         last = self.book.turns[-1]
         if answers.get(last["content"]) != last["turn"]:
             raise Violation(f"the words of turn {last['turn']} are no answer to it: {last['content'][:60]!r}")
