@@ -383,7 +383,8 @@ def test_clean_up_keeps_a_seat_that_is_being_asked_naming_the_asker(room: Room) 
         assert room.pipes() == [("alice", "hub"), ("hub", "alice")]
 
 
-def test_clean_up_of_a_prefix_touches_and_names_no_other_seat(room: Room) -> None:
+def test_clean_up_of_a_prefix_touches_and_names_no_other_seat(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "_NAMELESS_S", 0.05)
     room.make_pipes(star(HUB, ["model1", "model2", "model-x"]))
     with peer("sitter", room) as bob, room.take_seat("alice"):
         assert room.remove(room.pipes_of_prefix("model")) == []

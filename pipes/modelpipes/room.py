@@ -25,7 +25,7 @@ _LOCK = re.compile(rf"({_SEAT.pattern}(?:_to_{_SEAT.pattern})?)\.lock")
 _LOCK_SAYS = re.compile(rb"\s*|\d+\s*|\{\"seat\":.*", re.DOTALL)  # nothing, an asker's pid, or a Sitting
 _MADE_BY_US = stat.S_ISVTX | 0o700  # the sticky bit changes nothing in a 0700 directory; it tells clean-up whose it is
 _DYING_S = 2.0  # how long a second member waits for the first to be gone
-_NAMELESS_S = 0.5  # a lock whose holder says nothing is another clean-up's, or a member's that just came: soon told
+_NAMELESS_S = 5.0  # a lock whose holder says nothing is another clean-up's, or a member's that just came
 _COMMAND_CHARS = 80  # of a command, for a message to a person
 
 State: TypeAlias = Literal["free", "died", "loading", "ready", "busy"]
@@ -249,9 +249,10 @@ class Room:
         """
         try:
             chosen = set(self.pipes() if pipes is None else pipes)
-            kept = self._remove_pipes(chosen, force)
+            deadline = Deadline.after(0 if force else _NAMELESS_S)
+            kept = self._remove_pipes(chosen, force, deadline)
             seats = None if pipes is None else {seat for pair in chosen for seat in pair}
-            kept += self._remove_locks(seats, force)
+            kept += self._remove_locks(seats, force, deadline)
         except RoomError:
             if os.path.lexists(self.path):
                 raise
@@ -261,19 +262,20 @@ class Room:
                 os.rmdir(self.path)
         return list(dict.fromkeys(kept))
 
-    def _remove_pipes(self, chosen: set[tuple[str, str]], force: bool) -> list[str]:
+    def _remove_pipes(self, chosen: set[tuple[str, str]], force: bool, deadline: Deadline) -> list[str]:
         kept = []
+        asked = set(self._lock_names())
         for a, b in sorted({(min(pair), max(pair)) for pair in chosen}):
             with contextlib.ExitStack() as locks:
-                names = (a, b, f"{a}_to_{b}", f"{b}_to_{a}")
-                if not force and (use := self._lock_out(names, locks)):
+                names = [a, b, *sorted({f"{a}_to_{b}", f"{b}_to_{a}"} & asked)]
+                if not force and (use := self._lock_out(names, locks, deadline)):
                     kept.append(use)
                     continue
                 for pair in sorted(chosen & {(a, b), (b, a)}):
                     kept += _unlink(self.pipe(*pair), stat.S_ISFIFO)
         return kept
 
-    def _remove_locks(self, seats: set[str] | None, force: bool) -> list[str]:
+    def _remove_locks(self, seats: set[str] | None, force: bool, deadline: Deadline) -> list[str]:
         kept = []
         left = {seat for pair in self.pipes() for seat in pair}
         for name in self._lock_names():
@@ -281,7 +283,7 @@ class Room:
             if its_seats & left or (seats is not None and not its_seats <= seats):
                 continue
             with contextlib.ExitStack() as locks:
-                if not force and (use := self._lock_out([name], locks)):
+                if not force and (use := self._lock_out([name], locks, deadline)):
                     kept.append(use)
                 else:
                     kept += _unlink(os.path.join(self.path, f"{name}.lock"), stat.S_ISREG)
@@ -297,9 +299,8 @@ class Room:
         except RoomError:
             return False  # another program's, that ends in .lock as well
 
-    def _lock_out(self, names: Iterable[str], locks: contextlib.ExitStack) -> str | None:
+    def _lock_out(self, names: Iterable[str], locks: contextlib.ExitStack, deadline: Deadline) -> str | None:
         """Take these locks, so that nobody sits down or asks while the pipes go; else who is in the way."""
-        deadline = Deadline.after(_NAMELESS_S)
         for name in names:
             while not (lock := fifo.Lock.try_take(os.path.join(self.path, f"{name}.lock"))):
                 user = self._user(name)

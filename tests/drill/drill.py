@@ -37,7 +37,8 @@ SURVIVAL_S = 2.0  # what a killed process owned must be gone by then
 GO_ON_S = 30.0  # for a conversation to go on after a kill, engines loaded anew, on a busy machine
 LEAVE_S = 10.0  # for everybody to be gone at an orderly end
 OPENING = "Let the drill begin."
-LARGE_CONTEXT = "4000000"  # nothing is ever dropped
+LARGE_CONTEXT = "4000000"  # of the model server in our hand: nothing is ever dropped
+ENGINE_CONTEXT = "16384"  # of a real one: enough for all turns of one talk
 EVERY = -1  # as the number of kills: each boundary once
 
 
@@ -198,8 +199,7 @@ class Talk:
             arguments += ["--server", f"alice={self.server.url('alice')}"]
         if self.victim.is_seated:
             arguments += ["--server", f"bob={self.server.url('bob')}", "--ctx-size", f"bob={LARGE_CONTEXT}"]
-            if not self.victim.engine:
-                arguments += ["--ctx-size", f"alice={LARGE_CONTEXT}"]
+            arguments += ["--ctx-size", f"alice={ENGINE_CONTEXT if self.victim.engine else LARGE_CONTEXT}"]
         return self.place.start("chat", *arguments, is_stopped=is_stopped)
 
     def _target(self) -> int:
@@ -391,7 +391,7 @@ class Talk:
         self.server.holds = set()
         self._leader.kill(signal.SIGTERM)
         self.server.release_all()
-        if (code := self._leader.wait(Deadline.after(LEAVE_S))) != 143:
+        if (code := self._leader.wait(Deadline.after(LEAVE_S))) not in (143, -signal.SIGTERM):  # it may just begin
             raise Violation(f"the leader ended with {code} after SIGTERM: {self._leader.said()}")
         self.place.clean_up()
         for seat, process in self._attached.items():

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -16,7 +18,7 @@ from modelpipes.deadline import Deadline
 
 PIECES = 6  # of an answer; each is a chunk of the stream
 PIECE_S = 0.001  # between two of them: a model takes its time, and a moment amid an answer can be hit
-HELD_LIMIT_S = 120.0  # a drill that forgot a request must not keep its thread for ever
+LOOK_S = 0.02  # between looks whether who asked still waits
 LARGE_WORDS = 9_000  # 100 KB: more than a pipe holds, so that lines are written in parts
 
 
@@ -82,15 +84,17 @@ class Server:
                 asked.is_released = True
             self.news.notify_all()
 
-    def take(self, seat: str, messages: list[dict[str, str]]) -> Asked:
-        """Note a request, and wait until it may be answered."""
+    def take(self, seat: str, messages: list[dict[str, str]], has_gone: Callable[[], bool]) -> Asked:
+        """Note a request, and wait until it may be answered, or who asked has gone."""
         serial = next(self._serials)
         asked = Asked(serial, seat, messages, [f"{seat}{serial}.{i}" for i in range(self._words)])
         with self.news:
             asked.is_released = seat not in self.holds
             self.asked.append(asked)
             self.news.notify_all()
-            self.news.wait_for(lambda: asked.is_released, HELD_LIMIT_S)
+            while not asked.is_released and not has_gone():
+                self.news.wait(LOOK_S)
+            asked.is_released = True
         return asked
 
 
@@ -115,11 +119,19 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             if not self.path.endswith("/v1/chat/completions"):
                 self._answer(404, {"error": {"message": "there is no such thing here"}})
                 return
-            asked = server.take(self.path.split("/")[1], body["messages"])
+            asked = server.take(self.path.split("/")[1], body["messages"], self._has_gone)
             try:
                 self._stream(asked)
             except (BrokenPipeError, ConnectionResetError):
                 pass  # who asked has gone
+
+        def _has_gone(self) -> bool:
+            try:
+                return not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True
 
         def _stream(self, asked: Asked) -> None:
             self.send_response(200)

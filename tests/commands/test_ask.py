@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.commands.conftest import LIMIT_S, Commands
+
+
+def lines_of(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_answer_goes_to_stdout_and_nothing_else_does(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    asked = run("ask", "bob", "Hello", "you", "-v")
+    assert (asked.code, asked.stdout) == (0, "Hello you\n")
+    assert asked.stderr.startswith("round trip ")
+
+
+def test_the_message_comes_from_stdin_where_there_is_no_text_or_a_dash(run: Commands) -> None:
+    run.attach("bob", "--exec", "cat")
+    assert run("ask", "bob", typed="two\nlines\n").stdout == "two\nlines\n"
+    assert run("ask", "bob", "-", typed="dash").stdout == "dash\n"
+
+
+def test_a_loop_that_reads_lines_asks_every_one_of_them(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    script = f'while read l; do {" ".join(run.command("ask", "bob"))} "$l"; done'
+    assert run.run(["sh", "-c", script], typed="a\nb\nc\n").stdout == "a\nb\nc\n"
+
+
+def test_a_pipeline_of_two_askers_of_one_member_does_not_deadlock(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    ask = " ".join(run.command("ask", "bob"))
+    assert run.run(["sh", "-c", f"{ask} x | {ask} | {ask}"]).stdout == "x\n"
+
+
+def test_each_line_is_a_message_and_the_answers_keep_their_order(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    batch = "".join(f"line {n}\n" for n in range(50))
+    assert run("ask", "bob", "--each-line", typed=batch).stdout == batch
+    answers = [json.loads(line) for line in run("ask", "bob", "--each-line", "--json", typed=batch).stdout.splitlines()]
+    assert [answer["content"] for answer in answers] == batch.splitlines()
+
+
+def test_json_is_one_exact_object_with_units_in_its_keys(run: Commands) -> None:
+    run.attach("bob", "--exec", "printf 'a\\033[31mred'")
+    answer = json.loads(run("ask", "bob", "x", "--json").stdout)
+    assert (answer["from"], answer["content"], answer["stop"]) == ("bob", "a\x1b[31mred", "end")
+    assert {"queued_ms", "first_token_ms", "total_ms", "tokens_per_second"} == set(answer["timing"])
+
+
+def test_escape_sequences_of_an_answer_never_reach_the_terminal(run: Commands) -> None:
+    script = "printf 'a\\033'; sleep 0.05; printf '[31mb\\033]0;ti'; sleep 0.05; printf 'tle\\007c\\033[2Jd'"
+    run.attach("bob", "--exec", f'sh -c "{script}"')
+    assert run("ask", "bob", "x").stdout == "abcd\n"
+    assert run("ask", "bob", "x", "--whole").stdout == "abcd\n"
+
+
+def test_any_unicode_passes_whole(run: Commands) -> None:
+    run.attach("bob", "--exec", "cat")
+    text = "Grüße\t🙂\u2028\u0301 ภาษา\n\n  end"
+    assert run("ask", "bob", typed=text).stdout == text + "\n"
+
+
+def test_a_message_of_many_megabytes_passes_and_one_too_large_is_refused_before_it_is_sent(run: Commands) -> None:
+    run.attach("bob", "--exec", "wc -c")
+    assert run("ask", "bob", typed="x" * (16 * 1024 * 1024 - 200)).stdout.strip() == str(16 * 1024 * 1024 - 199)
+    refused = run("ask", "bob", typed="x" * (16 * 1024 * 1024))
+    assert (refused.code, refused.stdout) == (1, "")
+    assert "at most 16777216 can travel" in refused.stderr
+    assert run("ask", "bob", "still there?").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "typed", "said"),
+    [
+        ([], "", "name the seat to ask"),
+        (["bob"], "", "the message is empty"),
+        (["bob", "x", "--each-line"], "", "--each-line reads its messages from stdin"),
+        (["b_b", "x"], "", "cannot be a seat"),
+        (["carol", "x"], "", "no seat 'carol'; its seats are bob, hub"),
+        (["bob", "x", "--timeout", "0"], "", "--timeout"),
+        (["bob", "x", "--to-pipe", "p"], "", "--to-pipe and --from-pipe go together"),
+        (["bob", "x", "--nonsense"], "", "--nonsense"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_says_what_is_wrong(
+    run: Commands, arguments: list[str], typed: str, said: str
+) -> None:
+    run("setup", "bob")
+    asked = run("ask", *arguments, typed=typed)
+    assert asked.code == (1 if "carol" in arguments else 2)
+    assert asked.stdout == ""
+    assert said in asked.stderr
+    assert asked.stderr.count("\n") == 1
+
+
+def test_stdin_that_is_no_text_is_told(run: Commands) -> None:
+    run("setup", "bob")
+    script = f"printf 'ab\\377' | {' '.join(run.command('ask', 'bob'))}"
+    asked = run.run(["sh", "-c", script])
+    assert (asked.code, asked.stderr) == (1, "modelpipes ask: stdin is not UTF-8 text: byte 2 cannot be read\n")
+
+
+def test_a_missing_room_is_told(run: Commands) -> None:
+    asked = run("ask", "bob", "x")
+    assert asked.code == 1
+    assert asked.stderr == (
+        f"modelpipes ask: {run.room.path}: no room there; run setup-pipes first, or name the room with -d\n"
+    )
+
+
+def test_a_seat_that_nobody_ever_took_is_waited_for_until_the_deadline(run: Commands) -> None:
+    run("setup", "bob")
+    asked = run("ask", "bob", "x", "--timeout", "200ms")
+    assert asked.code == 124
+    assert "bob" in asked.stderr
+
+
+def test_a_seat_that_is_taken_meanwhile_answers(run: Commands) -> None:
+    run("setup", "bob")
+    asking = run.start("ask", "bob", "early", "--timeout", "20")
+    run.attach("bob", "--filter", "cat")
+    stdout, _ = asking.communicate(timeout=LIMIT_S)
+    assert (asking.returncode, stdout) == (0, b"early\n")
+
+
+def test_a_dead_member_is_known_at_once_and_named(run: Commands) -> None:
+    member = run.attach("bob", "--filter", "cat")
+    member.kill()
+    member.wait(LIMIT_S)
+    asked = run("ask", "bob", "x", "--timeout", "none", "--max-seconds", "none")
+    assert asked.code == 1
+    assert f"bob (pid {member.pid}" in asked.stderr
+
+
+def test_a_member_that_dies_while_it_answers_is_known_at_once(run: Commands) -> None:
+    member = run.attach("bob", "--exec", "sh -c 'echo begun; read never < /dev/zero'")
+    asking = run.start("ask", "bob", "x", "--timeout", "none")
+    assert asking.stdout
+    assert asking.stdout.readline() == b"begun\n"
+    member.kill()
+    assert asking.wait(LIMIT_S) == 1
+
+
+def test_a_stopped_member_ends_in_124(run: Commands) -> None:
+    member = run.attach("bob", "--filter", "cat")
+    member.send_signal(signal.SIGSTOP)
+    try:
+        asked = run("ask", "bob", "x", "--timeout", "300ms")
+    finally:
+        member.send_signal(signal.SIGCONT)
+    assert asked.code == 124
+    assert "bob showed no life for 0.3 s (--timeout)" in asked.stderr
+
+
+def test_max_seconds_bounds_an_answer_that_never_ends(run: Commands) -> None:
+    run.attach("bob", "--exec", "yes")
+    asked = run("ask", "bob", "x", "--max-seconds", "300ms")
+    assert asked.code == 124
+    assert "--max-seconds" in asked.stderr
+    assert run("ask", "bob", "x", "--max-seconds", "300ms").code == 124, "the work was not stopped"
+
+
+def test_a_closed_stdout_ends_it_quietly_and_stops_the_work(run: Commands) -> None:
+    run.attach("bob", "--exec", "yes")
+    script = f"{{ {' '.join(run.command('ask', 'bob', 'x'))}; echo $? >&2; }} | head -1"
+    asked = run.run(["sh", "-c", script])
+    assert (asked.stdout, asked.stderr) == ("y\n", "0\n")
+    run.room.wait_for(["bob"], deadline=_soon())
+    assert run("ask", "bob", "x", "--max-seconds", "300ms").code == 124
+
+
+def _soon():  # type: ignore[no-untyped-def]
+    from modelpipes.deadline import Deadline
+
+    return Deadline.after(LIMIT_S)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_it_with_its_own_code(run: Commands, signum: int, code: int) -> None:
+    run.attach("bob", "--exec", "sh -c 'echo begun; read never < /dev/zero'")
+    asking = run.start("ask", "bob", "x", "--timeout", "none")
+    assert asking.stdout and asking.stdout.readline() == b"begun\n"
+    asking.send_signal(signum)
+    assert asking.wait(LIMIT_S) == code
+    assert asking.stderr and asking.stderr.read() == b""
+
+
+def test_nohup_keeps_it_alive_and_a_scripts_background_does_not_make_it_deaf_to_ctrl_c(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    ask = " ".join(run.command("ask", "bob", "--exec-is-not-an-option"))
+    del ask
+    script = f"trap '' HUP INT; exec {' '.join(run.command('ask', 'late', 'x', '--timeout', 'none'))}"
+    run("setup", "late")
+    process = subprocess.Popen(["sh", "-c", script], env=run.env, cwd=run.cwd, stderr=subprocess.PIPE)
+    try:
+        run.room.is_asked("hub", "late")
+        deadline = _soon()
+        while not run.room.is_asked("hub", "late"):
+            deadline.check("the asker")
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(LIMIT_S) == 130
+    finally:
+        process.kill()
+        process.wait(LIMIT_S)
+        assert process.stderr
+        process.stderr.close()
+
+
+def test_a_transcript_gives_the_shell_a_memory(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    talk = run.cwd / "talk.jsonl"
+    for word in ("one", "two", "three"):
+        assert run("ask", "bob", word, "--transcript", str(talk)).stdout == f"{word}\n"
+    header, *turns = lines_of(talk)
+    assert header["members"] == ["hub", "bob"]
+    assert [(turn["turn"], turn["from"], turn["content"]) for turn in turns] == [
+        (n, ("hub", "bob")[n % 2], ("one", "two", "three")[n // 2]) for n in range(6)
+    ]
+
+
+def test_pipes_can_be_named_directly(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    to, back = run.room.pipe("hub", "bob"), run.room.pipe("bob", "hub")
+    assert run("ask", "hi", "--to-pipe", to, "--from-pipe", back).stdout == "hi\n"
+    run.env.pop("PIPE_DIR")
+    assert run("ask", "bob", "hello", PIPE_TO_BOB=to, PIPE_FROM_BOB=back).stdout == "hello\n"
+
+
+def test_a_failing_program_is_a_failure_that_says_why(run: Commands) -> None:
+    run.attach("bob", "--exec", "sh -c 'echo oops >&2; exit 3'")
+    asked = run("ask", "bob", "x")
+    assert (asked.code, asked.stderr) == (1, "modelpipes ask: bob: sh ended with 3: oops\n")
+
+
+def test_one_failure_of_a_batch_does_not_end_the_others(run: Commands) -> None:
+    run.attach("bob", "--exec", "sh -c 'read l; test $l != b && echo $l'")
+    asked = run("ask", "bob", "--each-line", "--json", typed="a\nb\nc\n")
+    answers = [json.loads(line) for line in asked.stdout.splitlines()]
+    assert asked.code == 1
+    assert [answer.get("content") or answer["reason"] for answer in answers] == ["a", "voice", "c"]
+
+
+def test_thoughts_go_to_stderr_and_only_if_asked_for(run: Commands) -> None:
+    from tests.models import THINKING_TEMPLATE, scripted_model
+
+    model = scripted_model(run.cwd / "thinker.gguf", ["hm", "</think>", "Answer"], template=THINKING_TEMPLATE)
+    run.attach("bob", "--model", str(model), "--engine-arg=--threads", "--engine-arg=1")
+    silent = run("ask", "bob", "x")
+    assert (silent.stdout, silent.stderr) == ("Answer\n", "")
+    shown = run("ask", "bob", "x", "--show-thinking")
+    assert (shown.stdout, shown.stderr) == ("Answer\n", "hm\n")
+
+
+def test_a_full_disk_under_the_transcript_is_one_clear_line_and_loses_no_turn(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    talk = run.cwd / "talk.jsonl"
+    assert run("ask", "bob", "first", "--transcript", str(talk)).code == 0
+    before = talk.read_bytes()
+    limit = f"ulimit -f 1; exec {' '.join(run.command('ask', 'bob', '-', '--transcript', str(talk)))}"
+    asked = run.run(["bash", "-c", limit], typed="x" * 5000)
+    assert asked.code == 1
+    assert asked.stderr.count("\n") == 1 and "cannot write" in asked.stderr
+    assert talk.read_bytes() == before
+    assert os.path.getsize(talk) < 1024
