@@ -73,6 +73,7 @@ class Speech:
         self._safe = SafeText()
         self._thoughts = SafeText()
         self._said: list[str] = []
+        self._thought: list[str] = []
         self._is_thinking = False
         self._ends_line = False
 
@@ -80,6 +81,7 @@ class Speech:
         """The next piece."""
         if thinking and self._show_thinking:
             self._is_thinking = True
+            self._thought.append(thinking)
             prompt(self._thoughts.feed(thinking))
         if content:
             self._write(self._safe.feed(content), is_first=not self._said)
@@ -89,7 +91,7 @@ class Speech:
         """What was said does not count: what comes begins on a fresh line."""
         if self._said:
             self._end_line()
-        self._said, self._safe = [], SafeText()
+        self._said, self._thought, self._safe = [], [], SafeText()
 
     def end(self, content: str, thinking: str = "") -> None:
         """The answer is whole: print what is missing of it, and end the line."""
@@ -97,8 +99,7 @@ class Speech:
         if not content.startswith(said):
             self.void()
             said = ""
-        if not self._is_thinking:
-            self.say("", thinking)
+        self.say("", thinking.removeprefix("".join(self._thought)))
         if not said or content != said:
             self._write(self._safe.feed(content[len(said) :]), is_first=not said)
         self._write(self._safe.flush(), is_first=False)

@@ -36,7 +36,6 @@ WALL, WNOTHREAD = 0x40000000, 0x20000000  # __WALL, __WNOTHREAD of wait(2)
 ENTRY = 1  # PTRACE_SYSCALL_INFO_ENTRY
 INFO = struct.Struct("=BxxxIQQQ6Q")  # struct ptrace_syscall_info, as far as the arguments of an entry
 PATH_BYTES = 256
-AGAIN_S = 1.0  # for the thread of an earlier tracer to end
 POKE = signal.SIGWINCH  # ignored by default, yet a traced process stops for it: it wakes the tracer
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -127,6 +126,9 @@ class Tracer:
             except ProcessLookupError:
                 pass
         self._thread.join()
+        # The kernel lets go when the thread is gone for it too: until then a wait for the process would see its stops.
+        while self._thread.native_id and os.path.exists(f"/proc/self/task/{self._thread.native_id}"):
+            time.sleep(0.0005)
 
     def _run(self) -> None:
         try:
@@ -155,7 +157,9 @@ class Tracer:
     def _seize(self) -> None:
         """Seize every thread, also those that begin while we do."""
         options = TRACESYSGOOD | TRACECLONE
-        self._seize_first(options)
+        _ptrace(PTRACE_SEIZE, self.pid, 0, options)
+        _ptrace(PTRACE_INTERRUPT, self.pid)
+        self._threads.add(self.pid)
         while missing := {int(tid) for tid in os.listdir(f"/proc/{self.pid}/task")} - self._threads:
             for tid in missing:
                 self._threads.add(tid)
@@ -164,20 +168,6 @@ class Tracer:
                     _ptrace(PTRACE_INTERRUPT, tid)
                 except (ProcessLookupError, PermissionError):
                     pass  # it has ended; or it was followed from its birth, by one seized before
-
-    def _seize_first(self, options: int) -> None:
-        """Seize the first thread; a tracer before us may need a moment to be gone."""
-        deadline = Deadline.after(AGAIN_S)
-        while True:
-            try:
-                _ptrace(PTRACE_SEIZE, self.pid, 0, options)
-                break
-            except PermissionError:
-                if deadline.has_passed():
-                    raise
-                time.sleep(0.001)
-        self._threads.add(self.pid)
-        _ptrace(PTRACE_INTERRUPT, self.pid)
 
     def _go_on(self, tid: int, status: int) -> None:
         stop, event = os.WSTOPSIG(status), status >> 16

@@ -18,7 +18,7 @@ from tests.drill import ptrace
 from tests.drill.drill import VICTIMS, Figures, Victim, kill_at_boundaries, kill_at_random
 
 SEED = os.environ.get("DRILL_SEED") or str(random.SystemRandom().randrange(10**6))
-KILLS = 6  # of each victim in each manner: about a minute for all of them on two cores
+KILLS, ENGINE_KILLS = 6, 3  # of each victim in each manner: about a minute for all of them on two cores
 LONG_KILLS = 50
 
 
@@ -29,6 +29,10 @@ def check(figures: Figures) -> None:
 
 def rng(victim: Victim, manner: str) -> random.Random:
     return random.Random(f"{SEED} {victim.name} {manner}")
+
+
+def few(victim: Victim) -> int:
+    return ENGINE_KILLS if victim.engine else KILLS
 
 
 @cache
@@ -56,11 +60,11 @@ def tracing() -> None:
 
 @pytest.mark.usefixtures("tracing")
 def test_a_kill_at_a_system_call_boundary_loses_and_doubles_nothing(victim: Victim) -> None:
-    check(kill_at_boundaries(victim, KILLS, rng(victim, "boundary")))
+    check(kill_at_boundaries(victim, few(victim), rng(victim, "boundary")))
 
 
 def test_a_kill_at_a_random_moment_loses_and_doubles_nothing(victim: Victim) -> None:
-    check(kill_at_random(victim, KILLS, rng(victim, "random")))
+    check(kill_at_random(victim, few(victim), rng(victim, "random")))
 
 
 @pytest.mark.drill

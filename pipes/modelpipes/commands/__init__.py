@@ -51,7 +51,9 @@ def run(command: click.Command, args: list[str], name: str) -> int:
     """Run one command; its exit code. The one place where errors become exit codes."""
     try:
         with ended_by_signals():
-            code = command.main(args, prog_name=name, standalone_mode=False)
+            # Not command.main(), which makes 1 of a closed stdout.
+            with command.make_context(name, args) as context:
+                code = command.invoke(context)
             return code if isinstance(code, int) else 0
     except click.exceptions.Exit as e:
         return e.exit_code

@@ -14,6 +14,8 @@ from typing import Protocol
 from msgspec import Struct
 
 from modelpipes.deadline import Deadline
+from modelpipes.errors import MessageError
+from modelpipes.framing import MAX_MESSAGE_BYTES
 from modelpipes.message import Heard, Phase, Stop, Usage
 
 
@@ -37,14 +39,18 @@ class Work:
         self.first_word_s: float | None = None
         self.life_s = time.monotonic()  # when the voice last showed life
         self.is_cancelled = False
+        self._size_bytes = 0
         self._notify = notify
         self._break_off: Callable[[], object] | None = None
         self._lock = threading.Lock()
 
     def emit(self, content: str = "", thinking: str = "") -> None:
-        """Add a piece to the answer, or to the thoughts before it."""
+        """Add a piece to the answer, or to the thoughts before it; MessageError where it grows too large to travel."""
         if not content and not thinking:
             return
+        self._size_bytes += len(content) + len(thinking)
+        if self._size_bytes > MAX_MESSAGE_BYTES:
+            raise MessageError(f"the answer is larger than the {MAX_MESSAGE_BYTES} bytes that can travel")
         self.life_s = time.monotonic()
         if content:
             self.first_word_s = self.first_word_s or self.life_s
