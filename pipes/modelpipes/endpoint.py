@@ -217,10 +217,10 @@ class Endpoint:
         Closing at once would end the file for the next plain asker too, who may open the pipe as soon as
         the one before it has gone, having written its line: as long as that may be, the pipe stays open.
         """
-        lingering = [outlet for outlet in self._outlets.values() if outlet.closes]
+        lingering = [outlet for outlet in self._outlets.values() if outlet.closes and not outlet.unsent]
         for outlet in list(lingering):
             inlet = self._inlets.get(outlet.receiver)
-            is_due = outlet.closes and outlet.closes.has_passed() and not outlet.unsent
+            is_due = outlet.closes and outlet.closes.has_passed()
             if is_due and not (inlet and fifo.is_readable(inlet.fd)):
                 self._close(outlet)
                 lingering.remove(outlet)

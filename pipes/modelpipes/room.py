@@ -76,11 +76,12 @@ def star(hub: str, seats: Sequence[str], *, mesh: bool = False) -> list[tuple[st
 def resolve(path: str | None) -> str:
     """The directory that is meant by what a person named: theirs, and nobody else's to write.
 
-    None is the default room. A directory that others can write, such as /tmp, gives a per-user
-    directory inside it.
+    None is $PIPE_DIR, else the default room. A directory that others can write, such as /tmp, gives a
+    per-user directory inside it.
     """
-    if path is None:
-        return os.path.join(runtime_dir() or _per_user(os.path.abspath(os.environ.get("TMPDIR") or "/tmp")), "default")
+    path = path or os.environ.get("PIPE_DIR")
+    if not path:
+        return os.path.join(_rooms(), "default")
     path = os.path.abspath(os.path.expanduser(path))
     try:
         found = os.stat(path)
@@ -89,6 +90,10 @@ def resolve(path: str | None) -> str:
     if stat.S_ISDIR(found.st_mode) and found.st_mode & 0o022:
         return os.path.join(_per_user(path), "default")
     return path
+
+
+def _rooms() -> str:
+    return runtime_dir() or _per_user(os.path.abspath(os.environ.get("TMPDIR") or "/tmp"))
 
 
 def _per_user(shared: str) -> str:
@@ -132,7 +137,7 @@ class Room:
     @classmethod
     def make_fresh(cls) -> Room:
         """A new room beside the default one, for one conversation."""
-        return cls.make(os.path.join(os.path.dirname(resolve(None)), f"chat-{os.getpid()}-{os.urandom(4).hex()}"))
+        return cls.make(os.path.join(_rooms(), f"chat-{os.getpid()}-{os.urandom(4).hex()}"))
 
     @classmethod
     def make(cls, path: str | None = None) -> Room:

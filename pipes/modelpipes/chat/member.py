@@ -22,7 +22,7 @@ from modelpipes.chat.memory import Memory, OutOfStep
 from modelpipes.chat.voices import Finish, Voice, Work
 from modelpipes.deadline import Deadline
 from modelpipes.endpoint import Arrival, Endpoint, Lost, Readable
-from modelpipes.errors import DeadlineError, EngineError, MessageError, PeerError, PipesError
+from modelpipes.errors import DeadlineError, EngineError, MessageError, PeerError, PipesError, RoomError
 from modelpipes.framing import encode
 from modelpipes.message import (
     Bye,
@@ -127,8 +127,8 @@ class Member:
         elif isinstance(event, Readable):
             self._wake_up(event.fd)
         lagging, self._lagging = self._lagging, []
-        for job in lagging:
-            self._post_delta(job)
+        for one in lagging:
+            self._post_delta(one)
         self._deliver_plain()
         while self._is_ready and (job := self._jobs.next_to_start(self._may_start)):
             self._start(job)
@@ -182,7 +182,7 @@ class Member:
         elif isinstance(item, Plain):
             self._hear_plain(sender, item)
         elif isinstance(item, Malformed):
-            if self._endpoint.try_connect(sender):
+            if self._connect(sender):
                 self._fail(sender, item.reply_to, "malformed", item.detail)
         elif isinstance(item, Cancel):
             job = self._jobs.find(item.reply_to)
@@ -192,7 +192,7 @@ class Member:
             self._forget_asker(sender, 0)
 
     def _hear_say(self, sender: str, say: Say) -> None:
-        if not self._endpoint.try_connect(sender):
+        if not self._connect(sender):
             return  # a typed asker opens its answer pipe before it speaks: this one has gone
         if reply := self._memory.reply_to(say.id):
             self._post(sender, reply)
@@ -353,8 +353,15 @@ class Member:
     # -- what goes out
 
     def _post(self, asker: str, message: Message) -> None:
-        if self._endpoint.try_connect(asker):
+        if self._connect(asker):
             self._endpoint.post(asker, message)
+
+    def _connect(self, asker: str) -> bool:
+        """Open the pipe to an asker; False while nobody reads there, or where no pipe leads there."""
+        try:
+            return self._endpoint.try_connect(asker)
+        except RoomError:
+            return False
 
     def _fail(self, asker: str, say_id: str | None, reason: Reason, detail: str, have: int | None = None) -> None:
         self._post(asker, Failure(self.seat, asker, reason, detail, say_id, have))
@@ -382,7 +389,7 @@ class Member:
         for asker in list(self._uncollected):
             if self.room.is_asked(asker, self.seat) or self._endpoint.unsent_bytes(asker):
                 continue
-            if not self._endpoint.try_connect(asker):
+            if not self._connect(asker):
                 continue
             text = self._uncollected.pop(asker)
             try:
@@ -403,7 +410,10 @@ class Member:
         if not self._endpoint.listens_to():
             self._end = 0  # the seat's pipes are gone
             return
-        self.voice.tend()
+        try:
+            self.voice.tend()
+        except PipesError as died:
+            self._end = PeerError(f"{self.seat}: {died}")
         alive_s = time.monotonic() - 2 * TICK_S
         for job in self._jobs.working:
             if job.work and job.work.life_s > alive_s:

@@ -61,6 +61,10 @@ def run(command: click.Command, args: list[str], name: str) -> int:
         output.say(f"{name}: {e.format_message()} (see {name} --help)")
         return 2
     except Ended as e:
+        if e.exit_code == 128 + signal.SIGINT and _is_at_terminal():
+            # A shell's loop goes on after a child that exits, and stops after one that dies of the signal.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
         return e.exit_code
     except PipesError as e:
         output.say(f"{name}: {e}")
@@ -85,6 +89,20 @@ def ended_by_signals() -> Iterator[None]:
         if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN:
             signal.signal(each, end)
     yield
+
+
+def _is_at_terminal() -> bool:
+    """Are we in the foreground of a terminal, where Ctrl-C comes from?"""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
 
 
 def _overview() -> str:

@@ -14,7 +14,7 @@ from modelpipes import output
 from modelpipes.asker import Answer, Asker
 from modelpipes.commands import options
 from modelpipes.deadline import Deadline
-from modelpipes.errors import MessageError, PeerFailed, UsageError
+from modelpipes.errors import MessageError, PeerFailed, RoomError, UsageError
 from modelpipes.message import Delta, Reply, Say, new_id
 from modelpipes.room import HUB, PipePair, Room, check_seat, seat_variable
 
@@ -93,10 +93,14 @@ def _where(
         to, words = check_seat(words[0]), words[1:]
         name = seat_variable(to)
         to_pipe, from_pipe = os.environ.get(f"PIPE_TO_{name}"), os.environ.get(f"PIPE_FROM_{name}")
-        if directory is not None or not (to_pipe and from_pipe):
+        if directory or not (to_pipe and from_pipe):
             room = Room.open(directory)
             room.require(to)
-            return room, check_seat(sender), to, words
+            if (to, check_seat(sender)) not in room.pipes():
+                raise RoomError(
+                    f"{room.path}: no pipes between {sender} and {to}; add them with setup-pipes {to} --hub {sender}"
+                )
+            return room, sender, to, words
     if not (to_pipe and from_pipe):
         raise UsageError("--to-pipe and --from-pipe go together")
     pair = PipePair(to_pipe, from_pipe)

@@ -104,17 +104,21 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
     for name in FOR_SERVERS:
         if given[name.replace("-", "_")]:
             raise UsageError(f"--{name} is for --server")
-    engine = Engine(
-        given["model"],
-        ctx_size=common["ctx_size"],
-        gpu_layers=given["gpu_layers"],
-        parallel=common["parallel"],
-        engine=given["engine"] or "auto",
-        engine_args=given["engine_arg"],
-        name=seat,
-        log=given["log"],
-    )
-    return EngineVoice(seat, kind=f"model {os.path.basename(given['model'])}", engine=engine, **common)
+
+    def start_engine() -> Engine:
+        return Engine(
+            given["model"],
+            ctx_size=common["ctx_size"],
+            gpu_layers=given["gpu_layers"],
+            parallel=common["parallel"],
+            engine=given["engine"] or "auto",
+            engine_args=given["engine_arg"],
+            name=seat,
+            log=given["log"],
+        )
+
+    # Once the seat is taken: who waits for it learns that the file or the engine is missing.
+    return EngineVoice(seat, kind=f"model {os.path.basename(given['model'])}", start_engine=start_engine, **common)
 
 
 def _api_key(file: str | None) -> str | None:

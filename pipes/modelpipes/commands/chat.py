@@ -25,6 +25,7 @@ from modelpipes.message import new_id
 from modelpipes.room import HUB, Room, check_seat, star
 
 ME = "me"  # the member who is the person at the terminal
+SILENCE_S = 30.0
 DEFAULT_ROUNDS = 10  # where nothing else would end the talk
 VOICES = ("model", "server", "exec", "filter")
 
@@ -62,7 +63,7 @@ def _voice_arguments(command: Any) -> Any:
 @click.option("--opening", metavar="TEXT|-", default="Hello.", show_default=True, help="What the hub says first.")
 @click.option("--stop-word", metavar="WORD", help="End when a member says it.")
 @click.option("--max-seconds", type=options.SECONDS, default="none", show_default=True, help="End after this time.")
-@click.option("--timeout", type=options.SECONDS, default="30", show_default=True, help="Longest silence of a member.")
+@click.option("--timeout", type=options.SECONDS, help="Longest silence of a member, and of its voice.  [30]")
 @click.option("--patience", type=click.FloatRange(0), default=30.0, show_default=True, metavar="S",
               help="Wait this long for a member that died, if somebody else seated it.")  # fmt: skip
 @click.option("--retries", type=click.IntRange(0), default=2, show_default=True, help="Of a turn that failed.")
@@ -101,7 +102,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
             taking=plan.taking(transcript.header),
             rules=plan.rules,
             moderator=plan.moderator,
-            silence_s=options.bounded(given["timeout"]),
+            silence_s=options.bounded(given["timeout"] or SILENCE_S),
             limit=Deadline.after(options.bounded(given["max_seconds"])),
             retries=given["retries"],
             bring_back=lambda seat, why: _bring_back(seating, seat, why),
@@ -185,6 +186,8 @@ def _place(typed: list[str], name: str) -> int:
 
 def _options_for(name: str, kind: str, given: dict[str, Any], members: list[str]) -> Iterator[str]:
     """The member's own options as attach-model takes them: NAME=VALUE for it, VALUE for all that can use it."""
+    if given["timeout"]:
+        yield f"--timeout={given['timeout'] if given['timeout'] != float('inf') else 'none'}"
     for option in options.VOICE:
         common, own = [], []
         for value in given[option.replace("-", "_")]:
@@ -311,7 +314,9 @@ class _Watcher:
 
     def summary(self, why: str) -> str:
         """Turns, tokens, times, and why it stopped, in one line."""
-        timings = [turn.timing for turn in self._turns if turn.timing]
+        if not self._turns:
+            return f"nothing was left to say; ended by: {why}"
+        timings = [turn.timing for turn in self._turns if turn.timing and turn.sender != ME]
         parts = [f"{len(timings)} turns"]
         if tokens := sum(turn.usage.completion_tokens for turn in self._turns if turn.usage):
             parts.append(f"{tokens} tokens")

@@ -33,7 +33,7 @@ def bounded(seconds: float) -> float | None:
 
 
 directory = click.option(
-    "-d", "--dir", "directory", metavar="DIR", envvar="PIPE_DIR", help="The room.  [$PIPE_DIR, else the default room]"
+    "-d", "--dir", "directory", metavar="DIR", help="The room.  [$PIPE_DIR, else the default room]"
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 version = click.version_option(__version__, message="%(prog)s %(version)s")

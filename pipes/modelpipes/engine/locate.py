@@ -68,9 +68,9 @@ def find_model(name: str) -> str:
         with open(path, "rb") as file:
             magic = file.read(len(GGUF_MAGIC))
     except FileNotFoundError:
-        raise FileError(f"no model file {shown}: find-gguf lists those on this machine") from None
+        raise FileError(f"no model file {shown}: name a GGUF file, or tiny-chat") from None
     except IsADirectoryError:
-        raise FileError(f"{shown} is a directory: name one GGUF file in it (find-gguf {shown})") from None
+        raise FileError(f"{shown} is a directory: name one GGUF file in it") from None
     except PermissionError:
         raise FileError(f"model file {shown} may not be read: check its mode and owner") from None
     except (OSError, ValueError) as error:

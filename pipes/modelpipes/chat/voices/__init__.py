@@ -107,7 +107,7 @@ class Voice(Protocol):
         """Why it died, in one line."""
 
     def tend(self) -> None:
-        """Called about once a second."""
+        """Called twice a second; raises a PipesError if what answers has died."""
 
     def close(self) -> None:
         """End what was started."""

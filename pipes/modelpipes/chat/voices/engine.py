@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
@@ -42,7 +42,7 @@ class EngineVoice:
         seat: str,
         *,
         kind: str,
-        engine: Engine | None = None,
+        start_engine: Callable[[], Engine] | None = None,
         server: str = "",
         model_name: str | None = None,
         api_key: str | None = None,
@@ -56,7 +56,8 @@ class EngineVoice:
         self.parallel = parallel
         self.history_bytes = min(ctx_size * HISTORY_BYTES_PER_TOKEN, HISTORY_LIMIT_BYTES)
         self._seat = seat
-        self._engine = engine
+        self._start_engine = start_engine
+        self._engine: Engine | None = None
         self._server = server
         self._model_name = model_name
         self._api_key = api_key
@@ -71,12 +72,13 @@ class EngineVoice:
         self._tokens_per_byte = TOKENS_PER_BYTE
 
     def prepare(self, deadline: Deadline) -> None:
-        if self._engine:
+        if self._start_engine:
+            self._engine = self._start_engine()
             self._engine.be_ready(deadline)
         client = Client(
             self._engine.base_url if self._engine else self._server,
             model_name=self._model_name,
-            api_key=self._api_key,
+            api_key=self._engine.api_key if self._engine else self._api_key,
         )
         self._client = client
         if client.is_llama_server():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import select
 import shlex
@@ -57,9 +58,7 @@ class ExecVoice:
                 return Finish()
             code = child.wait(Deadline.after(LIFE_S))
             if code != 0:
-                last = (child.last_lines(1) or ["it said nothing"])[0]
-                fate = f"ended with {code}" if code > 0 else f"was killed by signal {-code}"
-                raise ProgramError(f"{self._argv[0]} {fate}: {last}")
+                raise ProgramError(_fate(child, code))
         return Finish()
 
     def death_fd(self) -> int:
@@ -111,31 +110,37 @@ class FilterVoice:
             self._end()  # a line that is still to come would answer the next message
             return Finish()
         if b"\n" not in line:
-            raise ProgramError(f"{self._argv[0]} closed its output; {self.last_words()}")
+            with contextlib.suppress(DeadlineError):
+                raise ProgramError(_fate(child, child.wait(Deadline.after(LIFE_S))))
+            raise ProgramError(f"{self._argv[0]} closed its output")
         answer, _, self._rest = line.partition(b"\n")
         work.emit(answer.decode("utf-8", "replace").removesuffix("\r"))
         return Finish()
 
     def _end(self) -> None:
-        if self._child:
-            self._child.stop(term_s=BREAK_OFF_S)
-        self._child = None
+        child, self._child = self._child, None  # from here on its death is our own doing
+        if child:
+            child.stop(term_s=BREAK_OFF_S)
 
     def death_fd(self) -> int:
-        return self._child.pidfd if self._child else -1
+        return -1  # `tend` looks: a program whose answer is broken off is ended, and another one started
 
     def last_words(self) -> str:
-        child = self._child
-        if not child:
-            return f"{self._argv[0]} was stopped"
-        last = (child.last_lines(1) or ["it said nothing"])[0]
-        return f"{self._argv[0]} ended with {child.exit_code()}: {last}"
+        return ""
 
     def tend(self) -> None:
-        pass
+        child = self._child
+        if child and (code := child.exit_code()) is not None and child is self._child:
+            raise ProgramError(_fate(child, code))
 
     def close(self) -> None:
         self._end()
+
+
+def _fate(child: Child, code: int) -> str:
+    """How a program ended, and its last words."""
+    fate = f"ended with {code}" if code >= 0 else f"was killed by signal {-code}"
+    return f"{child.name} {fate}: {(child.last_lines(1) or ['it said nothing'])[0]}"
 
 
 class _Words:
