@@ -19,6 +19,7 @@ import msgspec
 from modelpipes import output
 from modelpipes.chat.jobs import Job, Jobs
 from modelpipes.chat.memory import Memory, OutOfStep
+from modelpipes.chat.plain import PlainAnswers
 from modelpipes.chat.voices import Finish, Voice, Work
 from modelpipes.deadline import Deadline
 from modelpipes.endpoint import Arrival, Endpoint, Lost, Readable
@@ -75,7 +76,6 @@ class Member:
         self._jobs = Jobs(voice.parallel, QUEUE_LIMIT)
         self._memory = Memory(voice.history_bytes)
         self._lagging: list[Job] = []  # with pieces that are posted in a moment
-        self._uncollected: dict[str, str] = {}  # plain answers whose askers have yet to open their pipes
         self._news: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # what other threads hand over
         self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._wake_lock = threading.RLock()  # a signal handler may wake while its own thread does
@@ -87,13 +87,18 @@ class Member:
 
     def stop(self, exit_code: int) -> None:
         """Leave soon, `run` returning this exit code; from any thread, or a signal handler."""
-        self._end = self._end if self._end is not None else exit_code
+        self._leave(exit_code)
         self._wake()
+
+    def _leave(self, why: PipesError | int) -> None:
+        """End `run` after this step; the first reason counts."""
+        self._end = why if self._end is None else self._end
 
     def run(self) -> int:
         """Take the seat and answer; the exit code, or the error that the voice died of."""
         try:
             with self.room.take_seat(self.seat) as self._lock, Endpoint(self.room, self.seat) as self._endpoint:
+                self._plain = PlainAnswers(self._endpoint, self._report)
                 self._show_state()
                 self._endpoint.watch(self._wake_r)
                 self._listen()
@@ -116,7 +121,8 @@ class Member:
         return self._end or 0
 
     def _step(self) -> None:
-        until = Deadline.after(PLAIN_RETRY_S) if self._has_plain_business() else self._tick
+        waits_for_lock = any(job.is_plain for job in self._jobs.waiting)
+        until = Deadline.after(PLAIN_RETRY_S) if waits_for_lock or not self._plain.is_idle() else self._tick
         if self._lagging:
             until = until.earlier(Deadline.after(DELTA_S))
         event = self._endpoint.receive(until.earlier(self._tick))
@@ -129,7 +135,8 @@ class Member:
         lagging, self._lagging = self._lagging, []
         for one in lagging:
             self._post_delta(one)
-        self._deliver_plain()
+        if self._plain.deliver() and self._once:
+            self._leave(0)
         while self._is_ready and (job := self._jobs.next_to_start(self._may_start)):
             self._start(job)
         if self._tick.has_passed():
@@ -161,7 +168,7 @@ class Member:
             self.voice.prepare(Deadline.after(self._load_s))
         except PipesError as e:
             error = e
-            self._hand_over(lambda: setattr(self, "_end", error))
+            self._hand_over(lambda: self._leave(error))
         else:
             self._hand_over(self._be_ready)
 
@@ -196,7 +203,7 @@ class Member:
             return  # a typed asker opens its answer pipe before it speaks: this one has gone
         if reply := self._memory.reply_to(say.id):
             self._post(sender, reply)
-        elif job := self._jobs.find(say.id):
+        elif (job := self._jobs.find(say.id)) and not job.is_abandoned:
             if job.work and job.work.content:  # joined: tell what was said so far
                 self._post(sender, Delta(say.id, self.seat, sender, "".join(job.work.content)))
         elif not self._jobs.add(Job(sender, say)):
@@ -322,11 +329,11 @@ class Member:
     def _reply(self, job: Job, stop: Stop, content: str, finish: Finish | None = None) -> None:
         finish = finish or Finish()
         self._answers += stop != "cancelled"
-        if self._once and stop != "cancelled" and not job.is_plain:
-            self._end = 0
         if job.is_plain:
-            self._leave_for(job.asker, content)
+            self._plain.keep(job.asker, content)
             return
+        if self._once and stop != "cancelled":
+            self._leave(0)
         self._post_pieces(job)
         reply = Reply(
             id=new_id(),
@@ -368,52 +375,26 @@ class Member:
 
     def _fail_job(self, job: Job, reason: Reason, detail: str) -> None:
         if self._once:
-            self._end = PeerError(f"{self.seat}: {detail}")
+            self._leave(PeerError(f"{self.seat}: {detail}"))
         if job.is_plain:
-            self._leave_for(job.asker, f"error: {detail}")
+            self._plain.keep(job.asker, f"error: {detail}")
         elif not job.is_abandoned:
             self._fail(job.asker, job.say.id, reason, detail)
-
-    def _leave_for(self, asker: str, text: str) -> None:
-        """Keep a plain answer until its asker opens its pipe, or asks again."""
-        if asker in self._uncollected:
-            self._report(f"{self.seat}: {asker} asked again before it collected an answer, which is lost")
-        self._uncollected[asker] = text
-
-    def _has_plain_business(self) -> bool:
-        """Is there a reader to come, a lock to go, or a pipe to close, none of which the kernel tells?"""
-        is_idle = self._endpoint.close_idle()
-        return bool(self._uncollected) or not is_idle or any(job.is_plain for job in self._jobs.waiting)
-
-    def _deliver_plain(self) -> None:
-        for asker in list(self._uncollected):
-            if self.room.is_asked(asker, self.seat) or self._endpoint.unsent_bytes(asker):
-                continue
-            if not self._connect(asker):
-                continue
-            text = self._uncollected.pop(asker)
-            try:
-                self._endpoint.post_plain(asker, text)
-            except MessageError as e:
-                self._endpoint.post_plain(asker, f"error: {e}")
-            if self._once:
-                self._end = 0
 
     # -- twice a second
 
     def _look_after(self) -> None:
         if self._lock.is_lost() or not os.path.isdir(self.room.path):
-            self._end = 0
+            self._leave(0)
             return
         self._endpoint.refresh()
         self._listen()
         if not self._endpoint.listens_to():
-            self._end = 0  # the seat's pipes are gone
-            return
+            self._leave(0)  # the seat's pipes are gone
         try:
             self.voice.tend()
         except PipesError as died:
-            self._end = PeerError(f"{self.seat}: {died}")
+            self._leave(PeerError(f"{self.seat}: {died}"))
         alive_s = time.monotonic() - 2 * TICK_S
         for job in self._jobs.working:
             if job.work and job.work.life_s > alive_s:

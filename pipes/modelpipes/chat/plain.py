@@ -1,0 +1,47 @@
+"""Answers to plain lines, kept until their askers open their pipes: they may do so only after they wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from modelpipes.endpoint import Endpoint
+from modelpipes.errors import MessageError, RoomError
+
+
+class PlainAnswers:
+    """At most one uncollected answer for each plain asker."""
+
+    def __init__(self, endpoint: Endpoint, report: Callable[[str], None]) -> None:
+        self._endpoint = endpoint
+        self._report = report
+        self._uncollected: dict[str, str] = {}
+
+    def keep(self, asker: str, text: str) -> None:
+        """Keep an answer in place of the one that its asker did not collect."""
+        if asker in self._uncollected:
+            self._report(f"{self._endpoint.seat}: {asker} asked again before it collected an answer, which is lost")
+        self._uncollected[asker] = text
+
+    def deliver(self) -> int:
+        """Write the answers whose askers have come; how many."""
+        ready = [asker for asker in self._uncollected if self._may_write(asker)]
+        for asker in ready:
+            text = self._uncollected.pop(asker)
+            try:
+                self._endpoint.post_plain(asker, text)
+            except MessageError as e:
+                self._endpoint.post_plain(asker, f"error: {e}")
+        return len(ready)
+
+    def _may_write(self, asker: str) -> bool:
+        """Does the plain asker read now? Not while a typed one holds the seat, or an answer is still on its way."""
+        endpoint = self._endpoint
+        try:
+            is_typed = endpoint.room.is_asked(asker, endpoint.seat)
+            return not is_typed and not endpoint.unsent_bytes(asker) and endpoint.try_connect(asker)
+        except RoomError:
+            return False
+
+    def is_idle(self) -> bool:
+        """Is no reader to come and no pipe to close? The kernel tells of neither."""
+        return self._endpoint.close_idle() and not self._uncollected
