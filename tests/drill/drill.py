@@ -38,7 +38,7 @@ GO_ON_S = 30.0  # for a conversation to go on after a kill, engines loaded anew,
 LEAVE_S = 10.0  # for everybody to be gone at an orderly end
 OPENING = "Let the drill begin."
 LARGE_CONTEXT = "4000000"  # of the model server in our hand: nothing is ever dropped
-ENGINE_CONTEXT = "16384"  # of a real one: enough for all turns of one talk
+ENGINE_TURNS = 30  # of a talk with tiny-chat, which was trained for 1024 tokens: nothing is dropped there either
 EVERY = -1  # as the number of kills: each boundary once
 
 
@@ -51,23 +51,23 @@ class Victim:
     is_seated: bool = False  # the leader seats the members; else they are attached beforehand
     engine: str = ""  # alice has an engine of her own: recorded (seen by a proxy) or bare
     is_large: bool = False  # answers that no pipe holds: lines are written in parts, and cut by a death
-    kills_a_talk: int = 30  # then a new one begins: histories, and what is to be checked, grow
+    turns_a_talk: int = 80  # then a new one begins: histories, and what is to be checked, grow
 
 
 VICTIMS = (
     Victim("member, attached", "member"),
     Victim("member, seated by the leader", "member", is_seated=True),
-    Victim("member with an engine", "member", is_seated=True, engine="recorded", kills_a_talk=12),
-    Victim("engine behind a recorder", "engine", is_seated=True, engine="recorded", kills_a_talk=12),
-    Victim("engine, bare", "engine", is_seated=True, engine="bare", kills_a_talk=12),
+    Victim("member with an engine", "member", is_seated=True, engine="recorded", turns_a_talk=ENGINE_TURNS),
+    Victim("engine behind a recorder", "engine", is_seated=True, engine="recorded", turns_a_talk=ENGINE_TURNS),
+    Victim("engine, bare", "engine", is_seated=True, engine="bare", turns_a_talk=ENGINE_TURNS),
     Victim("leader of attached members", "leader"),
     Victim("leader that seats its members", "leader", is_seated=True),
-    Victim("leader of an engine, three deep", "leader", is_seated=True, engine="recorded", kills_a_talk=12),
-    Victim("leader that is starting", "start", is_seated=True, engine="bare", kills_a_talk=12),
+    Victim("leader of an engine, three deep", "leader", is_seated=True, engine="recorded", turns_a_talk=ENGINE_TURNS),
+    Victim("leader that is starting", "start", is_seated=True, engine="bare", turns_a_talk=ENGINE_TURNS),
     Victim("asker", "asker"),
-    Victim("member, large words", "member", is_large=True, kills_a_talk=8),
-    Victim("leader, large words", "leader", is_large=True, kills_a_talk=8),
-    Victim("asker, large words", "asker", is_large=True, kills_a_talk=8),
+    Victim("member, large words", "member", is_large=True, turns_a_talk=16),
+    Victim("leader, large words", "leader", is_large=True, turns_a_talk=16),
+    Victim("asker, large words", "asker", is_large=True, turns_a_talk=16),
 )
 
 
@@ -199,7 +199,8 @@ class Talk:
             arguments += ["--server", f"alice={self.server.url('alice')}"]
         if self.victim.is_seated:
             arguments += ["--server", f"bob={self.server.url('bob')}", "--ctx-size", f"bob={LARGE_CONTEXT}"]
-            arguments += ["--ctx-size", f"alice={ENGINE_CONTEXT if self.victim.engine else LARGE_CONTEXT}"]
+            if not self.victim.engine:
+                arguments += ["--ctx-size", f"alice={LARGE_CONTEXT}"]
         return self.place.start("chat", *arguments, is_stopped=is_stopped)
 
     def _target(self) -> int:
@@ -384,6 +385,8 @@ class Talk:
 
     def end(self) -> None:
         """End it in an orderly way, and see that nothing is left."""
+        if self.victim.kind == "member":
+            self._wait_for_target()  # who is still loading may say that its room is gone, and fail
         assert self._leader
         family = descendants(self._leader.pid)
         for process in self._attached.values():
@@ -553,13 +556,12 @@ def _kill(
 ) -> Figures:
     began_s = time.monotonic()
     while goes_on():
-        strikes = figures.kills
         with _place(keep) as place, Server(is_large=victim.is_large) as server:
             is_asker = victim.kind == "asker"
             talk = Questions(place, server, rng) if is_asker else Talk(victim, place, server)
             try:
                 talk.begin()
-                while goes_on() and figures.kills < strikes + victim.kills_a_talk:
+                while goes_on() and len(talk.book.turns) < victim.turns_a_talk:
                     figures.kills += strike(talk)
                 talk.end()
             except (Violation, DeadlineError) as error:

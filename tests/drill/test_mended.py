@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from modelpipes.chat.voices import Finish, Work
 from modelpipes.errors import EngineError, PeerFailed
 from modelpipes.room import Room
-from tests.chat.conftest import ScriptedVoice, Seat, ask, room, seat
+from tests.chat.conftest import LIMIT_S, ScriptedVoice, Seat, ask, room, seat
 
 __all__ = ["room", "seat"]  # fixtures
 
@@ -58,3 +59,37 @@ def test_an_answer_lost_with_its_engine_says_that_the_member_leaves(
     seated.join()
     assert "the engine was killed" in str(seated.error)
     os.close(voice.pidfd)
+
+
+def test_a_member_whose_room_goes_while_it_looks_leaves_with_0(
+    room: Room, seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clean-up between its look at the room and the list of the pipes in it ended it with 1."""
+    seated = seat(ScriptedVoice())
+    list_senders = room.senders_to
+
+    def clean_up_and_list(to: str) -> list[str]:
+        shutil.rmtree(room.path, ignore_errors=True)
+        return list_senders(to)
+
+    monkeypatch.setattr(room, "senders_to", clean_up_and_list)
+    seated.join()
+    assert (seated.exit_code, seated.error) == (0, None)
+
+
+def test_a_pipe_that_goes_while_a_member_looks_is_no_fault(
+    room: Room, seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seated = seat(ScriptedVoice())
+    list_senders, looks = room.senders_to, threading.Semaphore(0)
+
+    def list_one_too_many(to: str) -> list[str]:
+        looks.release()
+        return [*list_senders(to), "ghost"]
+
+    monkeypatch.setattr(room, "senders_to", list_one_too_many)
+    for _ in range(2):
+        assert looks.acquire(timeout=LIMIT_S)  # the second look tells that the first was survived
+    monkeypatch.undo()
+    seated.end()
+    assert (seated.exit_code, seated.error) == (0, None)

@@ -181,7 +181,11 @@ class Member:
 
     def _listen(self) -> None:
         for sender in self.room.senders_to(self.seat):
-            self._endpoint.listen(sender)
+            try:
+                self._endpoint.listen(sender)
+            except RoomError:
+                if os.path.lexists(self.room.pipe(sender, self.seat)):
+                    raise  # not clean-up amid our look: something else lies there
 
     def _hear(self, sender: str, item: Message | Plain | Malformed) -> None:
         if isinstance(item, Say):
@@ -308,23 +312,27 @@ class Member:
                 self._post(job.asker, Delta(job.say.id, self.seat, job.asker, content, thinking))
 
     def _give_up(self, job: Job, error: PipesError) -> None:
-        self._jobs.remove(job)
         if job.work and job.work.is_cancelled:
             self._reply(job, "cancelled", "".join(job.work.content))
         elif isinstance(error, MessageError):
             self._fail_job(job, "too-large", str(error))
         else:
             self._fail_job(job, "silent" if isinstance(error, DeadlineError) else "voice", str(error))
+        self._forget(job)
 
     def _finish(self, job: Job, finish: Finish) -> None:
         assert job.work, "what finishes has been in work"
-        self._jobs.remove(job)
         content = "".join(job.work.content)
         if job.work.is_cancelled:
             self._reply(job, "cancelled", content, finish)
-            return
-        self._memory.add_own(job.say, self.seat, content)
-        self._reply(job, finish.stop, content, finish)
+        else:
+            self._memory.add_own(job.say, self.seat, content)
+            self._reply(job, finish.stop, content, finish)
+        self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        self._jobs.remove(job)
+        job.work = None  # each knows the other: without this both, and a message, stay until Python looks for cycles
 
     def _reply(self, job: Job, stop: Stop, content: str, finish: Finish | None = None) -> None:
         finish = finish or Finish()
@@ -388,7 +396,13 @@ class Member:
             self._leave(0)
             return
         self._endpoint.refresh()
-        self._listen()
+        try:
+            self._listen()
+        except RoomError:
+            if os.path.isdir(self.room.path):
+                raise
+            self._leave(0)  # the room went amid our look
+            return
         if not self._endpoint.listens_to():
             self._leave(0)  # the seat's pipes are gone
         try:
@@ -424,7 +438,7 @@ class Member:
             if not job.is_abandoned and not job.is_plain:
                 self._fail(job.asker, job.say.id, "leaving", detail)
         deadline = Deadline.after(FAREWELL_S)
-        for asker in self.room.senders_to(self.seat) if os.path.isdir(self.room.path) else ():
+        for asker in list(self._endpoint.listens_to()):
             if self._endpoint.is_connected(asker):
                 self._endpoint.post(asker, Bye(self.seat, asker))
             while self._endpoint.unsent_bytes(asker) and not deadline.has_passed():
