@@ -12,6 +12,7 @@ import pytest
 
 from modelpipes import fifo
 from modelpipes.asker import Answer, Asker
+from modelpipes.cleanup import clean_up
 from modelpipes.deadline import Deadline
 from modelpipes.endpoint import Arrival, Endpoint, Lost
 from modelpipes.errors import DeadlineError, MessageError, PeerFailed, PeerGone, RoomError
@@ -353,7 +354,7 @@ def test_a_pipe_that_is_none_is_one_clear_line_and_leaves_no_lock(room: Room, pa
 
 def test_a_room_that_was_removed_is_not_made_again_by_who_asks(room: Room) -> None:
     os.chmod(room.path, 0o700)  # as a directory of the user's own, which clean-up leaves
-    room.remove()
+    clean_up(room)
     with pytest.raises(RoomError, match="not there; run setup-pipes first"), asking(room):
         pass
     assert os.listdir(room.path) == []

@@ -75,16 +75,19 @@ class Child:
         self._partial = bytearray()
         self._log_name = log or ""
         self._log_fd = -1 if log is None else _open_log(log)
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC)
+        self._wake_read = self._wake_write = -1
+        self._drain_thread = threading.Thread(target=self._drain, name=f"drain {name}", daemon=True)
         try:
+            self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC)
             self._start_guard()
             self._start_child(list(argv), env, pipe_stdin, pipe_stdout)
-        except BaseException:
+            self._drain_thread.start()
+        except BaseException as error:
             self._end_group()
             self._close_descriptors()
+            if isinstance(error, OSError):  # no descriptor to be had
+                raise ProgramError(f"{name} cannot be started: {error.strerror}") from None
             raise
-        self._drain_thread = threading.Thread(target=self._drain, name=f"drain {name}", daemon=True)
-        self._drain_thread.start()
 
     def exit_code(self) -> int | None:
         """How the child ended (minus the signal that killed it), None while it runs; never blocks."""
@@ -161,8 +164,10 @@ class Child:
     # -- starting
 
     def _start_guard(self) -> None:
-        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        """Start a guard, the first one as leader of a new group; ProgramError, and nothing changed, if it cannot."""
+        pid = read_end = write_end = -1
         try:
+            read_end, write_end = os.pipe2(os.O_CLOEXEC)
             pid = _spawn(
                 ["/bin/sh", "-c", GUARD_SCRIPT],
                 {"PATH": os.defpath},
@@ -172,13 +177,18 @@ class Child:
                 # Blocked from its first instruction, when its traps are not yet set.
                 mask=RESET_SIGNALS,
             )
-        except BaseException:
-            os.close(write_end)
+            pidfd = os.pidfd_open(pid)
+        except BaseException as error:
+            if pid > 0:  # before its pipe ends: it would kill the group
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            _close(write_end)
+            if isinstance(error, OSError):
+                raise ProgramError(f"the guard of {self.name} cannot be started: {error.strerror}") from None
             raise
         finally:
-            os.close(read_end)
-        self._guard_pid, self._guard_pipe = pid, write_end
-        self._guard_pidfd = os.pidfd_open(pid)
+            _close(read_end)
+        self._guard_pid, self._guard_pidfd, self._guard_pipe = pid, pidfd, write_end
         if self._group < 0:
             self._group = pid
 
@@ -234,7 +244,7 @@ class Child:
                 try:
                     self.tend()
                 except ProgramError:
-                    # No process to be had just now: go on draining, and try again soon.
+                    # No process or descriptor to be had just now: go on draining, and try again soon.
                     _wait_readable(self._wake_read, Deadline.after(GUARD_RETRY_S))
 
     def _read_available(self) -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -19,13 +18,10 @@ from modelpipes.paths import runtime_dir
 
 HUB = "hub"
 SEAT_RULE = "a seat's name is 1 to 32 of a-z, 0-9, '.' and '-', begins with a letter or digit, and ends not in .lock"
-_SEAT = re.compile(r"[a-z0-9][a-z0-9.-]{0,31}(?<!\.lock)")  # a_to_b.lock is b's asker's, not a pipe to b.lock
-_PIPE = re.compile(rf"({_SEAT.pattern})_to_({_SEAT.pattern})")
-_LOCK = re.compile(rf"({_SEAT.pattern}(?:_to_{_SEAT.pattern})?)\.lock")
-_LOCK_SAYS = re.compile(rb"\s*|\d+\s*|\{\"seat\":.*", re.DOTALL)  # nothing, an asker's pid, or a Sitting
-_MADE_BY_US = stat.S_ISVTX | 0o700  # the sticky bit changes nothing in a 0700 directory; it tells clean-up whose it is
+_SEAT_CHARS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789.-")
+_SEAT_LENGTH = 32
+MADE_BY_US = stat.S_ISVTX | 0o700  # the sticky bit changes nothing in a 0700 directory; it tells clean-up whose it is
 _DYING_S = 2.0  # how long a second member waits for the first to be gone
-_NAMELESS_S = 5.0  # a lock whose holder says nothing is another clean-up's, or a member's that just came
 _COMMAND_CHARS = 80  # of a command, for a message to a person
 
 State: TypeAlias = Literal["free", "died", "loading", "ready", "busy"]
@@ -52,9 +48,21 @@ class Sitting(msgspec.Struct, frozen=True, omit_defaults=True):
 _sitting = msgspec.json.Decoder(Sitting)
 
 
+def is_seat(name: str) -> bool:
+    """May a seat have this name? Not one in .lock: a_to_b.lock is the lock of b's asker, and no pipe to b.lock."""
+    is_short = 0 < len(name) <= _SEAT_LENGTH
+    return is_short and name[0] not in ".-" and _SEAT_CHARS.issuperset(name) and not name.endswith(".lock")
+
+
+def parse_pipe(name: str) -> tuple[str, str] | None:
+    """(sender, receiver) of a pipe's name; None where it is no pipe's."""
+    sender, separator, receiver = name.partition("_to_")
+    return (sender, receiver) if separator and is_seat(sender) and is_seat(receiver) else None
+
+
 def check_seat(name: str) -> str:
     """The name, if a seat may have it; UsageError otherwise."""
-    if not _SEAT.fullmatch(name):
+    if not is_seat(name):
         raise UsageError(f"'{name}' cannot be a seat: {SEAT_RULE}")
     return name
 
@@ -149,7 +157,7 @@ class Room:
             if parent == _per_user(os.path.dirname(parent)):
                 _check_directory(parent)  # before anything is made in it
             with contextlib.suppress(FileExistsError):
-                os.mkdir(room.path, _MADE_BY_US)
+                os.mkdir(room.path, MADE_BY_US)
         except OSError as e:
             raise RoomError(f"{room.path}: cannot be made: {(e.strerror or str(e)).lower()}") from None
         _check_directory(room.path)
@@ -173,7 +181,7 @@ class Room:
 
     def pipes(self) -> list[tuple[str, str]]:
         """(sender, receiver) of every pipe, sorted."""
-        return sorted((m[1], m[2]) for name in self._names() if (m := _PIPE.fullmatch(name)))
+        return sorted(pair for name in self.names() if (pair := parse_pipe(name)))
 
     def senders_to(self, seat: str) -> list[str]:
         return [sender for sender, receiver in self.pipes() if receiver == seat]
@@ -182,7 +190,8 @@ class Room:
         """Every seat that a pipe leads to, sorted."""
         return sorted({receiver for _, receiver in self.pipes()})
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """Everything that lies in the room."""
         try:
             return os.listdir(self.path)
         except OSError:
@@ -241,103 +250,6 @@ class Room:
                 raise DeadlineError(f"{self.path}: seat {who.seat} was not ready before the deadline: {is_what}")
             time.sleep(fifo.RETRY_S)
 
-    def pipes_of_prefix(self, prefix: str) -> list[tuple[str, str]]:
-        """The pipes from and to the seats PREFIX1, PREFIX2 …"""
-        is_numbered = re.compile(rf"{re.escape(prefix)}\d+").fullmatch
-        return [pair for pair in self.pipes() if any(map(is_numbered, pair))]
-
-    def remove(self, pipes: Iterable[tuple[str, str]] | None = None, *, force: bool = False) -> list[str]:
-        """Remove these pipes, or all that a room may contain; what was kept, each with its reason.
-
-        A seat in use is kept, unless forced. Lock files go with the last pipe of their seats, and the
-        room itself when it is empty, if we made it.
-        """
-        try:
-            chosen = set(self.pipes() if pipes is None else pipes)
-            deadline = Deadline.after(0 if force else _NAMELESS_S)
-            kept = self._remove_pipes(chosen, force, deadline)
-            seats = None if pipes is None else {seat for pair in chosen for seat in pair}
-            kept += self._remove_locks(seats, force, deadline)
-        except RoomError:
-            if os.path.lexists(self.path):
-                raise
-            return []  # another clean-up was faster
-        with contextlib.suppress(OSError):  # not empty, or gone: either way nothing of ours is left to remove
-            if os.lstat(self.path).st_mode & stat.S_ISVTX:
-                os.rmdir(self.path)
-        return list(dict.fromkeys(kept))
-
-    def _remove_pipes(self, chosen: set[tuple[str, str]], force: bool, deadline: Deadline) -> list[str]:
-        kept = []
-        asked = set(self._lock_names())
-        for a, b in sorted({(min(pair), max(pair)) for pair in chosen}):
-            with contextlib.ExitStack() as locks:
-                names = [a, b, *sorted({f"{a}_to_{b}", f"{b}_to_{a}"} & asked)]
-                if not force and (use := self._lock_out(names, locks, deadline)):
-                    kept.append(use)
-                    continue
-                for pair in sorted(chosen & {(a, b), (b, a)}):
-                    kept += _unlink(self.pipe(*pair), stat.S_ISFIFO)
-        return kept
-
-    def _remove_locks(self, seats: set[str] | None, force: bool, deadline: Deadline) -> list[str]:
-        kept = []
-        left = {seat for pair in self.pipes() for seat in pair}
-        for name in self._lock_names():
-            its_seats = set(name.split("_to_"))
-            if its_seats & left or (seats is not None and not its_seats <= seats):
-                continue
-            with contextlib.ExitStack() as locks:
-                if not force and (use := self._lock_out([name], locks, deadline)):
-                    kept.append(use)
-                else:
-                    kept += _unlink(os.path.join(self.path, f"{name}.lock"), stat.S_ISREG)
-        return kept
-
-    def _lock_names(self) -> list[str]:
-        """The lock files of ours, without `.lock`; also those of seats whose pipes are gone."""
-        return sorted(m[1] for name in self._names() if (m := _LOCK.fullmatch(name)) and self._is_lock(name))
-
-    def _is_lock(self, file: str) -> bool:
-        try:
-            return bool(_LOCK_SAYS.fullmatch(fifo.look(os.path.join(self.path, file))[1]))
-        except RoomError:
-            return False  # another program's, that ends in .lock as well
-
-    def _lock_out(self, names: Iterable[str], locks: contextlib.ExitStack, deadline: Deadline) -> str | None:
-        """Take these locks, so that nobody sits down or asks while the pipes go; else who is in the way."""
-        for name in names:
-            while not (lock := fifo.Lock.try_take(os.path.join(self.path, f"{name}.lock"))):
-                user = self._user(name)
-                if user or deadline.has_passed():
-                    return f"{user or name.split('_to_')[-1]} is in use and kept; end it, or use -f"
-                time.sleep(fifo.RETRY_S)
-            locks.enter_context(lock)
-            lock.clear()  # else what a dead holder left there would pass for us
-        return None
-
-    def _user(self, lock_name: str) -> str | None:
-        """Who holds a lock now, as far as its file says."""
-        *asker, seat = lock_name.split("_to_")
-        if not asker:
-            who = self.sitting(seat)
-            return who.name() if who.pid and who.state != "died" else None
-        is_held, pid = fifo.look(self.asker_lock(asker[0], seat))
-        return f"{seat}, asked by {asker[0]} (pid {pid.decode().strip()})," if is_held and pid.strip() else None
-
-
-def _unlink(path: str, is_kind: Callable[[int], bool]) -> list[str]:
-    try:
-        found = os.lstat(path)
-        if not is_kind(found.st_mode) or found.st_uid != os.geteuid():
-            return [f"{path}: not made by setup-pipes, kept"]
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-    except OSError as e:
-        return [f"{path}: cannot be removed: {(e.strerror or str(e)).lower()}"]
-    return []
-
 
 class PipePair(Room):
     """Two FIFOs named directly, wherever they lie: one that we write to, one that we read from."""
@@ -345,8 +257,8 @@ class PipePair(Room):
     def __init__(self, to_pipe: str, from_pipe: str) -> None:
         super().__init__(os.path.dirname(os.path.abspath(to_pipe)))
         self._paths = os.path.abspath(to_pipe), os.path.abspath(from_pipe)
-        names = _PIPE.fullmatch(os.path.basename(to_pipe))
-        self.sender, self.receiver = (names[1], names[2]) if names else (HUB, "peer")
+        names = parse_pipe(os.path.basename(to_pipe))
+        self.sender, self.receiver = names or (HUB, "peer")
         self.keeps_asker_locks = names is not None  # else no clean-up would find it
 
     def pipe(self, sender: str, receiver: str) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from modelpipes.chat.voices import Finish, Work
+from modelpipes.cleanup import clean_up
 from modelpipes.deadline import Deadline
 from modelpipes.endpoint import Arrival, Endpoint
-from modelpipes.errors import DeadlineError, MessageError, PeerFailed, PeerGone, ProgramError, RoomError
+from modelpipes.errors import DeadlineError, MessageError, PeerError, PeerFailed, PeerGone, ProgramError, RoomError
 from modelpipes.message import Cancel, Delta, Failure, Heard, Message, Pong, Progress, Reply, Say, Usage, new_id
 from modelpipes.room import Room
 from tests.chat.conftest import LIMIT_S, ScriptedVoice, Seat, ask, asker, wait_until
@@ -49,8 +50,14 @@ class Wire:
     def send(self, message: Message) -> None:
         self.endpoint.send(self.to, message, Deadline.after(LIMIT_S))
 
-    def say(self, content: str = "", **fields: object) -> str:
-        say = Say(new_id(), self.seat, self.to, content, **fields)  # type: ignore[arg-type]
+    def say(self, content: str) -> str:
+        say = Say(new_id(), self.seat, self.to, content)
+        self.send(say)
+        return say.id
+
+    def tell(self, turn: int, after: int, *heard: tuple[int, str, str]) -> str:
+        turns = tuple(Heard(*one) for one in heard)
+        say = Say(new_id(), self.seat, self.to, conversation="c", turn=turn, after=after, heard=turns)
         self.send(say)
         return say.id
 
@@ -268,17 +275,13 @@ def test_a_ping_is_answered_while_the_voice_works(room: Room, seat: Seat) -> Non
 # -- conversations
 
 
-def told(turn: int, after: int, *heard: tuple[int, str, str]) -> dict[str, object]:
-    return {"conversation": "c", "turn": turn, "after": after, "heard": tuple(Heard(*one) for one in heard)}
-
-
 def test_in_a_conversation_a_member_remembers_what_it_heard_and_said(room: Room, seat: Seat) -> None:
     voice = ScriptedVoice(lambda work: work.emit(f"answer {len(work.turns)}"))
     seat(voice)
     with Wire(room) as hub:
-        hub.say(**told(1, -1, (0, "hub", "open")))
+        hub.tell(1, -1, (0, "hub", "open"))
         hub.hear(Reply)
-        hub.say(**told(3, 1, (2, "alice", "well")))
+        hub.tell(3, 1, (2, "alice", "well"))
         hub.hear(Reply)
     assert voice.heard[1] == [("hub", "open"), ("bob", "answer 1"), ("alice", "well")]
 
@@ -289,7 +292,7 @@ def test_a_member_that_knows_less_says_what_it_has_and_is_told_from_there_under_
     voice = ScriptedVoice()
     seat(voice)
     with Wire(room) as hub:
-        asked = hub.say(**told(4, 2, (3, "alice", "c")))
+        asked = hub.tell(4, 2, (3, "alice", "c"))
         failure = hub.hear(Failure)
         assert isinstance(failure, Failure)
         assert (failure.reason, failure.have, failure.reply_to) == ("out-of-step", -1, asked)
@@ -303,11 +306,11 @@ def test_a_member_that_knows_more_forgets_back_to_what_the_leader_believes(room:
     voice = ScriptedVoice(lambda work: work.emit("unwritten"))
     seat(voice)
     with Wire(room) as hub:
-        hub.say(**told(1, -1, (0, "hub", "open")))
+        hub.tell(1, -1, (0, "hub", "open"))
         hub.hear(Reply)
-        hub.say(**told(1, -1, (0, "hub", "open")))  # the leader died before it wrote the answer down
+        hub.tell(1, -1, (0, "hub", "open"))  # the leader died before it wrote the answer down
         hub.hear(Reply)
-        hub.say(**told(2, 0, (1, "alice", "other")))
+        hub.tell(2, 0, (1, "alice", "other"))
         hub.hear(Reply)
     assert voice.heard[1:] == [[("hub", "open")], [("hub", "open"), ("alice", "other")]]
 
@@ -317,11 +320,11 @@ def test_a_cancelled_answer_never_enters_the_history(room: Room, seat: Seat) -> 
     voice = ScriptedVoice(gate)
     seat(voice)
     with Wire(room) as hub:
-        asked = hub.say(**told(1, -1, (0, "hub", "open")))
+        asked = hub.tell(1, -1, (0, "hub", "open"))
         gate.wait_begun()
         hub.send(Cancel(asked, "hub", "bob"))
         hub.hear(Reply)
-        hub.say(**told(2, 0, (1, "alice", "instead")))
+        hub.tell(2, 0, (1, "alice", "instead"))
         hub.hear(Reply)
     assert voice.heard[1] == [("hub", "open"), ("alice", "instead")]
 
@@ -420,7 +423,7 @@ def test_a_second_member_is_told_who_sits_there(room: Room, seat: Seat, monkeypa
 def test_a_member_whose_pipes_vanish_leaves_by_itself(room: Room, seat: Seat) -> None:
     voice = ScriptedVoice()
     member = seat(voice)
-    assert room.remove(force=True) == []
+    assert clean_up(room, force=True) == []
     member.join()
     assert (member.exit_code, member.error, voice.is_closed) == (0, None, True)
     assert not os.path.exists(room.path)
@@ -444,7 +447,7 @@ def test_a_member_that_leaves_tells_who_waits_and_ends_its_voice(room: Room, sea
     gate = Gate()
     voice = ScriptedVoice(gate)
     member = seat(voice)
-    failed: list[PeerFailed | PeerGone] = []
+    failed: list[PeerError] = []
 
     def wait() -> None:
         with pytest.raises((PeerFailed, PeerGone)) as error:

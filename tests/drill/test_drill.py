@@ -18,7 +18,7 @@ from tests.drill import ptrace
 from tests.drill.drill import VICTIMS, Figures, Victim, kill_at_boundaries, kill_at_random
 
 SEED = os.environ.get("DRILL_SEED") or str(random.SystemRandom().randrange(10**6))
-KILLS, ENGINE_KILLS = 6, 3  # of each victim in each manner: about a minute for all of them on two cores
+KILLS, ENGINE_KILLS = 12, 6  # of each victim in each manner: about a minute for all of them on two cores
 LONG_KILLS = 50
 
 

@@ -5,7 +5,7 @@ The transcript is the truth. A member that died and came back, or knows too litt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing
 from typing import Protocol
 
@@ -15,17 +15,18 @@ from modelpipes.asker import Answer, Asker
 from modelpipes.chat.transcript import Transcript, Turn
 from modelpipes.chat.turns import StopRules, TurnTaking, moderator_question, parse_choice
 from modelpipes.deadline import Deadline
-from modelpipes.errors import DeadlineError, PeerError, PeerFailed, PeerGone
+from modelpipes.errors import DeadlineError, PeerError, PeerFailed
 from modelpipes.message import Delta, Heard, Reply, Say, new_id
 from modelpipes.room import HUB, Room
 
 RETELL_BYTES = 8 * 1024 * 1024  # of the newest turns, for a member that knows nothing; no context holds more
 MODERATOR_TRIES = 2  # then the next in the round speaks: a moderator that names nobody must not stop the talk
 MODERATOR_CHARS = 2000  # of the last turns, for the moderator to go by
+MODERATOR_ANSWER_CHARS = 1000  # longer answers are broken off: one that names nobody by then may never end
 
 
-class Stopped(Exception):
-    """The conversation ends here, on purpose; says why."""
+class _Left(Exception):
+    """A guest has left; says who."""
 
 
 class Listener(Protocol):
@@ -58,11 +59,13 @@ class Conversation:
         silence_s: float | None = 30.0,
         limit: Deadline,
         retries: int = 2,
-        bring_back: Callable[[str, PeerError], None],
+        bring_back: Callable[[str, PeerError, Deadline], None],
+        guests: Collection[str] = (),
     ) -> None:
-        """`bring_back(seat, why)` returns when a member that was lost is there again, or raises.
+        """`bring_back(seat, why, limit)` returns when a member that was lost is there again, or raises.
 
-        With a moderator, `taking` decides where it names nobody.
+        With a moderator, `taking` decides where it names nobody. A guest is a member who may leave, which
+        ends the conversation.
         """
         self.room = room
         self.members = tuple(members)
@@ -76,6 +79,7 @@ class Conversation:
         self._limit = limit
         self._retries = retries
         self._bring_back = bring_back
+        self._guests = guests
         self._speakers = [turn.sender for turn in transcript.turns]
         self._known = {seat: last_turn_of(seat, transcript.turns) for seat in members}
 
@@ -87,14 +91,20 @@ class Conversation:
         try:
             if not self._transcript.turns:
                 self._record(Turn(0, self.hub, opening))
-            while not (why := self._rules.why_stop(self._transcript.turns[-1], len(self.members))):
-                if self._limit.has_passed():
-                    raise Stopped("max-seconds")
+            while not (why := self._why_stop()):
                 self._take_turn(self._next_speaker())
-        except Stopped as stopped:
-            why = str(stopped)
+        except _Left as left:
+            why = f"{left} left"
+        except (PeerError, DeadlineError):
+            if not self._limit.has_passed():
+                raise
+            why = "max-seconds"
         self._transcript.end(why)
         return why
+
+    def _why_stop(self) -> str | None:
+        why = self._rules.why_stop(self._transcript.turns[-1], len(self.members))
+        return why or ("max-seconds" if self._limit.has_passed() else None)
 
     def _next_speaker(self) -> str:
         if self._moderator:
@@ -108,11 +118,17 @@ class Conversation:
         others = [name for name in self.members if name != self._speakers[-1]]
         talk = "\n".join(f"{turn.sender}: {turn.content}" for turn in self._transcript.turns[-len(self.members) :])
         asked = f"{talk[-MODERATOR_CHARS:]}\n{moderator_question(others)}"
+        said = ""
         try:
-            with self._asker(moderator) as asker:
-                for answer in asker.ask(Say(new_id(), self.hub, moderator, asked)):
+            say = Say(new_id(), self.hub, moderator, asked)
+            with self._asker(moderator) as asker, closing(asker.ask(say)) as answers:
+                for answer in answers:
+                    if isinstance(answer, Delta):
+                        said += answer.content
                     if isinstance(answer, Reply):
                         return parse_choice(answer.content, others)
+                    if len(said) > MODERATOR_ANSWER_CHARS:
+                        return parse_choice(said, others)
         except (PeerError, DeadlineError):
             pass  # the next in the round speaks; if the moderator is lost, its own turn will tell
         return None
@@ -123,17 +139,20 @@ class Conversation:
     def _take_turn(self, seat: str) -> None:
         number = len(self._transcript.turns)
         asked_id = new_id()  # the same for every try: a member that has the answer already gives it again
-        tries = 0
+        retries_left = self._retries
         while True:
-            tries += 1
             try:
                 self._record(self._ask(seat, number, asked_id))
                 return
             except PeerError as lost:
-                if tries > self._retries or (isinstance(lost, PeerFailed) and lost.reason == "too-large"):
+                reason = lost.reason if isinstance(lost, PeerFailed) else "leaving"
+                if reason == "leaving" and seat in self._guests:
+                    raise _Left(seat) from None
+                if not retries_left or reason == "too-large":
                     raise
-                if isinstance(lost, PeerGone) or (isinstance(lost, PeerFailed) and lost.reason == "leaving"):
-                    self._bring_back(seat, lost)
+                retries_left -= 1
+                if reason == "leaving":
+                    self._bring_back(seat, lost, self._limit)
 
     def _ask(self, seat: str, number: int, asked_id: str) -> Turn:
         self._listener.starts(seat, number)
@@ -149,11 +168,9 @@ class Conversation:
                         self._known[seat] = number
                         return turn_of(number, answer)
         except DeadlineError:
-            if not self._limit.has_passed():
-                raise
-            if any(said):  # what was said until then was said
+            if self._limit.has_passed() and any(said):  # what was said until then was said
                 self._record(Turn(number, seat, "".join(said), "timeout"))
-            raise Stopped("max-seconds") from None
+            raise
         raise AssertionError("an exchange ends in a reply or an error")
 
     def _record(self, turn: Turn) -> None:

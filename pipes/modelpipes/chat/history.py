@@ -155,8 +155,10 @@ def trim(
 ) -> tuple[list[dict[str, str]], tuple[int, int] | None]:
     """The messages of as many turns as fit, and the first and last turn left out (None: none was).
 
-    The oldest go first; the system text, the opening and the last turn stay. Raises MessageError when
-    even those do not fit. `fits` is called about log2(len(turns)) times at most: it may cost a tokenisation.
+    The oldest go first; the system text, the opening and the last turn stay. Up to a quarter of the turns
+    that fit go with them, so that the oldest one left stays the same for a while: an engine has read, and
+    keeps, what its last prompt began with. Raises MessageError when not even those that stay fit. `fits` is
+    called about log2(len(turns)) times at most: it may cost a tokenisation.
     """
     named = _are_named(turns, seat)  # of all turns: names that come and go would confuse the model
 
@@ -176,8 +178,19 @@ def trim(
                 messages, high = more, middle
             else:
                 low = middle
-        count = high
+        count = high + _more_to_drop(turns, high)
+        messages = without(count)
     return messages, _gap((*turns[:1], *turns[1 + count :][:1]))
+
+
+def _more_to_drop(turns: Sequence[Heard], count: int) -> int:
+    """How many more turns to drop, so that the first one left has a number that is a multiple of a step.
+
+    The step is a power of two, and so stays while the number of turns that fit changes a little.
+    """
+    left = len(turns) - 1 - count
+    step = 1 << max(0, (left // 4).bit_length() - 1)  # more than an eighth, at most a quarter
+    return -turns[1 + count].turn % step
 
 
 def _gap(first_two: Sequence[Heard]) -> tuple[int, int] | None:

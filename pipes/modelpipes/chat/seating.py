@@ -44,41 +44,47 @@ class Seating:
         for seat, options in commands.items():
             self._commands[seat] = [sys.executable, "-P", "-m", "modelpipes", "attach", seat, "-d", self.room.path]
             self._commands[seat] = [*self._commands[seat], *options]
-            self._start(seat)
+            self._start(seat, Deadline.never())
 
-    def _start(self, seat: str) -> None:
+    def _start(self, seat: str, limit: Deadline) -> None:
         child = Child(self._commands[seat], name=f"member {seat}")
         self._children[seat] = child
-        deadline = Deadline.after(LOAD_S)
+        deadline = Deadline.after(LOAD_S).earlier(limit)
         while self.room.sitting(seat).pid != child.pid or self.room.sitting(seat).state not in _READY:
             if child.exit_code() is not None:
                 raise PeerGone(_last_words(seat, child))
             deadline.check(f"member ready in seat {seat}")
             time.sleep(RETRY_S)
 
-    def bring_back(self, seat: str, why: PeerError) -> None:
-        """Return when the member is there again: started again if we seated it, else waited for."""
+    def bring_back(self, seat: str, why: PeerError, limit: Deadline) -> None:
+        """Return when the member is there again: started again if we seated it, else waited for.
+
+        Raises `why` where nobody comes, PeerGone where it cannot be seated again, DeadlineError at the limit.
+        """
         child = self._children.get(seat)
         if child is None:
             if self._patience_s == 0:
                 raise why
             self._report(f"{why}; waiting {self._patience_s:g} s for it")
             try:
-                self.room.wait_for([seat], Deadline.after(self._patience_s), grace_s=math.inf)
+                self.room.wait_for([seat], Deadline.after(self._patience_s).earlier(limit), grace_s=math.inf)
             except DeadlineError:
                 raise why from None
             return
-        leaving = Deadline.after(LEAVING_S)
+        leaving = Deadline.after(LEAVING_S).earlier(limit)
         while child.exit_code() is None and not leaving.has_passed():
             time.sleep(RETRY_S)
         self._report(f"{_last_words(seat, child)}; seating it again")
         child.stop()
-        self._start(seat)
+        self._start(seat, limit)
 
 
 def _last_words(seat: str, child: Child) -> str:
-    said = (child.last_lines(1) or ["it said nothing"])[0].removeprefix("modelpipes attach: ")
+    """How a member ended, and what it said last."""
     code = child.exit_code()
-    if code is not None and code < 0:
+    if code is None:
+        return f"{seat} (pid {child.pid}) no longer answers"
+    if code < 0:
         return f"{seat} was killed by signal {-code}"
-    return f"{seat} ended with {code}: {said}"
+    said = (child.last_lines(1) or ["it said nothing"])[0]
+    return f"{seat} ended with {code}: {said.removeprefix('modelpipes attach: ').removeprefix(f'{seat}: ')}"

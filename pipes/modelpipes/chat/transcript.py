@@ -78,15 +78,16 @@ class Transcript:
 
     @classmethod
     def create(cls, path: str, header: Header) -> Transcript:
-        """Begin a transcript in a new or empty file.
+        """Begin a transcript in a new or empty file, or over the header of one whose members never came to speak.
 
-        Raises UsageError where there is something in it, FileError where it cannot be written or another
-        leader holds it.
+        Raises UsageError where there is more in it, FileError where it cannot be written or another leader
+        holds it.
         """
         transcript = cls._open(path)
         try:
-            if os.fstat(transcript._descriptor).st_size:
+            if not transcript._is_unbegun():
                 raise UsageError(f"{path}: there is a conversation in it: go on with --resume, or name another file")
+            os.ftruncate(transcript._descriptor, 0)
             transcript._begin(header)
         except BaseException:
             transcript.close()
@@ -187,6 +188,12 @@ class Transcript:
             ) from error
         except OSError as error:
             raise FileError(f"{self.path}: cannot lock the transcript: {error.strerror}") from error
+
+    def _is_unbegun(self) -> bool:
+        """Is there nothing in the file, or a header alone?"""
+        with open(self._descriptor, "rb", closefd=False) as file:
+            first, has_more = file.readline(), bool(file.read(1))
+        return not first or (first.startswith(_HEADER_BEGINS) and not has_more)
 
     def _begin(self, header: Header) -> None:
         self._write_line(header, "the header")

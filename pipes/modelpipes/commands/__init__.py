@@ -13,7 +13,7 @@ from types import FrameType
 import click
 
 from modelpipes import __version__, output
-from modelpipes.errors import Ended, PipesError
+from modelpipes.errors import Ended, PipesError, UsageError
 
 # verb: (command, what it does)
 VERBS = {
@@ -29,28 +29,22 @@ ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def main() -> None:
     """Run the command by whose name we were called: `ask-model …`, or `modelpipes ask …`."""
+    _hold_standard_descriptors()
     name, args = os.path.basename(sys.argv[0]), sys.argv[1:]
     verb = next((verb for verb, (command, _) in VERBS.items() if command == name), None)
     if verb is None:
-        if not args or args[0] in ("-h", "--help"):
-            output.write_text(_overview())
-            sys.exit(0)
-        if args[0] in ("-V", "--version"):
-            output.write_text(f"modelpipes {__version__}\n")
-            sys.exit(0)
-        if args[0] not in VERBS:
-            output.say(f"modelpipes: no command '{args[0]}'; there are {', '.join(VERBS)} (see modelpipes --help)")
-            sys.exit(2)
-        verb, args = args[0], args[1:]
-        name = f"modelpipes {verb}"
-    command: click.Command = importlib.import_module(f"modelpipes.commands.{verb}").command
-    sys.exit(run(command, args, name))
+        name = "modelpipes"
+        if args and args[0] in VERBS:
+            verb, args = args[0], args[1:]
+            name = f"modelpipes {verb}"
+    sys.exit(run(verb, args, name))
 
 
-def run(command: click.Command, args: list[str], name: str) -> int:
+def run(verb: str | None, args: list[str], name: str) -> int:
     """Run one command; its exit code. The one place where errors become exit codes."""
     try:
         with ended_by_signals():
+            command = _command_of(verb)
             # Not command.main(), which makes 1 of a closed stdout.
             with command.make_context(name, args) as context:
                 code = command.invoke(context)
@@ -71,6 +65,26 @@ def run(command: click.Command, args: list[str], name: str) -> int:
         return e.exit_code
     except BrokenPipeError:
         return 0
+    except OSError as e:  # the machine's own limits: no descriptors left, a full disk under stdout
+        output.say(f"{name}: {e.strerror or e}{f': {e.filename}' if e.filename else ''}")
+        return 1
+
+
+def _command_of(verb: str | None) -> click.Command:
+    if verb is None:
+        return _overview
+    command: click.Command = importlib.import_module(f"modelpipes.commands.{verb}").command
+    return command
+
+
+def _hold_standard_descriptors() -> None:
+    """Where one of them is closed, hold its number: else the next file opened is what we write our text into."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest number that is free, which is this one. It reads as empty, and to write there fails as before.
+            os.open(os.devnull, os.O_RDONLY)
 
 
 @contextlib.contextmanager
@@ -105,18 +119,26 @@ def _is_at_terminal() -> bool:
         os.close(terminal)
 
 
-def _overview() -> str:
-    lines = [f"  {verb:<9}{command:<15}{text}" for verb, (command, text) in VERBS.items()]
-    return "\n".join(
-        [
-            "Usage: modelpipes VERB [OPTIONS] …",
-            "",
-            "Models that talk to each other, and to any Unix program, through named pipes.",
-            "Each verb is also a command of its own:",
-            "",
-            *lines,
-            "",
-            "modelpipes VERB --help tells more, with examples.",
-            "",
-        ]
-    )
+@click.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1)
+def _overview(words: tuple[str, ...]) -> None:
+    """`modelpipes` without a verb."""
+    if words[:1] in (("-V",), ("--version",)):
+        output.write_text(f"modelpipes {__version__}\n")
+    elif not words or words[0] in ("-h", "--help"):
+        output.write_text(_OVERVIEW)
+    else:
+        raise UsageError(f"no command '{words[0]}'; there are {', '.join(VERBS)} (see modelpipes --help)")
+
+
+_VERB_LINES = "\n".join(f"  {verb:<9}{command:<15}{text}" for verb, (command, text) in VERBS.items())
+_OVERVIEW = f"""\
+Usage: modelpipes VERB [OPTIONS] …
+
+Models that talk to each other, and to any Unix program, through named pipes.
+Each verb is also a command of its own:
+
+{_VERB_LINES}
+
+modelpipes VERB --help tells more, with examples.
+"""

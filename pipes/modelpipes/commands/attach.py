@@ -12,7 +12,7 @@ import click
 
 from modelpipes import output
 from modelpipes.commands import ENDING_SIGNALS, options
-from modelpipes.errors import UsageError
+from modelpipes.errors import Ended, UsageError
 from modelpipes.room import Room
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FOR_PROGRAMS = ("parallel",)
 FOR_ENGINES = ("gpu-layers", "engine", "engine-arg")
 FOR_SERVERS = ("model-name", "api-key-file")
+SIGNALLED = 128  # and the signal's number, as a shell counts
 
 
 @click.command(context_settings=options.settings)
@@ -53,8 +54,15 @@ def command(seat: str, directory: str | None, once: bool, **given: Any) -> int:
     member = Member(room, seat, make_voice(seat, given), command=line, once=once, report=output.say)
     for signum in ENDING_SIGNALS:
         if signal.getsignal(signum) != signal.SIG_IGN:
-            signal.signal(signum, lambda number, _: member.stop(128 + number))
-    return member.run()
+            signal.signal(signum, lambda number, _: member.stop(SIGNALLED + number))
+    code = member.run()
+    if code > SIGNALLED:
+        raise Ended(code - SIGNALLED)
+    return code
+
+
+def _is_given(value: object) -> bool:
+    return value is not None and value != ()  # 0 is given
 
 
 def make_voice(seat: str, given: dict[str, Any]) -> Voice:
@@ -68,7 +76,7 @@ def make_voice(seat: str, given: dict[str, Any]) -> Voice:
         from modelpipes.chat.voices.program import ExecVoice, FilterVoice
 
         for name in options.VOICE:
-            if given[name.replace("-", "_")] and name not in FOR_PROGRAMS:
+            if _is_given(given[name.replace("-", "_")]) and name not in FOR_PROGRAMS:
                 raise UsageError(f"--{name} is for a model; a program takes its options in its command")
         if kind == "exec_":
             return ExecVoice(given["exec_"], parallel=given["parallel"] or 1, silence_s=silence_s, log=given["log"])
@@ -91,7 +99,7 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
     }
     if given["server"]:
         for name in (*FOR_ENGINES, "log"):
-            if given[name.replace("-", "_")]:
+            if _is_given(given[name.replace("-", "_")]):
                 raise UsageError(f"--{name} is for an engine of ours; {given['server']} has its own")
         return EngineVoice(
             seat,
@@ -102,7 +110,7 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
             **common,
         )
     for name in FOR_SERVERS:
-        if given[name.replace("-", "_")]:
+        if _is_given(given[name.replace("-", "_")]):
             raise UsageError(f"--{name} is for --server")
 
     def start_engine() -> Engine:

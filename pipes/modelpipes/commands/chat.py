@@ -18,6 +18,7 @@ from modelpipes.chat.seating import Seating
 from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
 from modelpipes.chat.turns import Random, RoundRobin, StopRules
 from modelpipes.chat.voices.terminal import TerminalVoice
+from modelpipes.cleanup import clean_up
 from modelpipes.commands import attach, options
 from modelpipes.deadline import Deadline
 from modelpipes.errors import MessageError, PeerError, UsageError
@@ -239,7 +240,7 @@ def _the_room(plan: _Plan) -> Iterator[Room]:
         room.make_pipes(made)
         yield room
     finally:
-        room.remove(made, force=True)
+        clean_up(room, made, force=True)
 
 
 def _open_transcript(plan: _Plan, room: Room) -> Transcript:

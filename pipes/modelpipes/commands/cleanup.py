@@ -7,6 +7,7 @@ import os
 import click
 
 from modelpipes import output
+from modelpipes.cleanup import clean_up, pipes_of_prefix
 from modelpipes.commands import options
 from modelpipes.errors import RoomError
 from modelpipes.room import Room, resolve
@@ -33,7 +34,7 @@ def command(directory: str | None, prefix: str | None, force: bool) -> int:
         if os.path.lexists(resolve(directory)):
             raise
         return 0  # what is not there is clean
-    kept = room.remove(None if prefix is None else room.pipes_of_prefix(prefix), force=force)
+    kept = clean_up(room, None if prefix is None else pipes_of_prefix(room, prefix), force=force)
     for line in kept:
         output.say(f"cleanup-pipes: {line}")
     return 1 if kept else 0

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from modelpipes import __version__, units
-from modelpipes.errors import UsageError
+from modelpipes.errors import MessageError, UsageError
 
 
 class Seconds(click.ParamType[float]):
@@ -79,5 +79,18 @@ def read_text(value: str) -> str:
     try:
         with open(os.path.expanduser(value[1:]), encoding="utf-8") as file:
             return file.read().strip()
-    except (OSError, UnicodeDecodeError) as e:
+    except OSError as e:
+        raise UsageError(f"{value[1:]}: cannot be read: {(e.strerror or str(e)).lower()}") from None
+    except ValueError as e:  # no UTF-8, or no file's name
         raise UsageError(f"{value[1:]}: cannot be read: {e}") from None
+
+
+def read_stdin() -> str:
+    """All of stdin, as text; MessageError where it is none."""
+    try:
+        with open(0, "rb", closefd=False) as file:
+            return file.read().decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise MessageError(f"stdin is not UTF-8 text: byte {e.start} cannot be read") from None
+    except OSError as e:
+        raise MessageError(f"stdin cannot be read: {(e.strerror or str(e)).lower()}") from None

@@ -7,6 +7,7 @@ import shlex
 import click
 
 from modelpipes import output
+from modelpipes.cleanup import clean_up
 from modelpipes.commands import options
 from modelpipes.errors import RoomError, UsageError
 from modelpipes.room import HUB, Room, check_seat, seat_variable, star
@@ -48,7 +49,7 @@ def command(
     pairs = star(check_seat(hub), named, mesh=mesh)
     lines = _exports(hub, named) if print_env else []
     room = Room.make(directory)
-    if clean and (kept := room.remove()):
+    if clean and (kept := clean_up(room)):
         raise RoomError(f"--clean: {kept[0]}")
     if clean:
         room = Room.make(directory)

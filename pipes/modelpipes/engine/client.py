@@ -207,6 +207,16 @@ class Client:
         except (OSError, http.client.HTTPException):
             return False
 
+    def is_busy(self, limit_s: float) -> bool:
+        """Whether a slot of a llama-server works now; False where it does not say within `limit_s`."""
+        try:
+            with contextlib.closing(self.connect(limit_s)) as connection:
+                connection.request("GET", self._path("/slots"), headers=self._headers)
+                slots = json.loads(connection.getresponse().read())
+        except (OSError, http.client.HTTPException, ValueError):
+            return False
+        return isinstance(slots, list) and any(isinstance(s, dict) and s.get("is_processing") for s in slots)
+
     # -- for ChatStream
 
     def complete_body(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,11 @@ HEALTH_INTERVAL_S = 0.005  # tiny models are ready in 25 ms; a refused connectio
 HEALTH_LIMIT_S = 0.25  # one look; a server that loads answers 503 at once, and a stranger on its port may not
 PROOF_LIMIT_S = 600.0  # the first token may wait for tens of gigabytes from a slow disk
 PORT_ATTEMPTS = 3  # a port found free can be taken before the server binds it; three in a row is no accident
-TERM_S = 3.0  # with streams still open a llama-server ends at its next ping, 1 s apart
+TERM_S = 3.0  # with streams still open a llama-server ends at its next ping, 1 s apart, or never
+# A cancelled answer ends with its batch. A llama-server that gets TERM in between waits for it for ever
+# (measured: every second time; nobody tells the waiting HTTP thread that the queue has ended).
+SETTLE_S = 0.3
+SETTLE_INTERVAL_S = 0.005  # between two looks
 
 # Prompts kept in host memory beside the slots. llama-server's own 8192 MiB a process are more than
 # a machine with several engines has; a chat of 4096 tokens of an 8B model takes 512 MiB.
@@ -162,17 +166,20 @@ class Engine:
             raise EngineError(self._failure or f"engine {self.name} was stopped while it started")
 
     def stop(self, term_s: float = TERM_S) -> None:
-        """End it: TERM, then KILL. Close the streams first, or it waits for its next ping."""
+        """End it: TERM, then KILL. Close the streams first, or it waits for them."""
         with self._changed:
             while self._state is State.STOPPING:
                 self._changed.wait()
             if self._state is State.STOPPED:
                 return
+            was_ready = self._state is State.READY
             self._move(State.STOPPING)
             self._stopped_by_us = True
             child, starter = self._child, self._starter
         try:
             if child is not None:
+                if was_ready:
+                    self._settle(child)
                 child.stop(term_s=term_s)
             if starter is not None:
                 starter.join()
@@ -187,6 +194,14 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _settle(self, child: Child) -> None:
+        """Wait a moment for answers that were cancelled just now to end."""
+        deadline = Deadline.after(SETTLE_S)
+        client = Client(self.base_url, api_key=self.api_key)
+        with contextlib.suppress(_Died):
+            while not deadline.has_passed() and client.is_busy(deadline.remaining_s()):
+                _pause_while_alive(child, SETTLE_INTERVAL_S)
 
     # -- states
 
@@ -221,6 +236,8 @@ class Engine:
             self._start()
         except PipesError as error:
             self._end_start(State.FAILED, str(error))
+        except OSError as error:  # of the machine: no descriptor to be had, the model file just removed
+            self._end_start(State.FAILED, f"engine {self.name} cannot be started: {error}")
         else:
             self._end_start(State.READY)
 

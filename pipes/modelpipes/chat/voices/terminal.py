@@ -9,9 +9,11 @@ from collections.abc import Callable
 from modelpipes import output
 from modelpipes.chat.voices import Finish, Work
 from modelpipes.deadline import Deadline
-from modelpipes.errors import ProgramError
+from modelpipes.errors import MessageError, ProgramError
+from modelpipes.framing import MAX_MESSAGE_BYTES
 
 LIFE_S = 0.5  # a person thinks for as long as they like; their peers are told so
+READ_BYTES = 65536
 STDIN = 0
 
 
@@ -33,21 +35,40 @@ class TerminalVoice:
 
     def answer(self, work: Work) -> Finish:
         output.prompt(f"{self._name}> ")
-        line = self._typed
-        poll = select.poll()
-        poll.register(STDIN, select.POLLIN)
-        while b"\n" not in line and not work.is_cancelled:
-            work.show_life("thinking")
-            if not poll.poll(int(LIFE_S * 1000)):
-                continue
-            data = os.read(STDIN, 65536)
-            if not data and not line:
-                self._leave()
-                raise ProgramError(f"{self._name} has left (end of input)")
-            line += data or b"\n"
-        answer, _, self._typed = line.partition(b"\n")
+        wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        work.when_cancelled(lambda: os.eventfd_write(wake, 1))
+        try:
+            self._await_line(work, wake)
+        finally:
+            work.when_cancelled(None)
+            os.close(wake)
+        if work.is_cancelled:
+            return Finish()  # what was typed by then begins the next answer
+        answer, _, self._typed = self._typed.partition(b"\n")
         work.emit(answer.decode("utf-8", "replace").removesuffix("\r"))
         return Finish()
+
+    def _await_line(self, work: Work, wake: int) -> None:
+        poll = select.poll()
+        poll.register(STDIN, select.POLLIN)
+        poll.register(wake, select.POLLIN)
+        while b"\n" not in self._typed and not work.is_cancelled:
+            work.show_life("thinking")
+            if STDIN not in dict(poll.poll(int(LIFE_S * 1000))):
+                continue
+            try:
+                data = os.read(STDIN, READ_BYTES)
+            except BlockingIOError:
+                continue  # a neighbour made it so, and was faster
+            except OSError:
+                data = b""  # the terminal has gone, or stdin was never open
+            if not data and not self._typed:
+                self._leave()
+                raise ProgramError(f"{self._name} has left (end of input)")
+            self._typed += data or b"\n"
+            if len(self._typed) > MAX_MESSAGE_BYTES and b"\n" not in self._typed:
+                self._typed = b""
+                raise MessageError(f"more than {MAX_MESSAGE_BYTES} bytes were typed without a newline")
 
     def death_fd(self) -> int:
         return -1
