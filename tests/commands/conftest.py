@@ -52,7 +52,7 @@ class Commands(Home):
         """Seat a member in the background; returns when it is ready."""
         if not os.path.isdir(self.room.path) or seat not in self.room.seats():
             assert self("setup", seat).code == 0
-        process = self.start("attach", seat, *options, **env)
+        process = self.start("attach", seat, *options, stdin=subprocess.DEVNULL, **env)
         self.room.wait_for([seat], Deadline.after(LIMIT_S))
         return process
 

@@ -5,6 +5,7 @@ The transcript is the truth. A member that died and came back, or knows too litt
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing
 from typing import Protocol
@@ -15,7 +16,8 @@ from modelpipes.asker import Answer, Asker
 from modelpipes.chat.transcript import Transcript, Turn
 from modelpipes.chat.turns import StopRules, TurnTaking, moderator_question, parse_choice
 from modelpipes.deadline import Deadline
-from modelpipes.errors import DeadlineError, PeerError, PeerFailed
+from modelpipes.errors import DeadlineError, PeerError, PeerFailed, PeerGone
+from modelpipes.fifo import RETRY_S
 from modelpipes.message import Delta, Heard, Reply, Say, new_id
 from modelpipes.room import HUB, Room
 
@@ -23,6 +25,7 @@ RETELL_BYTES = 8 * 1024 * 1024  # of the newest turns, for a member that knows n
 MODERATOR_TRIES = 2  # then the next in the round speaks: a moderator that names nobody must not stop the talk
 MODERATOR_CHARS = 2000  # of the last turns, for the moderator to go by
 MODERATOR_ANSWER_CHARS = 1000  # longer answers are broken off: one that names nobody by then may never end
+LEAVING_S = 3.0  # for a member that said it leaves, and its engine, to be gone
 
 
 class _Left(Exception):
@@ -82,6 +85,7 @@ class Conversation:
         self._guests = guests
         self._speakers = [turn.sender for turn in transcript.turns]
         self._known = {seat: last_turn_of(seat, transcript.turns) for seat in members}
+        self._sat = {seat: room.sitting(seat).pid for seat in members}  # who was last seen there
 
     def lead(self, opening: str) -> str:
         """Lead until a stop condition holds; which one. The opening is said if nothing was said before.
@@ -129,11 +133,19 @@ class Conversation:
                         return parse_choice(answer.content, others)
                     if len(said) > MODERATOR_ANSWER_CHARS:
                         return parse_choice(said, others)
-        except (PeerError, DeadlineError):
-            pass  # the next in the round speaks; if the moderator is lost, its own turn will tell
+        except DeadlineError:
+            pass
+        except PeerError as lost:  # it is brought back when its own turn comes
+            if is_loss(lost):
+                self._see_off(moderator)
         return None
 
     def _asker(self, seat: str) -> Asker:
+        who = self.room.sitting(seat)
+        if who.state == "free" and self._sat[seat]:
+            # Only a seat that nobody took yet is waited for.
+            raise PeerGone(f"{seat} has left; seat it again with attach-model")
+        self._sat[seat] = who.pid or self._sat[seat]
         return Asker(self.room, self.hub, seat, silence_s=self._silence_s, limit=self._limit)
 
     def _take_turn(self, seat: str) -> None:
@@ -145,13 +157,13 @@ class Conversation:
                 self._record(self._ask(seat, number, asked_id))
                 return
             except PeerError as lost:
-                reason = lost.reason if isinstance(lost, PeerFailed) else "leaving"
-                if reason == "leaving" and seat in self._guests:
+                if is_loss(lost) and seat in self._guests:
                     raise _Left(seat) from None
-                if not retries_left or reason == "too-large":
+                if not retries_left or (isinstance(lost, PeerFailed) and lost.reason == "too-large"):
                     raise
                 retries_left -= 1
-                if reason == "leaving":
+                if is_loss(lost):
+                    self._see_off(seat)
                     self._bring_back(seat, lost, self._limit)
 
     def _ask(self, seat: str, number: int, asked_id: str) -> Turn:
@@ -173,15 +185,32 @@ class Conversation:
             raise
         raise AssertionError("an exchange ends in a reply or an error")
 
+    def _see_off(self, seat: str) -> None:
+        """Wait for a member that is leaving to be gone: until then its seat looks taken."""
+        deadline = Deadline.after(LEAVING_S).earlier(self._limit)
+        while not deadline.has_passed():
+            who = self.room.sitting(seat)
+            if who.state in ("free", "died") or who.pid != self._sat[seat]:
+                return
+            time.sleep(RETRY_S)
+
     def _record(self, turn: Turn) -> None:
         self._transcript.append(turn)
         self._speakers.append(turn.sender)
         self._listener.ends(turn)
 
 
+def is_loss(error: PeerError) -> bool:
+    """Is the member gone, or going?"""
+    return isinstance(error, PeerGone) or (isinstance(error, PeerFailed) and error.reason == "leaving")
+
+
 def last_turn_of(seat: str, turns: Sequence[Turn]) -> int:
-    """The last turn that a member surely knows: its own last one; -1 where it has none."""
-    return next((turn.turn for turn in reversed(turns) if turn.sender == seat), -1)
+    """The last turn that a member surely knows: its own last one; -1 where it has none.
+
+    Not one that was cut off at a deadline: the member may remember more of it than the transcript has.
+    """
+    return next((turn.turn for turn in reversed(turns) if turn.sender == seat and turn.stop != "timeout"), -1)
 
 
 def turn_of(number: int, reply: Reply) -> Turn:

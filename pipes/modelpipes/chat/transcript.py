@@ -134,16 +134,18 @@ class Transcript:
         """The number of the last turn; -1: none."""
         return len(self._turns) - 1
 
-    def append(self, turn: Turn) -> None:
-        """Add the next turn: it is in the file when this returns, or nothing of it is and FileError is raised."""
-        if turn.turn != self.last + 1:
-            raise FileError(f"{self.path}: turn {self.last + 1} should follow, not turn {turn.turn}")
-        self._write_line(turn, f"turn {turn.turn}")
-        self._turns.append(turn)
+    def append(self, *turns: Turn) -> None:
+        """Add the next turns: all are in the file when this returns, or none is and FileError is raised."""
+        for number, turn in enumerate(turns, self.last + 1):
+            if turn.turn != number:
+                raise FileError(f"{self.path}: turn {number} should follow, not turn {turn.turn}")
+        # In one write, which no SIGKILL cuts in two: a question is never there without its answer.
+        self._write_lines(turns, f"turn {turns[-1].turn}")
+        self._turns += turns
 
     def end(self, why: str) -> None:
         """Add a line that says why the conversation ended; raises as `append` does."""
-        self._write_line(End(why), "the end")
+        self._write_lines([End(why)], "the end")
 
     def close(self) -> None:
         """Close the file, and let others lead."""
@@ -196,7 +198,7 @@ class Transcript:
         return not first or (first.startswith(_HEADER_BEGINS) and not has_more)
 
     def _begin(self, header: Header) -> None:
-        self._write_line(header, "the header")
+        self._write_lines([header], "the header")
         self._header = header
 
     def _read(self) -> None:
@@ -256,12 +258,12 @@ class Transcript:
             raise FileError(f"{self.path}: is of version {header.version}, and this is modelpipes for {VERSION}")
         self._header = header
 
-    def _write_line(self, value: Header | Turn | End, what: str) -> None:
+    def _write_lines(self, values: Sequence[Header | Turn | End], what: str) -> None:
         try:
-            line = msgspec.json.encode(value) + b"\n"
+            lines = b"".join(msgspec.json.encode(value) + b"\n" for value in values)
         except UnicodeEncodeError as error:
             raise FileError(f"{self.path}: cannot write {what}: it is not Unicode text") from error
-        self._write(line, what)
+        self._write(lines, what)
 
     def _write(self, data: bytes, what: str) -> None:
         """Add all bytes or none."""

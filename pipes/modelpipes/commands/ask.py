@@ -136,8 +136,7 @@ def _continue(path: str, asker: Asker, message: str, printer: _Printer) -> None:
         say = Say(new_id(), asker.seat, asker.to, conversation=transcript.header.id, turn=number)
         known = last_turn_of(asker.to, transcript.turns)
         reply = printer.print(tell(asker, say, [*transcript.turns, question], known))
-        transcript.append(question)
-        transcript.append(turn_of(number, reply))
+        transcript.append(question, turn_of(number, reply))
 
 
 class _Printer:

@@ -13,7 +13,7 @@ import click
 from modelpipes import output
 from modelpipes.commands import ENDING_SIGNALS, options
 from modelpipes.errors import Ended, UsageError
-from modelpipes.room import Room
+from modelpipes.room import Room, check_seat
 
 if TYPE_CHECKING:
     from modelpipes.chat.voices import Voice
@@ -46,12 +46,13 @@ def command(seat: str, directory: str | None, once: bool, **given: Any) -> int:
       attach-model bob --server http://127.0.0.1:8080
       attach-model upper --filter "stdbuf -oL tr a-z A-Z"
     """
+    voice = make_voice(check_seat(seat), given)
     room = Room.open(directory)
     room.require(seat)
     from modelpipes.chat.member import Member
 
     line = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
-    member = Member(room, seat, make_voice(seat, given), command=line, once=once, report=output.say)
+    member = Member(room, seat, voice, command=line, once=once, report=output.say)
     for signum in ENDING_SIGNALS:
         if signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, lambda number, _: member.stop(SIGNALLED + number))

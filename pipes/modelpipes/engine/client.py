@@ -275,7 +275,8 @@ class Client:
         except (OSError, http.client.HTTPException) as error:
             raise EngineError(explain_transport(self.root, error)) from None
         is_json = "json" in response.headers.get("Content-Type", "")
-        if missing_is_none and (400 <= response.status < 500 or not is_json):
+        has_no_such = (400 <= response.status < 500 and response.status != HTTPStatus.UNAUTHORIZED) or not is_json
+        if missing_is_none and has_no_such:
             return None
         if not 200 <= response.status < 300:
             raise refusal(self.root, response.status, answer)

@@ -16,11 +16,19 @@ from modelpipes.errors import MessageError
 from modelpipes.message import Stop, Usage
 
 HISTORY_BYTES_PER_TOKEN = 16  # four times what text has: more than this never fits a prompt
-HISTORY_LIMIT_BYTES = 16 * 1024 * 1024
+HISTORY_LIMIT_BYTES = 2 * 1024 * 1024  # half a million tokens of English; a member keeps several conversations
+SERVER_CTX_SIZE = 65536  # what a server's context may be, before it has told: the history must not be the limit
 TOKENS_PER_BYTE = 0.4  # before a server has told a usage: English has 0.25, code and other scripts more
+# A usage tells of the text only where that is most of the prompt (templates add system texts of their own), and
+# some servers leave out what they had cached; no token is smaller than a byte.
+TELLING_BYTES = 1024
+LEAST_TOKENS_PER_BYTE, MOST_TOKENS_PER_BYTE = 0.2, 1.0
 MARGIN = 1.1  # on an estimate, which knows nothing of the next text
 MESSAGE_TOKENS = 8  # what a template puts around a message, where it cannot be counted
 ANSWER_SHARE = 4  # a quarter of the context is kept for the answer where --max-tokens does not say
+
+LOADING_LIMIT_S = 600.0  # a server that says it loads its model is waited for; the largest from a slow disk
+LOADING_INTERVAL_S = 0.1
 
 Messages = Sequence[dict[str, str]]
 
@@ -54,7 +62,8 @@ class EngineVoice:
     ) -> None:
         self.kind = kind
         self.parallel = parallel
-        self.history_bytes = min(ctx_size * HISTORY_BYTES_PER_TOKEN, HISTORY_LIMIT_BYTES)
+        largest = ctx_size if start_engine else max(ctx_size, SERVER_CTX_SIZE)
+        self.history_bytes = min(largest * HISTORY_BYTES_PER_TOKEN, HISTORY_LIMIT_BYTES)
         self._seat = seat
         self._start_engine = start_engine
         self._engine: Engine | None = None
@@ -81,16 +90,36 @@ class EngineVoice:
             api_key=self._engine.api_key if self._engine else self._api_key,
         )
         self._client = client
+        limit = deadline.earlier(Deadline.after(LOADING_LIMIT_S))
+        while True:
+            try:
+                self._look_at(client)
+                return
+            except Refused as refused:
+                if refused.kind != "loading" or limit.has_passed():
+                    raise
+            time.sleep(LOADING_INTERVAL_S)
+
+    def _look_at(self, client: Client) -> None:
         if client.is_llama_server():
             self._ctx_size = client.context_size() or self._ctx_size
             self._folds_system = self._system is not None and client.refuses_system()
             self._measure_template(client)
         elif not self._engine:
-            client.models()  # proves that somebody answers there, and that the key is right
+            try:
+                client.models()  # proves that somebody answers there, and that the key is right
+            except Refused as refused:
+                if refused.kind != "missing" or not self._model_name:  # some servers have no list
+                    raise
 
     def _measure_template(self, client: Client) -> None:
         user, own = {"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}
-        one, three = client.count_tokens([user]), client.count_tokens([user, own, user])
+        try:
+            one, three = client.count_tokens([user]), client.count_tokens([user, own, user])
+        except Refused as refused:
+            if refused.kind != "template":
+                raise
+            return  # a template that wants a system text, or the like: the lengths are estimated
         self._can_count = one is not None
         if one is not None and three is not None:
             self._bound = one, max(0, (three - one + 1) // 2)
@@ -123,7 +152,7 @@ class EngineVoice:
             self._seat,
             self._system,
             self._folds_system,
-            lambda messages: self._fits(messages, is_exact),
+            lambda messages: self._fits(messages, work, is_exact),
         )
         sampling = self._sampling
         with self._client.chat(
@@ -136,39 +165,49 @@ class EngineVoice:
         ) as stream:
             work.when_cancelled(stream.cancel)
             try:
-                self._pass_on(stream, work)
+                first_s = self._pass_on(stream, work)
             finally:
                 work.when_cancelled(None)
-        return self._finish(stream, work, messages, dropped)
+        return self._finish(stream, first_s, messages, dropped)
 
-    def _pass_on(self, stream: ChatStream, work: Work) -> None:
+    def _pass_on(self, stream: ChatStream, work: Work) -> float:
+        """Emit what comes; returns when the first piece came."""
         thoughts, name = ThoughtSplitter(), NameStripper(self._seat)
+        first_s = 0.0
         for piece in stream:
             if isinstance(piece, Piece):
+                first_s = first_s or time.monotonic()
                 content, thinking = thoughts.feed(piece.content)
                 work.emit(name.feed(content), piece.thinking + thinking)
             else:
                 work.show_life("reading")
         content, thinking = thoughts.flush()
         work.emit(name.feed(content) + name.flush(), thinking)
+        return first_s
 
-    def _finish(self, stream: ChatStream, work: Work, messages: Messages, dropped: tuple[int, int] | None) -> Finish:
+    def _finish(
+        self, stream: ChatStream, first_s: float, messages: Messages, dropped: tuple[int, int] | None
+    ) -> Finish:
         usage, rate = stream.usage, stream.tokens_per_second
-        if usage and usage.prompt_tokens:
-            self._tokens_per_byte = usage.prompt_tokens / max(1, _size(messages))
-        if usage and rate is None and work.first_word_s and usage.completion_tokens > 1:
-            rate = (usage.completion_tokens - 1) / max(1e-6, time.monotonic() - work.first_word_s)
+        if usage and usage.prompt_tokens and (size := _size(messages)) >= TELLING_BYTES:
+            told = usage.prompt_tokens / size
+            self._tokens_per_byte = min(max(told, LEAST_TOKENS_PER_BYTE), MOST_TOKENS_PER_BYTE)
+        if usage and rate is None and first_s and usage.completion_tokens > 1:
+            rate = (usage.completion_tokens - 1) / max(1e-6, time.monotonic() - first_s)
         stop: Stop = "length" if stream.finish == "length" else "end"
         counted = Usage(usage.prompt_tokens, usage.completion_tokens) if usage else None
         return Finish(stop, counted, rate, dropped)
 
-    def _fits(self, messages: Messages, is_exact: bool) -> bool:
+    def _fits(self, messages: Messages, work: Work, is_exact: bool) -> bool:
         assert self._client, "prepare() comes first"
+        if work.is_cancelled:
+            raise Cancelled("the answer was cancelled")
         answer = min(self._sampling.max_tokens or self._ctx_size // ANSWER_SHARE, self._ctx_size // 2)
         room = self._ctx_size - answer
         if not self._can_count:
             tokens = _size(messages) * self._tokens_per_byte * MARGIN + len(messages) * MESSAGE_TOKENS
-            return tokens <= room
+            # Refused although it was estimated to fit: the context is smaller than we were told.
+            return tokens <= (room // 2 if is_exact else room)
         prompt, each = self._bound
         if not is_exact and prompt + _size(messages) + each * len(messages) <= room:
             return True  # no token is smaller than a byte: counting would cost more than it tells

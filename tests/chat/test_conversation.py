@@ -1,0 +1,530 @@
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelpipes.chat import conversation as conversation_module
+from modelpipes.chat.conversation import MODERATOR_TRIES, Conversation, last_turn_of, since
+from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
+from modelpipes.chat.turns import Random, RoundRobin, StopRules
+from modelpipes.chat.voices import Finish, Work
+from modelpipes.deadline import Deadline
+from modelpipes.errors import DeadlineError, MessageError, PeerError, PeerFailed, PeerGone, ProgramError
+from modelpipes.room import Room, star
+from tests.chat.conftest import LIMIT_S, ScriptedVoice, Seat, Seated, wait_until
+
+Lead = Callable[..., str]
+
+
+class Recorder:
+    """A listener that remembers everything."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+
+    def starts(self, speaker: str, turn: int) -> None:
+        self.events.append(("starts", (speaker, turn)))
+
+    def says(self, content: str, thinking: str) -> None:
+        self.events.append(("says", content + thinking))
+
+    def ends(self, turn: Turn) -> None:
+        self.events.append(("ends", turn.turn))
+
+
+def unseated(seat: str, why: PeerError, limit: Deadline) -> None:
+    raise why
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "talk.jsonl")
+
+
+@pytest.fixture
+def lead(room: Room, path: str) -> Iterator[Lead]:
+    """`lead("alice", "bob", rounds=2)` leads a conversation in the file, which is resumed if it is there."""
+
+    def start(
+        *members: str,
+        rounds: int | None = None,
+        stop_word: str | None = None,
+        seed: int | None = None,
+        max_s: float = LIMIT_S,
+        listener: Recorder | None = None,
+        **options: Any,
+    ) -> str:
+        taking = RoundRobin(members) if seed is None else Random(members, seed)
+        with Transcript.resume(path, Header(VERSION, "c" * 32, members)) as transcript:
+            conversation = Conversation(
+                room,
+                members,
+                transcript,
+                listener or Recorder(),
+                taking=taking,
+                rules=StopRules(rounds, stop_word),
+                limit=Deadline.after(max_s),
+                **{"silence_s": LIMIT_S, "bring_back": unseated} | options,
+            )
+            return conversation.lead("Hello.")
+
+    yield start
+
+
+def turns_in(path: str) -> list[tuple[int, str, str]]:
+    lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return [(line["turn"], line["from"], line["content"]) for line in lines if "turn" in line]
+
+
+def speakers_in(path: str) -> list[str]:
+    return [sender for _, sender, _ in turns_in(path)]
+
+
+def why_in(path: str) -> str:
+    ended = json.loads(Path(path).read_text().splitlines()[-1])
+    assert ended["type"] == "end"
+    return str(ended["why"])
+
+
+def numbered(name: str) -> ScriptedVoice:
+    """A voice whose every answer is another."""
+    count = iter(range(1000))
+    return ScriptedVoice(lambda work: work.emit(f"{name}-{next(count)}"))
+
+
+# -- hearing and taking turns
+
+
+def test_every_member_hears_once_all_that_was_said_since_its_last_turn(
+    room: Room, seat: Seat, lead: Lead, path: str
+) -> None:
+    room.make_pipes(star("hub", ["carol"]))
+    voices = {name: numbered(name) for name in ("alice", "bob", "carol")}
+    for name, voice in voices.items():
+        seat(voice, name)
+    assert lead("carol", "alice", "bob", rounds=2) == "rounds"
+    turns = turns_in(path)
+    assert [(number, sender) for number, sender, _ in turns] == list(
+        enumerate(["hub", "carol", "alice", "bob", "carol", "alice", "bob"])
+    )
+    for first, name in enumerate(("carol", "alice", "bob")):
+        for again in (0, 1):
+            asked = 1 + first + 3 * again
+            assert voices[name].heard[again] == [(sender, content) for _, sender, content in turns[:asked]]
+
+
+def test_a_turn_is_in_the_file_before_the_next_one_starts(seat: Seat, lead: Lead, path: str) -> None:
+    seen: list[int] = []
+
+    def look(work: Work) -> None:
+        seen.append(len(turns_in(path)))
+        work.emit("seen")
+
+    seat(ScriptedVoice(look), "alice")
+    seat(ScriptedVoice(look), "bob")
+    lead("alice", "bob", rounds=3)
+    assert seen == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_listener_hears_the_turn_begin_its_pieces_and_its_end(seat: Seat, lead: Lead) -> None:
+    seat(ScriptedVoice(), "alice")
+    seat(ScriptedVoice(), "bob")
+    listener = Recorder()
+    lead("alice", "bob", rounds=1, listener=listener)
+    assert listener.events[:4] == [("ends", 0), ("starts", ("alice", 1)), ("says", "Hello."), ("ends", 1)]
+
+
+def test_random_turns_go_on_alike_after_a_resume(seat: Seat, lead: Lead, path: str) -> None:
+    seat(numbered("alice"), "alice")
+    seat(numbered("bob"), "bob")
+    lead("alice", "bob", seed=4, rounds=4)
+    whole = speakers_in(path)
+    Path(path).unlink()
+    lead("alice", "bob", seed=4, rounds=1)
+    lead("alice", "bob", seed=4, rounds=4)
+    assert speakers_in(path) == whole
+    assert all(a != b for a, b in itertools.pairwise(whole))
+
+
+def test_rounds_count_from_the_first_turn_of_the_file(seat: Seat, lead: Lead, path: str) -> None:
+    seat(numbered("alice"), "alice")
+    seat(numbered("bob"), "bob")
+    lead("alice", "bob", rounds=1)
+    before = turns_in(path)
+    assert lead("alice", "bob", rounds=1) == "rounds"
+    assert turns_in(path) == before
+    lead("alice", "bob", rounds=2)
+    assert turns_in(path)[: len(before)] == before
+    assert speakers_in(path) == ["hub", "alice", "bob", "alice", "bob"]
+
+
+# -- a leader who resumes
+
+
+def test_a_turn_that_a_dead_leader_never_wrote_down_is_forgotten_by_who_said_it(
+    seat: Seat, lead: Lead, path: str
+) -> None:
+    voices = {name: numbered(name) for name in ("alice", "bob")}
+    for name, voice in voices.items():
+        seat(voice, name)
+    lead("alice", "bob", rounds=2)
+    lines = Path(path).read_text().splitlines(keepends=True)
+    Path(path).write_text("".join(lines[:4]))  # header, opening, alice, bob: they also said two more
+    lead("alice", "bob", rounds=3)
+    turns = turns_in(path)
+    assert [content for _, _, content in turns] == [
+        "Hello.",
+        "alice-0",
+        "bob-0",
+        "alice-2",
+        "bob-2",
+        "alice-3",
+        "bob-3",
+    ]
+    assert voices["alice"].heard[2] == [(sender, content) for _, sender, content in turns[:3]]
+    assert voices["bob"].heard[-1] == [(sender, content) for _, sender, content in turns[:6]]
+
+
+def test_new_members_who_know_nothing_are_told_everything(seat: Seat, lead: Lead, path: str) -> None:
+    for name in ("alice", "bob"):
+        seat(numbered(name), name).end()
+    first = [seat(numbered(name), name) for name in ("alice", "bob")]
+    lead("alice", "bob", rounds=2)
+    for one in first:
+        one.end()
+    voices = [numbered("new"), numbered("new")]
+    seat(voices[0], "alice")
+    seat(voices[1], "bob")
+    lead("alice", "bob", rounds=3)
+    turns = [(sender, content) for _, sender, content in turns_in(path)]
+    assert voices[0].heard == [turns[:5]]
+    assert voices[1].heard == [turns[:6]]
+
+
+def test_a_turn_cut_off_at_the_deadline_is_not_one_that_its_speaker_surely_knows() -> None:
+    turns = [Turn(0, "hub", "a"), Turn(1, "bob", "b", "end"), Turn(2, "al", "c", "end"), Turn(3, "bob", "d", "timeout")]
+    assert last_turn_of("bob", turns) == 1
+    assert last_turn_of("al", turns) == 2
+    assert last_turn_of("carol", turns) == -1
+
+
+def test_who_knows_nothing_is_told_the_opening_and_the_newest_turns_that_can_travel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(conversation_module, "RETELL_BYTES", 10)
+    turns = [Turn(n, "hub", "four") for n in range(6)]
+    assert [turn.turn for turn in since(turns, -1)] == [0, 4, 5]
+    assert [turn.turn for turn in since(turns, 1)] == [2, 3, 4, 5]
+    assert [turn.turn for turn in since([*turns, Turn(6, "hub", "x" * 99)], -1)] == [0, 6]
+
+
+# -- why it ends
+
+
+def test_the_stop_word_ends_it_and_is_named_but_thoughts_and_the_opening_may_say_it(
+    seat: Seat, lead: Lead, path: str
+) -> None:
+    answers = iter(["no", "well, HELLO there"])
+    seat(ScriptedVoice(lambda work: (work.emit(thinking="hello"), work.emit(next(answers)))[0]), "alice")
+    seat(ScriptedVoice(lambda work: work.emit("othello")), "bob")
+    assert lead("alice", "bob", stop_word="hello", rounds=9) == "stop-word"
+    assert speakers_in(path) == ["hub", "alice", "bob", "alice"]
+    assert why_in(path) == "stop-word"
+
+
+def test_at_the_deadline_in_mid_answer_what_was_said_is_kept_and_the_work_stopped(
+    seat: Seat, lead: Lead, path: str
+) -> None:
+    cancelled = threading.Event()
+
+    def endless(work: Work) -> None:
+        stop = threading.Event()
+        work.when_cancelled(stop.set)
+        work.emit("so far")
+        assert stop.wait(LIMIT_S)
+        cancelled.set()
+
+    seat(numbered("alice"), "alice")
+    seat(ScriptedVoice(endless), "bob")
+    began_s = time.monotonic()
+    assert lead("alice", "bob", rounds=5, max_s=1.0) == "max-seconds"
+    took_s = time.monotonic() - began_s
+    assert cancelled.wait(0.1)
+    assert 1.0 <= took_s <= 1.05 + 0.05
+    assert turns_in(path)[1:] == [(1, "alice", "alice-0"), (2, "bob", "so far")]
+    assert json.loads(Path(path).read_text().splitlines()[-2])["stop"] == "timeout"
+    assert why_in(path) == "max-seconds"
+
+
+def test_at_the_deadline_who_said_nothing_yet_has_no_turn(seat: Seat, lead: Lead, path: str) -> None:
+    def silent(work: Work) -> None:
+        stop = threading.Event()
+        work.when_cancelled(stop.set)
+        assert stop.wait(LIMIT_S)
+
+    seat(ScriptedVoice(silent), "alice")
+    seat(ScriptedVoice(), "bob")
+    assert lead("alice", "bob", rounds=5, max_s=0.3) == "max-seconds"
+    assert speakers_in(path) == ["hub"]
+
+
+def test_a_conversation_that_was_cut_off_goes_on(seat: Seat, lead: Lead, path: str) -> None:
+    def slow(work: Work) -> None:
+        stop = threading.Event()
+        work.when_cancelled(stop.set)
+        work.emit("cut")
+        stop.wait(LIMIT_S if len(bob.heard) == 1 else 0)
+
+    bob = ScriptedVoice(slow)
+    seat(numbered("alice"), "alice")
+    seat(bob, "bob")
+    lead("alice", "bob", rounds=2, max_s=0.3)
+    assert lead("alice", "bob", rounds=2) == "rounds"
+    turns = [(sender, content) for _, sender, content in turns_in(path)]
+    assert [sender for sender, _ in turns] == ["hub", "alice", "bob", "alice", "bob"]
+    assert bob.heard[1] == turns[:4]
+
+
+# -- members that fail
+
+
+def test_a_failed_turn_is_tried_as_often_as_allowed_and_begins_anew_for_the_listener(seat: Seat, lead: Lead) -> None:
+    def fail(work: Work) -> None:
+        work.emit("half")
+        raise ProgramError("broken")
+
+    voice = ScriptedVoice(fail)
+    seat(voice, "alice")
+    listener = Recorder()
+    with pytest.raises(PeerFailed, match="alice: broken"):
+        lead("alice", "bob", rounds=1, retries=2, listener=listener)
+    assert len(voice.heard) == 3
+    assert listener.events.count(("starts", ("alice", 1))) == 3
+    assert listener.events[-1] != ("ends", 1)
+
+
+def test_a_message_that_is_too_large_is_not_tried_again(seat: Seat, lead: Lead) -> None:
+    def fail(work: Work) -> None:
+        raise MessageError("far too large")
+
+    voice = ScriptedVoice(fail)
+    seat(voice, "alice")
+    with pytest.raises(PeerFailed, match="far too large"):
+        lead("alice", "bob", rounds=1, retries=2)
+    assert len(voice.heard) == 1
+
+
+def test_a_member_that_leaves_in_mid_answer_is_brought_back_and_told_everything_once(
+    seat: Seat, lead: Lead, path: str
+) -> None:
+    seated: list[Seated] = []
+
+    def leave(work: Work) -> None:
+        stop = threading.Event()
+        work.when_cancelled(stop.set)
+        if len(work.turns) > 2:
+            work.emit("lost words")
+            seated[0].member.stop(0)
+            assert stop.wait(LIMIT_S)
+        else:
+            work.emit("first")
+
+    second = ScriptedVoice(lambda work: work.emit("second"))
+    lost: list[PeerError] = []
+
+    def bring_back(name: str, why: PeerError, limit: Deadline) -> None:
+        assert name == "alice"
+        lost.append(why)
+        seated[0].join()
+        seat(second, "alice")
+
+    seated.append(seat(ScriptedVoice(leave), "alice"))
+    seat(numbered("bob"), "bob")
+    lead("alice", "bob", rounds=2, bring_back=bring_back)
+    turns = turns_in(path)
+    assert turns == [
+        (0, "hub", "Hello."),
+        (1, "alice", "first"),
+        (2, "bob", "bob-0"),
+        (3, "alice", "second"),
+        (4, "bob", "bob-1"),
+    ]
+    assert second.heard == [[(sender, content) for _, sender, content in turns[:3]]]
+    assert len(lost) == 1
+
+
+def test_a_member_that_left_between_two_turns_is_missed_at_once_and_brought_back(
+    seat: Seat, lead: Lead, path: str
+) -> None:
+    alice = seat(numbered("alice"), "alice")
+
+    def end_alice(work: Work) -> None:
+        alice.end()
+        work.emit("bye, alice")
+
+    seat(ScriptedVoice(end_alice), "bob")
+    again = numbered("again")
+
+    def bring_back(name: str, why: PeerError, limit: Deadline) -> None:
+        assert str(why) == "alice has left; seat it again with attach-model"
+        seat(again, "alice")
+
+    lead("alice", "bob", rounds=2, bring_back=bring_back)
+    assert [content for _, _, content in turns_in(path)] == ["Hello.", "alice-0", "bye, alice", "again-0", "bye, alice"]
+    assert len(again.heard[0]) == 3
+
+
+def test_nobody_is_brought_back_when_no_try_is_left(seat: Seat, lead: Lead) -> None:
+    def leave(work: Work) -> None:
+        seated.member.stop(0)
+
+    seated = seat(ScriptedVoice(leave), "alice")
+    with pytest.raises(PeerError, match="alice"):
+        lead("alice", "bob", rounds=1, retries=0, bring_back=pytest.fail)
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_guest_may_leave_which_ends_the_conversation(seat: Seat, lead: Lead, path: str, retries: int) -> None:
+    def leave(work: Work) -> None:
+        seated.member.stop(0)
+
+    seated = seat(ScriptedVoice(leave), "bob")
+    seat(numbered("alice"), "alice")
+    assert lead("alice", "bob", retries=retries, guests=("bob",), bring_back=pytest.fail) == "bob left"
+    assert speakers_in(path) == ["hub", "alice"]
+    assert why_in(path) == "bob left"
+
+
+def test_whoever_is_waited_for_is_not_waited_for_beyond_the_deadline(room: Room, seat: Seat, lead: Lead) -> None:
+    def wait(name: str, why: PeerError, limit: Deadline) -> None:
+        room.wait_for([name], limit, grace_s=LIMIT_S)
+
+    def leave(work: Work) -> None:
+        seated.member.stop(0)
+
+    seated = seat(ScriptedVoice(leave), "alice")
+    began_s = time.monotonic()
+    assert lead("alice", "bob", rounds=1, max_s=0.5, bring_back=wait) == "max-seconds"
+    assert time.monotonic() - began_s < 0.5 * 1.05 + 0.05
+
+
+def test_a_member_that_is_silent_ends_it_with_its_name(room: Room, seat: Seat, lead: Lead) -> None:
+    began_s = time.monotonic()
+    with pytest.raises(DeadlineError, match="alice: nobody took the seat"):
+        lead("alice", "bob", rounds=1, silence_s=0.4)
+    assert 0.4 <= time.monotonic() - began_s <= 0.4 * 1.05 + 0.05
+
+
+# -- the moderator
+
+
+def asked_alone(work: Work) -> bool:
+    return work.turns[-1].content.endswith("Answer with one name only.")
+
+
+def moderated(answer: Callable[[Work], Finish | None]) -> tuple[ScriptedVoice, list[str]]:
+    """A moderator that answers so, and what it was asked."""
+    asked: list[str] = []
+
+    def script(work: Work) -> Finish | None:
+        if not asked_alone(work):
+            work.emit("as a member")
+            return None
+        asked.append(work.turns[-1].content)
+        return answer(work)
+
+    return ScriptedVoice(script), asked
+
+
+def test_the_moderator_says_who_speaks_next(room: Room, seat: Seat, lead: Lead, path: str) -> None:
+    room.make_pipes(star("hub", ["carol"]))
+    named = iter(["Bob, please", "carol", "**alice**", "I would like to hear bob.", "alice", "carol"])
+    moderator, asked = moderated(lambda work: work.emit(next(named)))
+    seat(moderator, "carol")
+    seat(numbered("alice"), "alice")
+    seat(numbered("bob"), "bob")
+    lead("alice", "bob", "carol", rounds=2, moderator="carol")
+    assert speakers_in(path)[1:] == ["bob", "carol", "alice", "bob", "alice", "carol"]
+    assert asked[0] == "hub: Hello.\nWho should speak next: alice, bob or carol? Answer with one name only."
+    assert "alice or carol" in asked[1]  # bob has just spoken
+
+
+@pytest.mark.parametrize("rubbish", ["", "nobody at all", "alicebob", "alice-2", "🙂"])
+def test_a_moderator_that_names_nobody_is_asked_again_and_then_the_round_goes_on(
+    seat: Seat, lead: Lead, path: str, rubbish: str
+) -> None:
+    moderator, asked = moderated(lambda work: work.emit(rubbish))
+    seat(moderator, "alice")
+    seat(numbered("bob"), "bob")
+    assert lead("alice", "bob", rounds=2, moderator="alice") == "rounds"
+    assert speakers_in(path)[1:] == ["alice", "bob", "alice", "bob"]
+    assert len(asked) == 4 * MODERATOR_TRIES
+
+
+def test_a_moderator_that_names_who_just_spoke_stops_nothing(seat: Seat, lead: Lead, path: str) -> None:
+    moderator, _ = moderated(lambda work: work.emit("bob"))
+    seat(moderator, "alice")
+    seat(numbered("bob"), "bob")
+    lead("alice", "bob", rounds=2, moderator="alice")
+    assert speakers_in(path)[1:] == ["bob", "alice", "bob", "alice"]
+
+
+def test_a_moderator_that_fails_stops_nothing(seat: Seat, lead: Lead, path: str) -> None:
+    def fail(work: Work) -> None:
+        raise ProgramError("broken")
+
+    moderator, asked = moderated(fail)
+    seat(moderator, "alice")
+    seat(numbered("bob"), "bob")
+    lead("alice", "bob", rounds=2, moderator="alice")
+    assert speakers_in(path)[1:] == ["alice", "bob", "alice", "bob"]
+    assert len(asked) == 4 * MODERATOR_TRIES
+
+
+def test_a_moderator_that_never_stops_talking_is_broken_off(seat: Seat, lead: Lead, path: str) -> None:
+    def endless(work: Work) -> None:
+        for _ in range(100_000):
+            if work.is_cancelled:
+                return
+            work.emit("hm " * 50)
+            time.sleep(0.001)
+
+    moderator, asked = moderated(endless)
+    seat(moderator, "alice")
+    seat(numbered("bob"), "bob")
+    lead("alice", "bob", rounds=1, moderator="alice")
+    assert speakers_in(path)[1:] == ["alice", "bob"]
+    assert len(asked) == 2 * MODERATOR_TRIES
+
+
+def test_a_dead_moderator_is_brought_back_when_its_own_turn_comes(seat: Seat, lead: Lead, path: str) -> None:
+    def leave(work: Work) -> None:
+        seated.member.stop(0)
+
+    moderator, asked = moderated(leave)
+    seated = seat(moderator, "alice")
+    seat(numbered("bob"), "bob")
+    again, _ = moderated(lambda work: work.emit("bob"))
+
+    def bring_back(name: str, why: PeerError, limit: Deadline) -> None:
+        assert isinstance(why, PeerGone)
+        seated.join()
+        seat(again, name)
+
+    lead("alice", "bob", rounds=2, moderator="alice", bring_back=bring_back)
+    assert speakers_in(path)[1:] == ["alice", "bob", "alice", "bob"]
+    assert len(asked) == 1
+
+
+def test_the_room_is_free_for_others_between_two_turns(room: Room, seat: Seat, lead: Lead) -> None:
+    seat(ScriptedVoice(), "alice")
+    seat(ScriptedVoice(), "bob")
+    lead("alice", "bob", rounds=1)
+    wait_until(lambda: not room.is_asked("hub", "alice") and not room.is_asked("hub", "bob"), "the locks are free")

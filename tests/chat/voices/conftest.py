@@ -1,0 +1,82 @@
+"""A voice without a member: what it is told, and what it emits."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from modelpipes.chat.voices import Finish, Voice, Work
+from modelpipes.deadline import Deadline
+from modelpipes.errors import PipesError
+from modelpipes.message import Heard
+
+LIMIT_S = 20.0  # of anything that a test waits for
+CANCEL_LIMIT_S = 0.1  # what the project promises
+
+
+class Asked:
+    """One message in work, in a thread of its own as in a member."""
+
+    def __init__(self, voice: Voice, turns: Sequence[Heard] | str) -> None:
+        self.emitted = threading.Event()
+        self.deltas: list[tuple[str, str]] = []
+        self.finish: Finish | None = None
+        self.error: PipesError | None = None
+        heard = [Heard(0, "hub", turns)] if isinstance(turns, str) else turns
+        self.work = Work(heard, self._note)
+        self._voice = voice
+        self.thread = threading.Thread(target=self._answer)
+        self.thread.start()
+
+    def _note(self, work: Work, content: str, thinking: str) -> None:
+        self.deltas.append((content, thinking))
+        self.emitted.set()
+
+    def _answer(self) -> None:
+        try:
+            self.finish = self._voice.answer(self.work)
+        except PipesError as error:
+            self.error = error
+
+    def await_words(self) -> None:
+        assert self.emitted.wait(LIMIT_S), "the voice says nothing"
+
+    def join(self) -> Asked:
+        self.thread.join(LIMIT_S)
+        assert not self.thread.is_alive(), "the answer does not end"
+        return self
+
+    def cancel(self) -> float:
+        """Seconds from the cancel to the end of the answer."""
+        begun_s = time.monotonic()
+        self.work.cancel()
+        self.join()
+        return time.monotonic() - begun_s
+
+    @property
+    def content(self) -> str:
+        """The whole answer; the error, where there is none."""
+        self.join()
+        if self.error:
+            raise self.error
+        return "".join(self.work.content)
+
+    @property
+    def thinking(self) -> str:
+        self.join()
+        return "".join(self.work.thinking)
+
+
+def prepared(voice: Voice) -> Voice:
+    voice.prepare(Deadline.after(LIMIT_S))
+    return voice
+
+
+@pytest.fixture
+def pid_file(tmp_path: Path) -> Iterator[Path]:
+    """Where a program of a test writes its pids, a line each."""
+    yield tmp_path / "pids"
