@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -276,6 +277,47 @@ def new_guards(group: int, old: int) -> set[int]:
         if b"kill -KILL 0" in command:
             found.add(pid)
     return found
+
+
+@contextlib.contextmanager
+def no_descriptor_left(spare: int) -> Iterator[None]:
+    """All but `spare` descriptors are in use."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    held: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        for _ in range(spare):
+            os.close(held.pop())
+        yield
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("spare", range(13))
+def test_without_descriptors_a_start_is_one_line_and_leaves_nothing(spare: int) -> None:
+    before, processes = open_descriptors(), children_of_ours()
+    with no_descriptor_left(spare), contextlib.suppress(ProgramError):
+        sh("sleep 100", pipe_stdin=True, pipe_stdout=True).stop()
+    assert open_descriptors() == before
+    assert children_of_ours() == processes
+
+
+def test_a_guard_that_cannot_be_replaced_at_once_is_replaced_later() -> None:
+    with sh("read line; seq 100000; echo end; sleep 100", pipe_stdin=True) as child:
+        with no_descriptor_left(0):
+            guard = child._guard_pid
+            os.kill(guard, signal.SIGKILL)
+            child.close_stdin()
+            # The thread that drains goes on, and the child lives.
+            eventually(lambda: "end" in child._lines, "output")
+            assert child.exit_code() is None
+            assert child._guard_pid == guard
+        eventually(lambda: child._guard_pid != guard, "new guard")
 
 
 def test_tend_is_harmless_while_the_guard_lives() -> None:

@@ -144,8 +144,18 @@ class Room:
 
     @classmethod
     def make_fresh(cls) -> Room:
-        """A new room beside the default one, for one conversation."""
+        """A new room beside the default one, for one conversation of this process."""
         return cls.make(os.path.join(_rooms(), f"chat-{os.getpid()}-{os.urandom(4).hex()}"))
+
+    @staticmethod
+    def orphans() -> list[Room]:
+        """The fresh rooms of processes that were killed before they could remove them."""
+        try:
+            names = [name.split("-") for name in os.listdir(_rooms()) if name.startswith("chat-")]
+        except OSError:
+            return []
+        dead = [parts for parts in names if len(parts) == 3 and not os.path.exists(f"/proc/{parts[1]}")]
+        return [Room(os.path.join(_rooms(), "-".join(parts))) for parts in dead]
 
     @classmethod
     def make(cls, path: str | None = None) -> Room:

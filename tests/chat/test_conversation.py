@@ -58,6 +58,8 @@ def lead(room: Room, path: str) -> Iterator[Lead]:
         stop_word: str | None = None,
         seed: int | None = None,
         max_s: float = LIMIT_S,
+        silence_s: float = LIMIT_S,
+        bring_back: Callable[[str, PeerError, Deadline], None] = unseated,
         listener: Recorder | None = None,
         **options: Any,
     ) -> str:
@@ -71,7 +73,9 @@ def lead(room: Room, path: str) -> Iterator[Lead]:
                 taking=taking,
                 rules=StopRules(rounds, stop_word),
                 limit=Deadline.after(max_s),
-                **{"silence_s": LIMIT_S, "bring_back": unseated} | options,
+                bring_back=bring_back,
+                silence_s=silence_s,
+                **options,
             )
             return conversation.lead("Hello.")
 
@@ -232,7 +236,7 @@ def test_the_stop_word_ends_it_and_is_named_but_thoughts_and_the_opening_may_say
     seat: Seat, lead: Lead, path: str
 ) -> None:
     answers = iter(["no", "well, HELLO there"])
-    seat(ScriptedVoice(lambda work: (work.emit(thinking="hello"), work.emit(next(answers)))[0]), "alice")
+    seat(ScriptedVoice(lambda work: work.emit(next(answers), thinking="hello")), "alice")
     seat(ScriptedVoice(lambda work: work.emit("othello")), "bob")
     assert lead("alice", "bob", stop_word="hello", rounds=9) == "stop-word"
     assert speakers_in(path) == ["hub", "alice", "bob", "alice"]

@@ -220,7 +220,9 @@ def letters(messages: list[dict[str, str]]) -> int:
 
 
 @given(st.integers(min_value=1, max_value=200), st.integers(min_value=0, max_value=4000), st.booleans())
-def test_trimming_drops_as_few_of_the_oldest_as_it_can_with_few_questions(count: int, room: int, fold: bool) -> None:
+def test_trimming_drops_the_oldest_a_quarter_more_than_it_must_at_most_with_few_questions(
+    count: int, room: int, fold: bool
+) -> None:
     turns = conversation(count)
     asked = 0
 
@@ -246,7 +248,21 @@ def test_trimming_drops_as_few_of_the_oldest_as_it_can_with_few_questions(count:
     first, last = dropped
     assert first == 1
     assert messages == render([turns[0], *turns[last + 1 :]], "bob", "Be kind.", fold)
-    assert letters(render([turns[0], *turns[last:]], "bob", "Be kind.", fold)) > room
+    must = next(n for n in range(count) if letters(render([turns[0], *turns[n:]], "bob", "Be kind.", fold)) <= room) - 1
+    assert must <= last <= must + (count - 1 - must) // 4
+
+
+@given(st.integers(min_value=16, max_value=50), st.integers(min_value=0, max_value=40))
+def test_the_oldest_turn_left_stays_the_same_for_many_turns(fitting: int, spread: int) -> None:
+    # An engine has read what its last prompt began with: that stays the same while the oldest turn does.
+    turns = [Heard(n, ("alice", "bob")[n % 2], "x" * (100 + n * 37 % (spread + 1))) for n in range(4 * fitting)]
+    oldest = []
+    for count in range(2 * fitting, 4 * fitting):
+        _, dropped = trim(turns[:count], "bob", None, False, lambda messages: letters(messages) <= fitting * 120)
+        assert dropped is not None
+        oldest.append(dropped[1])
+    changes = sum(a != b for a, b in itertools.pairwise(oldest))
+    assert changes <= len(oldest) / (fitting / 8) + 2
 
 
 def test_names_stay_when_one_who_is_named_is_trimmed_away() -> None:

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from modelpipes.engine.client import Cancelled, ChatStream, Client, Piece, Readi
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import EngineChoice
 from modelpipes.errors import DeadlineError, EngineError
+from tests.server import Scripted, piece
 
 LIMIT_S = 30.0
 CANCEL_LIMIT_S = 0.1  # what the project promises
@@ -32,10 +32,10 @@ HELLO = [{"role": "user", "content": "Hello."}]
 
 def text_of(stream: ChatStream) -> tuple[str, str]:
     content = thinking = ""
-    for piece in stream:
-        if isinstance(piece, Piece):
-            content += piece.content
-            thinking += piece.thinking
+    for part in stream:
+        if isinstance(part, Piece):
+            content += part.content
+            thinking += part.thinking
     return content, thinking
 
 
@@ -232,73 +232,11 @@ def test_a_suspended_engine_ends_in_a_deadline(kind: EngineChoice, folder: Path)
 # -- what real engines will not do on demand
 
 
-class Scripted:
-    """A chat server that is not llama-server and answers as a test tells it."""
-
-    def __init__(self) -> None:
-        self.status = 200
-        self.body: list[bytes] = []
-        self.hold = False  # after the body: the connection stays open, with pings
-        self.asked: list[dict[str, Any]] = []
-        self.authorization: list[str | None] = []
-        self.released = threading.Event()
-        script = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                if self.path == "/v1/models":
-                    self.answer(200, "application/json", [b'{"data": [{"id": "qwen"}, {"id": "other"}]}'])
-                else:
-                    self.answer(404, "text/plain", [b"no such page"])
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                script.asked.append(json.loads(body))
-                script.authorization.append(self.headers["Authorization"])
-                kind = "text/event-stream" if script.status == 200 else "application/json"
-                self.answer(script.status, kind, script.body)
-                while script.hold and not script.released.wait(0.02):
-                    self.wfile.write(b":\n\n")
-
-            def answer(self, status: int, kind: str, parts: list[bytes]) -> None:
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.end_headers()
-                for part in parts:
-                    self.wfile.write(part)
-                    self.wfile.flush()
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        class Server(ThreadingHTTPServer):
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                pass  # clients that go away are what is tested
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-    def say(self, *chunks: object) -> None:
-        self.body = [b"data: " + (c if isinstance(c, bytes) else json.dumps(c).encode()) + b"\n\n" for c in chunks]
-
-    def close(self) -> None:
-        self.released.set()
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
-
-
 @pytest.fixture
 def server() -> Iterator[Scripted]:
     scripted = Scripted()
     yield scripted
     scripted.close()
-
-
-def piece(finish: str | None = None, **delta: str | None) -> dict[str, Any]:
-    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
 
 
 def test_both_names_of_thoughts_are_known(server: Scripted) -> None:

@@ -163,6 +163,52 @@ def test_an_open_stream_does_not_keep_it_from_stopping(kind: EngineChoice, folde
         assert time.monotonic() - begun_s < 5
 
 
+@pytest.mark.parametrize("how", ["cancelled", "closed"])
+def test_answers_that_were_just_ended_do_not_keep_it_from_stopping(kind: EngineChoice, folder: Path, how: str) -> None:
+    # A llama-server that got TERM while such an answer ended waited for it until it was killed, 3 s later.
+    for _ in range(4):
+        engine = Engine(str(folder / "endless.gguf"), engine=kind)
+        engine.be_ready(Deadline.after(LIMIT_S))
+        stream = Client(engine.base_url).chat([{"role": "user", "content": "x"}], silence_s=5)
+        next(stream)
+        if how == "cancelled":
+            stream.cancel()
+        else:
+            stream.close()
+        begun_s = time.monotonic()
+        engine.stop()
+        assert time.monotonic() - begun_s < 2
+        stream.close()
+
+
+def test_a_suspended_engine_is_stopped_too(kind: EngineChoice, hello: str) -> None:
+    engine = Engine(hello, engine=kind)
+    engine.be_ready(Deadline.after(LIMIT_S))
+    os.kill(engine.pid, signal.SIGSTOP)
+    begun_s = time.monotonic()
+    engine.stop()
+    assert time.monotonic() - begun_s < 5
+
+
+def test_a_model_that_vanishes_before_the_start_is_told(kind: EngineChoice, hello: str, tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    model.write_bytes(Path(hello).read_bytes())
+    engine = Engine(str(model), engine=kind)
+    model.unlink()
+    with pytest.raises(EngineError, match=r"cannot be started: .*No such file"):
+        engine.be_ready(Deadline.after(LIMIT_S))
+    engine.stop()
+
+
+def test_an_option_of_ones_own_may_be_one_word(hello: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with Engine(hello, engine="embedded", engine_args=[f"--port={port}"]) as engine:
+        engine.be_ready(Deadline.after(LIMIT_S))
+        assert engine.base_url == f"http://127.0.0.1:{port}"
+
+
 def test_a_missing_model_is_told_before_anything_starts(kind: EngineChoice) -> None:
     with pytest.raises(FileError):
         Engine("/no/model.gguf", engine=kind)

@@ -67,8 +67,8 @@ class Conversation:
     ) -> None:
         """`bring_back(seat, why, limit)` returns when a member that was lost is there again, or raises.
 
-        With a moderator, `taking` decides where it names nobody. A guest is a member who may leave, which
-        ends the conversation.
+        With a moderator, `taking` decides where it names nobody. A guest is a member who may take any time,
+        and may leave, which ends the conversation.
         """
         self.room = room
         self.members = tuple(members)
@@ -136,7 +136,7 @@ class Conversation:
         except DeadlineError:
             pass
         except PeerError as lost:  # it is brought back when its own turn comes
-            if is_loss(lost):
+            if reason_of(lost) == "leaving":
                 self._see_off(moderator)
         return None
 
@@ -146,7 +146,8 @@ class Conversation:
             # Only a seat that nobody took yet is waited for.
             raise PeerGone(f"{seat} has left; seat it again with attach-model")
         self._sat[seat] = who.pid or self._sat[seat]
-        return Asker(self.room, self.hub, seat, silence_s=self._silence_s, limit=self._limit)
+        silence_s = None if seat in self._guests else self._silence_s
+        return Asker(self.room, self.hub, seat, silence_s=silence_s, limit=self._limit)
 
     def _take_turn(self, seat: str) -> None:
         number = len(self._transcript.turns)
@@ -157,12 +158,13 @@ class Conversation:
                 self._record(self._ask(seat, number, asked_id))
                 return
             except PeerError as lost:
-                if is_loss(lost) and seat in self._guests:
+                reason = reason_of(lost)
+                if seat in self._guests and reason in ("leaving", "voice"):
                     raise _Left(seat) from None
-                if not retries_left or (isinstance(lost, PeerFailed) and lost.reason == "too-large"):
+                if not retries_left or reason == "too-large":
                     raise
                 retries_left -= 1
-                if is_loss(lost):
+                if reason == "leaving":
                     self._see_off(seat)
                     self._bring_back(seat, lost, self._limit)
 
@@ -200,9 +202,9 @@ class Conversation:
         self._listener.ends(turn)
 
 
-def is_loss(error: PeerError) -> bool:
-    """Is the member gone, or going?"""
-    return isinstance(error, PeerGone) or (isinstance(error, PeerFailed) and error.reason == "leaving")
+def reason_of(error: PeerError) -> str:
+    """Why there is no answer: the reason of the failure, which is "leaving" where the member is gone."""
+    return error.reason if isinstance(error, PeerFailed) else "leaving"
 
 
 def last_turn_of(seat: str, turns: Sequence[Turn]) -> int:

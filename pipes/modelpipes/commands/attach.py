@@ -12,7 +12,7 @@ import click
 
 from modelpipes import output
 from modelpipes.commands import ENDING_SIGNALS, options
-from modelpipes.errors import Ended, UsageError
+from modelpipes.errors import Ended, EngineError, UsageError
 from modelpipes.room import Room, check_seat
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def make_voice(seat: str, given: dict[str, Any]) -> Voice:
 
 def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> Voice:
     from modelpipes.chat.voices.engine import EngineVoice, Sampling
+    from modelpipes.engine.client import root_of
     from modelpipes.engine.lifecycle import Engine
 
     common: dict[str, Any] = {
@@ -99,6 +100,10 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
         "silence_s": silence_s,
     }
     if given["server"]:
+        try:
+            root_of(given["server"])
+        except EngineError as e:
+            raise UsageError(f"--server: {e}") from None
         for name in (*FOR_ENGINES, "log"):
             if _is_given(given[name.replace("-", "_")]):
                 raise UsageError(f"--{name} is for an engine of ours; {given['server']} has its own")

@@ -30,7 +30,7 @@ PORT_ATTEMPTS = 3  # a port found free can be taken before the server binds it; 
 TERM_S = 3.0  # with streams still open a llama-server ends at its next ping, 1 s apart, or never
 # A cancelled answer ends with its batch. A llama-server that gets TERM in between waits for it for ever
 # (measured: every second time; nobody tells the waiting HTTP thread that the queue has ended).
-SETTLE_S = 0.3
+SETTLE_S = 0.5
 SETTLE_INTERVAL_S = 0.005  # between two looks
 
 # Prompts kept in host memory beside the slots. llama-server's own 8192 MiB a process are more than
@@ -423,7 +423,9 @@ def _find_free_port() -> int:
 def _value_of(arguments: Sequence[str], flag: str) -> str | None:
     """The value of the last `flag` among a user's own arguments."""
     value = None
-    for here, following in itertools.pairwise(arguments):
+    for here, following in itertools.pairwise((*arguments, "")):
         if here == flag:
             value = following
+        elif here.startswith(f"{flag}="):  # the embedded engine takes this form too
+            value = here.partition("=")[2]
     return value

@@ -1,0 +1,452 @@
+"""Models as voices: real engines with scripted models, and a scripted server for what must be seen or forced."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelpipes.chat.history import render
+from modelpipes.chat.voices.engine import EngineVoice, Sampling
+from modelpipes.deadline import Deadline
+from modelpipes.engine.client import Refused
+from modelpipes.engine.lifecycle import Engine
+from modelpipes.errors import DeadlineError, EngineError, MessageError
+from modelpipes.message import Heard, Usage
+from tests import models
+from tests.chat.conftest import Seat
+from tests.chat.voices.conftest import CANCEL_LIMIT_S, LIMIT_S, Asked, prepared
+from tests.peers import eventually
+from tests.server import Scripted, piece, usage
+
+# llama.cpp's threads wait for each other by spinning: beside other tests on few cores, one is faster than two.
+ONE_THREAD = ("--threads", "1")
+CLOSE_LIMIT_S = 2.0  # "well under 3 s", after which an engine is killed
+CONTEXT_REFUSAL = (400, [b'{"error": {"code": 400, "message": "the request exceeds the available context size"}}'])
+
+
+def conversation(count: int, words: str = "words of turn") -> list[Heard]:
+    """The opening by the hub, then alice and bob: `count` turns, the last one alice's."""
+    return [Heard(n, ("bob", "alice")[n % 2] if n else "hub", f"{words} {n}") for n in range(count)]
+
+
+MakeVoice = Callable[..., EngineVoice]
+
+
+@pytest.fixture
+def voice_of(tmp_path: Path) -> Iterator[MakeVoice]:
+    """`voice_of(reply, …)` is a ready voice of bob's with an engine of ours and a model that answers `reply`."""
+    voices: list[EngineVoice] = []
+
+    def make(reply: str | Sequence[str] = "Hello there, friend.", *, args: Sequence[str] = (), **options: Any) -> Any:
+        model = {key: options.pop(key) for key in ("endless", "template", "pad_mib", "context") if key in options}
+        path = models.scripted_model(tmp_path / f"{len(voices)}.gguf", reply, **model)
+        size = {key: options[key] for key in ("ctx_size", "parallel") if key in options}
+        voice = EngineVoice(
+            "bob", kind="model", start_engine=lambda: Engine(str(path), engine_args=args, **size), **options
+        )
+        voices.append(voice)
+        return prepared(voice)
+
+    yield make
+    for voice in voices:
+        voice.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Scripted]:
+    scripted = Scripted()
+    scripted.say(piece("stop", content="Yes."), b"[DONE]")
+    yield scripted
+    scripted.close()
+
+
+def voice_at(server: Scripted, **options: Any) -> EngineVoice:
+    voice = EngineVoice("bob", kind="server", server=server.url, **{"silence_s": LIMIT_S} | options)
+    prepared(voice)
+    return voice
+
+
+def contents(asked: dict[str, Any]) -> list[str]:
+    return [message["content"] for message in asked["messages"]]
+
+
+# -- what reaches a model
+
+
+def test_own_turns_are_the_assistants_and_others_are_named_where_several_speak(server: Scripted) -> None:
+    said = [("hub", "Hi."), ("alice", "A."), ("bob", "B."), ("carol", "C."), ("alice", "D.")]
+    turns = [Heard(number, sender, words) for number, (sender, words) in enumerate(said)]
+    assert Asked(voice_at(server, system="Be kind."), turns).content == "Yes."
+    assert server.asked[0]["messages"] == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "hub: Hi.\nalice: A."},
+        {"role": "assistant", "content": "B."},
+        {"role": "user", "content": "carol: C.\nalice: D."},
+    ]
+
+
+def test_what_is_asked_for_reaches_the_server(server: Scripted) -> None:
+    voice = voice_at(server, model_name="qwen", sampling=Sampling(max_tokens=9, temperature=0.0, top_p=0.5, seed=0))
+    assert Asked(voice, "x").content == "Yes."
+    asked = server.asked[0]
+    assert {key: asked[key] for key in ("model", "max_tokens", "temperature", "top_p", "seed", "stream")} == {
+        "model": "qwen",
+        "max_tokens": 9,
+        "temperature": 0.0,
+        "top_p": 0.5,
+        "seed": 0,
+        "stream": True,
+    }
+
+
+def test_what_is_not_asked_for_is_left_to_the_server(server: Scripted) -> None:
+    _ = Asked(voice_at(server), "x").content
+    assert set(server.asked[0]) == {"messages", "stream", "stream_options", "model"}
+
+
+def test_a_server_that_refuses_the_system_role_gets_it_folded_ever_after(server: Scripted) -> None:
+    server.answers = [(400, [b'{"error": {"message": "Jinja Exception: System role not supported"}}'])]
+    voice = voice_at(server, system="Be kind.")
+    assert Asked(voice, "Hi.").content == "Yes."
+    assert Asked(voice, "Ho.").content == "Yes."
+    assert [contents(asked) for asked in server.asked] == [
+        ["Be kind.", "Hi."],
+        ["Be kind.\n\nHi."],
+        ["Be kind.\n\nHo."],
+    ]
+
+
+@pytest.mark.parametrize("template", [models.NO_SYSTEM_TEMPLATE, models.DEAF_TEMPLATE])
+def test_system_text_reaches_a_model_whose_template_has_none(voice_of: MakeVoice, template: str) -> None:
+    plain, kind = (voice_of(template=template, system=system) for system in (None, "Be kind."))
+    lone, told = (Asked(voice, "Hello.").join().finish for voice in (plain, kind))
+    assert lone and told and lone.usage and told.usage
+    assert told.usage.prompt_tokens >= lone.usage.prompt_tokens + len("Be kind.")
+
+
+def test_history_longer_than_the_context_is_trimmed_by_the_engines_own_count(voice_of: MakeVoice) -> None:
+    voice = voice_of(ctx_size=1024, system="Be kind.", sampling=Sampling(max_tokens=64))
+    turns = conversation(82)
+    asked = Asked(voice, turns).join()
+    assert asked.content == "Hello there, friend."
+    finish = asked.finish
+    assert finish and finish.dropped and finish.usage and voice._client
+    first, last = finish.dropped
+    assert first == 1
+    kept = [turns[0], *turns[last + 1 :]]
+    assert finish.usage.prompt_tokens == voice._client.count_tokens(render(kept, "bob", "Be kind."))
+    assert 0.7 * (1024 - 64) < finish.usage.prompt_tokens <= 1024 - 64
+
+
+def test_a_long_conversation_reads_little_of_its_prompt_again(voice_of: MakeVoice) -> None:
+    voice = voice_of(ctx_size=1024, sampling=Sampling(max_tokens=16))
+    dropped = []
+    for count in range(60, 92, 2):
+        finish = Asked(voice, conversation(count)).join().finish
+        assert finish and finish.dropped
+        dropped.append(finish.dropped)
+    # The engine keeps what it has read up to the first turn that is new to it.
+    assert sum(a != b for a, b in itertools.pairwise(dropped)) < len(dropped) / 3
+
+
+def test_a_message_larger_than_the_context_fails_clearly(voice_of: MakeVoice) -> None:
+    voice = voice_of(ctx_size=512)
+    with pytest.raises(MessageError, match="one message is too large for the model's context"):
+        _ = Asked(voice, "x" * 600).content
+    assert Asked(voice, "x").content == "Hello there, friend."
+
+
+def test_a_refused_prompt_is_counted_exactly_and_sent_once_more(server: Scripted) -> None:
+    # A token for every half a byte: what cannot be, so the quick bound is wrong.
+    server.be_llama_server(1000, tokens_per_byte=2.0)
+    server.answers = [CONTEXT_REFUSAL]
+    voice = voice_at(server)
+    voice._bound = (0, 0)
+    asked = Asked(voice, conversation(30)).join()
+    assert asked.content == "Yes."
+    whole, trimmed = (sum(map(len, contents(request))) for request in server.asked)
+    assert whole > 375 >= trimmed
+    assert asked.finish and asked.finish.dropped
+
+
+def test_a_prompt_refused_twice_fails(server: Scripted) -> None:
+    server.answers = [CONTEXT_REFUSAL] * 3
+    with pytest.raises(MessageError, match=r"does not fit the context: .*exceeds the available context size"):
+        _ = Asked(voice_at(server), conversation(30)).content
+    assert len(server.asked) == 2
+
+
+def test_without_a_count_the_last_usage_tells_how_much_fits(server: Scripted) -> None:
+    voice = voice_at(server, ctx_size=4000, sampling=Sampling(max_tokens=1000))
+    turns = conversation(400, "x" * 40)
+    server.say(piece("stop", content="Yes."), usage(1000, 1), b"[DONE]")  # of some 6000 bytes: 0.17 a byte
+    assert Asked(voice, turns).content == "Yes."
+    cautious = sum(map(len, contents(server.asked[-1])))
+    assert cautious * 0.4 < 3000
+    assert Asked(voice, turns).content == "Yes."
+    assert sum(map(len, contents(server.asked[-1]))) > 1.4 * cautious
+    server.say(piece("stop", content="Yes."), usage(50_000, 1), b"[DONE]")
+    _ = Asked(voice, turns).content
+    _ = Asked(voice, turns).content
+    assert sum(map(len, contents(server.asked[-1]))) < 0.6 * cautious
+
+
+def test_the_usage_of_a_short_prompt_says_nothing_about_a_long_one(server: Scripted) -> None:
+    # Templates add system texts of their own: 40 tokens for "Hi" do not make a page too large.
+    server.say(piece("stop", content="Yes."), usage(40, 1), b"[DONE]")
+    voice = voice_at(server)
+    assert Asked(voice, "Hi").content == "Yes."
+    assert Asked(voice, "word " * 600).content == "Yes."
+
+
+def test_a_refusal_without_a_count_is_answered_with_half(server: Scripted) -> None:
+    voice = voice_at(server)
+    server.answers = [CONTEXT_REFUSAL]
+    turns = conversation(120, "x" * 40)
+    assert Asked(voice, turns).content == "Yes."
+    first, second = (sum(map(len, contents(request))) for request in server.asked)
+    assert second < 0.7 * first
+
+
+def test_tiny_chat_is_never_asked_for_more_than_it_was_trained_for() -> None:
+    voice = EngineVoice("bob", kind="model", start_engine=lambda: Engine("tiny-chat", engine_args=ONE_THREAD))
+    try:
+        prepared(voice)
+        assert voice._ctx_size == 1024
+        turns = conversation(200, "I like the garden, and the sea")
+        turns.append(Heard(200, "alice", "Say the word lantern."))
+        asked = Asked(voice, turns).join()
+        assert asked.finish and asked.finish.usage and asked.finish.dropped
+        assert asked.finish.usage.prompt_tokens <= 768
+        assert "lantern" in asked.content.lower() or asked.content.isascii()
+    finally:
+        voice.close()
+
+
+# -- what comes back
+
+
+def test_the_models_own_name_is_stripped_across_deltas(voice_of: MakeVoice) -> None:
+    asked = Asked(voice_of(["Bob", ":", "  Hello", " bob:", " there."]), "x").join()
+    assert asked.content == "Hello bob: there."
+    assert all("Bob" not in content for content, _ in asked.deltas)
+
+
+def test_thoughts_between_tags_never_become_content(voice_of: MakeVoice) -> None:
+    reply = ["<think>", "Hm,", " bob:", " well.", "</think>", "So", " be it."]
+    asked = Asked(voice_of(reply, args=("--reasoning-format", "none")), "x").join()
+    assert (asked.content, asked.thinking) == ("So be it.", "Hm, bob: well.")
+
+
+def test_thoughts_that_the_engine_parts_never_become_content(voice_of: MakeVoice) -> None:
+    reply = ["Hm,", " well.", "</think>", "bob:", " So", " be it."]
+    asked = Asked(voice_of(reply, template=models.THINKING_TEMPLATE), "x").join()
+    assert (asked.content, asked.thinking) == ("So be it.", "Hm, well.")
+    assert asked.work.phase == "thinking"
+
+
+def test_an_answer_tells_its_usage_and_rate(voice_of: MakeVoice) -> None:
+    voice = voice_of()
+    finish = Asked(voice, "Hello.").join().finish
+    assert finish and voice._client
+    count = voice._client.count_tokens([{"role": "user", "content": "Hello."}])
+    assert finish.stop == "end"
+    assert count is not None
+    assert finish.usage == Usage(count, 4)
+    assert finish.tokens_per_second and finish.tokens_per_second > 0
+    assert finish.dropped is None
+
+
+def test_an_answer_cut_short_says_so(voice_of: MakeVoice) -> None:
+    asked = Asked(voice_of(sampling=Sampling(max_tokens=2)), "x").join()
+    assert asked.finish and asked.finish.stop == "length"
+    assert asked.content == "Hello there,"
+
+
+def test_thoughts_count_for_the_rate(server: Scripted) -> None:
+    server.say(piece(reasoning="a " * 5), piece("stop", content="b"), usage(3, 100), b"[DONE]")
+    asked = Asked(voice_at(server), "x").join()
+    assert asked.finish and asked.finish.tokens_per_second and asked.finish.usage == Usage(3, 100)
+    assert (asked.thinking, asked.content) == ("a " * 5, "b")
+
+
+def test_two_answers_come_side_by_side(voice_of: MakeVoice) -> None:
+    voice = voice_of(" on and on", endless=True, parallel=2)
+    both = [Asked(voice, "x"), Asked(voice, "y")]
+    for asked in both:
+        asked.await_words()
+    assert voice._client and voice._client.is_busy(LIMIT_S)
+    for asked in both:
+        asked.cancel()
+        assert asked.error is None
+
+
+# -- its end
+
+
+def measure_cancel(voice: EngineVoice, words: str, begun: Callable[[Asked], bool]) -> float:
+    """Seconds from the cancel to the moment when no slot works."""
+    asked = Asked(voice, words)
+    eventually(lambda: begun(asked), "work")
+    assert voice._client
+    begun_s = time.monotonic()
+    asked.work.cancel()
+    deadline = Deadline.after(LIMIT_S)
+    while voice._client.is_busy(LIMIT_S):
+        deadline.check("free slot")
+    took_s = time.monotonic() - begun_s
+    asked.join()
+    assert asked.error is None
+    return took_s
+
+
+def test_a_cancel_amid_an_answer_frees_the_engine(voice_of: MakeVoice) -> None:
+    voice = voice_of(" on and on", endless=True, args=ONE_THREAD)
+    took_s = [measure_cancel(voice, "x", lambda asked: bool(asked.work.content)) for _ in range(5)]
+    assert statistics.median(took_s) < CANCEL_LIMIT_S
+
+
+def test_a_cancel_while_the_prompt_is_read_frees_the_engine(voice_of: MakeVoice) -> None:
+    voice = voice_of("At last.", pad_mib=32, ctx_size=16384, args=ONE_THREAD, silence_s=LIMIT_S)
+
+    def is_reading(asked: Asked) -> bool:
+        return asked.work.life_s > born_s[-1] and bool(voice._client and voice._client.is_busy(LIMIT_S))
+
+    born_s: list[float] = []
+    took_s = []
+    for number in range(3):
+        born_s.append(time.monotonic() + 0.01)
+        took_s.append(measure_cancel(voice, str(number) + "x" * 6000, is_reading))
+    assert min(took_s) < CANCEL_LIMIT_S
+
+
+def test_a_cancel_before_the_start_asks_nobody(server: Scripted) -> None:
+    voice = voice_at(server)
+    asked = Asked(voice, "x")
+    asked.cancel()
+    before = len(server.asked)
+    asked.work.when_cancelled(None)
+    assert asked.error is None
+    again = asked.work  # cancelled before its answer begins
+    assert voice.answer(again).stop == "end"
+    assert len(server.asked) == before
+
+
+def test_an_engine_killed_amid_an_answer_is_named(voice_of: MakeVoice) -> None:
+    voice = voice_of(" on and on", endless=True)
+    asked = Asked(voice, "x")
+    asked.await_words()
+    assert voice._engine
+    os.kill(voice._engine.pid, signal.SIGKILL)
+    asked.join()
+    assert isinstance(asked.error, EngineError)
+    assert "closed the connection" in str(asked.error)
+    eventually(lambda: "killed by SIGKILL" in voice.last_words(), "last words")
+    assert voice.last_words().startswith("the engine ended: engine 0 (pid ")
+
+
+def test_a_suspended_engine_is_silent(voice_of: MakeVoice) -> None:
+    voice = voice_of(" on and on", endless=True, silence_s=0.2)
+    asked = Asked(voice, "x")
+    asked.await_words()
+    assert voice._engine
+    os.kill(voice._engine.pid, signal.SIGSTOP)
+    asked.join()
+    assert isinstance(asked.error, DeadlineError)
+
+
+def test_closing_right_after_a_cancel_does_not_wait(voice_of: MakeVoice) -> None:
+    # A llama-server that got TERM while a cancelled answer ended waited for it until it was killed, 3 s later.
+    for _ in range(4):
+        voice = voice_of(" on and on", endless=True)
+        asked = Asked(voice, "x")
+        asked.await_words()
+        asked.work.cancel()
+        begun_s = time.monotonic()
+        voice.close()
+        assert time.monotonic() - begun_s < CLOSE_LIMIT_S
+        asked.join()
+
+
+def test_a_member_with_an_open_stream_leaves_at_once(voice_of: MakeVoice, seat: Seat, room: Any) -> None:
+    from modelpipes.asker import Asker
+    from modelpipes.errors import PeerError
+    from modelpipes.message import Delta, Say, new_id
+
+    voice = voice_of(" on and on", endless=True)
+    seated = seat(voice)
+    with Asker(room, "hub", "bob", silence_s=LIMIT_S, limit=Deadline.after(LIMIT_S)) as one:
+        answers = one.ask(Say(new_id(), "hub", "bob", "x"))
+        while not isinstance(next(answers), Delta):
+            pass
+        begun_s = time.monotonic()
+        seated.member.stop(143)
+        with pytest.raises(PeerError):
+            for _ in answers:
+                pass
+        seated.join()
+    took_s = time.monotonic() - begun_s
+    print(f"a member with an open stream left in {took_s * 1000:.0f} ms")
+    assert seated.exit_code == 143
+    assert took_s < CLOSE_LIMIT_S
+
+
+# -- its beginning
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100_000])
+
+
+def spoil(path: Path) -> None:
+    path.write_bytes(b"GGUF" + b"\xff" * 1000)
+
+
+@pytest.mark.parametrize("harm", [cut, spoil])
+def test_a_broken_model_file_is_one_line_at_once(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    path = models.scripted_model(tmp_path / "m.gguf")
+    harm(path)
+    voice = EngineVoice("bob", kind="model", start_engine=lambda: Engine(str(path)))
+    with pytest.raises(EngineError, match=r"engine m ended with exit code 1: .+") as caught:
+        prepared(voice)
+    assert "\n" not in str(caught.value)
+    voice.close()
+
+
+def test_nobody_at_the_address_is_one_line_at_once() -> None:
+    with pytest.raises(EngineError, match=r"no server answers at http://127\.0\.0\.1:9"):
+        prepared(EngineVoice("bob", kind="server", server="http://127.0.0.1:9/v1"))
+
+
+def test_a_server_that_loads_its_model_is_waited_for(server: Scripted) -> None:
+    server.be_llama_server(777)
+    server.statuses = [503, 503]
+    assert voice_at(server)._ctx_size == 777
+
+
+def test_a_wrong_key_is_told_before_the_seat_is_ready(server: Scripted) -> None:
+    # llama-server lists its models to everybody.
+    server.be_llama_server(777)
+    server.statuses = [401]
+    with pytest.raises(Refused):
+        voice_at(server)
+
+
+def test_a_server_without_a_list_of_models_is_used_where_one_is_named(server: Scripted) -> None:
+    del server.pages["/v1/models"]
+    with pytest.raises(Refused):
+        voice_at(server)
+    assert Asked(voice_at(server, model_name="qwen"), "x").content == "Yes."
+
+
+def test_the_history_of_a_server_may_be_longer_than_the_default_context(server: Scripted) -> None:
+    assert voice_at(server).history_bytes >= 512 * 1024
+    assert EngineVoice("bob", kind="x", server="http://h:1", ctx_size=10**9).history_bytes <= 2 * 1024 * 1024

@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from modelpipes.deadline import Deadline
+from modelpipes.engine.lifecycle import Engine
+from tests.commands.conftest import LIMIT_S, QUICK_ENGINE, Commands
+
+MODEL = ("--model", "tiny-chat", "--temperature", "0", *QUICK_ENGINE)
+
+
+def children_of(pid: int) -> dict[int, str]:
+    """The processes that one has started: pid, command line."""
+    pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        pids += (thread / "children").read_text().split()
+    return {int(one): Path(f"/proc/{one}/cmdline").read_text().replace("\0", " ") for one in pids}
+
+
+def engine_of(member: subprocess.Popen[bytes]) -> int:
+    """The pid of a member's engine, which is no guard."""
+    (pid,) = (pid for pid, command in children_of(member.pid).items() if not command.startswith("/bin/sh -c trap"))
+    return pid
+
+
+def await_end(pids: set[int], within_s: float) -> float:
+    """Wait for processes to be gone; how long it took."""
+    began_s, deadline = time.monotonic(), Deadline.after(LIMIT_S)
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        deadline.check("end of the processes")
+        time.sleep(0.002)
+    took_s = time.monotonic() - began_s
+    assert took_s < within_s
+    return took_s
+
+
+def end_of(process: subprocess.Popen[bytes]) -> tuple[int, str]:
+    _, stderr = process.communicate(timeout=LIMIT_S)
+    return process.returncode, stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give one of --model, --server, --exec and --filter"),
+        (["--exec", "cat", "--filter", "cat"], "give one of"),
+        (["--model", "x", "--server", "y"], "give one of"),
+        (["--exec", "a 'b"], "cannot read the command"),
+        (["--exec", "cat", "--system", "x"], "--system is for a model"),
+        (["--exec", "cat", "--seed", "0"], "--seed is for a model"),
+        (["--filter", "cat", "--gpu-layers", "0"], "--gpu-layers is for a model"),
+        (["--filter", "cat", "--parallel", "2"], "a filter answers one line after the other"),
+        (["--server", "http://x", "--gpu-layers", "0"], "--gpu-layers is for an engine of ours"),
+        (["--server", "http://x", "--engine-arg=-x"], "--engine-arg is for an engine of ours"),
+        (["--server", "http://x", "--log", "x"], "--log is for an engine of ours"),
+        (["--server", "nowhere"], "--server: 'nowhere' is no server address"),
+        (["--server", "http://x", "--api-key-file", "missing"], "missing: cannot be read: no such file"),
+        (["--model", "tiny-chat", "--model-name", "x"], "--model-name is for --server"),
+        (["--model", "tiny-chat", "--api-key-file", "x"], "--api-key-file is for --server"),
+        (["--model", "tiny-chat", "--system", "@missing"], "missing: cannot be read: no such file"),
+        (["--model", "tiny-chat", "--engine", "steam"], "'steam' is not one of"),
+        (["--model", "tiny-chat", "--max-tokens", "0"], "--max-tokens"),
+        (["--model", "tiny-chat", "--temperature", "-1"], "--temperature"),
+        (["--model", "tiny-chat", "--top-p", "2"], "--top-p"),
+        (["--model", "tiny-chat", "--ctx-size", "x"], "--ctx-size"),
+        (["--model", "tiny-chat", "--parallel", "0"], "--parallel"),
+        (["--exec", "cat", "--timeout", "0"], "--timeout"),
+        (["--exec", "cat", "--nonsense"], "--nonsense"),
+        (["second", "--exec", "cat"], "second"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2_also_without_a_room(run: Commands, arguments: list[str], said: str) -> None:
+    attach = run("attach", "bob", *arguments)
+    assert (attach.code, attach.stdout) == (2, "")
+    assert said in attach.stderr
+    assert attach.stderr.count("\n") == 1
+
+
+def test_a_room_a_seat_or_a_fifo_that_is_not_there_is_told(run: Commands) -> None:
+    assert run("attach", "b_b", "--exec", "cat").code == 2
+    attach = run("attach", "bob", "--exec", "cat")
+    assert (attach.code, attach.stderr) == (
+        1, f"modelpipes attach: {run.room.path}: no room there; run setup-pipes first, or name the room with -d\n",
+    )  # fmt: skip
+    run("setup", "alice")
+    attach = run("attach", "bob", "--exec", "cat")
+    assert (attach.code, attach.stderr) == (
+        1, f"modelpipes attach: {run.room.path}: no seat 'bob'; its seats are alice, hub; add it with setup-pipes\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("file", "not a FIFO"), ("link", "a symbolic link, which is never followed")]
+)
+def test_what_is_no_fifo_is_named_and_left_alone(run: Commands, tmp_path: Path, kind: str, said: str) -> None:
+    run("setup", "bob")
+    pipe = Path(run.room.pipe("hub", "bob"))
+    pipe.unlink()
+    if kind == "file":
+        pipe.write_text("precious")
+    else:
+        os.mkfifo(tmp_path / "elsewhere")
+        pipe.symlink_to(tmp_path / "elsewhere")
+    attach = run("attach", "bob", "--exec", "cat")
+    assert (attach.code, attach.stdout) == (1, "")
+    assert attach.stderr.startswith(f"modelpipes attach: {pipe}: {said}")
+    assert attach.stderr.count("\n") == 1
+    assert kind == "link" or pipe.read_text() == "precious"
+    assert run.room.sitting("bob").state == "free"
+
+
+def test_a_seat_that_is_taken_names_who_sits_there(run: Commands) -> None:
+    first = run.attach("bob", "--filter", "cat")
+    began_s = time.monotonic()
+    second = run("attach", "bob", "--filter", "cat")
+    assert time.monotonic() - began_s < 3.5  # two seconds for a holder that is dying
+    assert (second.code, second.stdout) == (1, "")
+    assert f"the seat is taken by bob (pid {first.pid}, __main__.py attach bob --filter cat); end it" in second.stderr
+    assert run("ask", "bob", "still there?").stdout == "still there?\n"
+
+
+@pytest.mark.parametrize(
+    ("voice", "said"),
+    [
+        (["--model", "missing.gguf"], "no model file "),
+        (["--model", "/etc/passwd"], "is no GGUF file"),
+        (["--exec", "no-such-program"], "no-such-program: no such program on PATH"),
+        (["--filter", "no-such-program"], "no-such-program: no such program on PATH"),
+        (["--filter", "sh -c 'echo last words >&2; exit 3'"], "bob: sh ended with 3: last words"),
+        (["--server", "http://127.0.0.1:9"], "no server answers at http://127.0.0.1:9"),
+        (["--model", "tiny-chat", "--engine-arg=--nonsense"], "invalid argument: --nonsense"),
+        (["--model", "tiny-chat", "--log", "/missing/log"], "log file /missing/log cannot be written"),
+    ],
+)
+def test_a_voice_that_cannot_begin_is_one_line_and_exit_1_and_leaves_nothing(
+    run: Commands, voice: list[str], said: str
+) -> None:
+    run("setup", "bob")
+    attach = run("attach", "bob", *voice)
+    assert (attach.code, attach.stdout) == (1, "")
+    assert said in attach.stderr
+    assert attach.stderr.count("\n") == 1
+    assert run.left_processes() == []
+
+
+def test_an_engine_that_is_missing_says_how_to_get_one(run: Commands) -> None:
+    run("setup", "bob")
+    attach = run("attach", "bob", "--model", "tiny-chat", LLAMA_SERVER="/missing")
+    assert (attach.code, attach.stderr.count("\n")) == (1, 1)
+    assert "$LLAMA_SERVER names '/missing'" in attach.stderr
+    attach = run("attach", "bob", "--model", "tiny-chat", "--engine", "llama-server", PATH="/missing", LLAMA_SERVER="")
+    assert (attach.code, attach.stderr.count("\n")) == (1, 1)
+    assert "llama-server" in attach.stderr
+
+
+def test_once_answers_one_message_and_leaves_with_its_outcome(run: Commands) -> None:
+    bob = run.attach("bob", "--exec", "cat", "--once")
+    assert run("ask", "bob", "x").stdout == "x\n"
+    assert end_of(bob) == (0, "")
+    bob = run.attach("bob", "--exec", "false", "--once")
+    assert run("ask", "bob", "x").code == 1
+    assert end_of(bob) == (1, "modelpipes attach: bob: false ended with 1: it said nothing\n")
+
+
+def test_the_log_is_appended_what_the_program_writes(run: Commands) -> None:
+    log = run.cwd / "log"
+    log.write_text("before\n")
+    run.attach("bob", "--exec", "sh -c 'cat; echo aside >&2'", "--log", "log")
+    assert run("ask", "bob", "x").stdout == "x\n"
+    assert log.read_text() == "before\naside\n"
+
+
+def test_the_log_of_an_engine_is_kept(run: Commands) -> None:
+    run.attach("bob", *MODEL, "--log", "log")
+    assert "tiny-chat" in (run.cwd / "log").read_text()
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_it_and_its_engine_with_its_own_code(run: Commands, signum: int, code: int) -> None:
+    bob = run.attach("bob", *MODEL)
+    started = set(children_of(bob.pid))
+    bob.send_signal(signum)
+    assert end_of(bob) == (code, "")
+    await_end(started, 0.5)
+    assert run.room.sitting("bob").state == "free"
+
+
+def test_a_signal_while_it_loads_ends_it_too(run: Commands) -> None:
+    run("setup", "bob")
+    bob = run.start("attach", "bob", *MODEL)
+    deadline = Deadline.after(LIMIT_S)
+    while run.room.sitting("bob").pid != bob.pid:
+        deadline.check("member in its seat")
+        time.sleep(0.001)
+    bob.terminate()
+    assert end_of(bob) == (143, "")
+    assert run.left_processes() == []
+
+
+def test_nohup_keeps_it_alive(run: Commands) -> None:
+    run("setup", "bob")
+    command = " ".join(run.command("attach", "bob", "--filter", "cat"))
+    run.run(["sh", "-c", f"trap '' HUP; {command} & echo $! > pid"])
+    run.room.wait_for(["bob"], Deadline.after(LIMIT_S))
+    pid = int((run.cwd / "pid").read_text())
+    os.kill(pid, signal.SIGHUP)
+    assert run("ask", "bob", "x").stdout == "x\n"
+    os.kill(pid, signal.SIGINT)  # which a script's `&` had ignored
+    await_end({pid}, 3.0)
+
+
+def test_ctrl_c_at_a_terminal_ends_a_loop_of_the_shell_as_well(run: Commands) -> None:
+    run("setup", "bob")
+    command = " ".join(run.command("attach", "bob", "--filter", "cat"))
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(run.cwd)
+        os.execvpe("bash", ["bash", "-c", f"while :; do {command}; echo again; done"], run.env)
+    run.room.wait_for(["bob"], Deadline.after(LIMIT_S))
+    os.write(terminal, b"\x03")
+    poll, seen = select.poll(), b""
+    poll.register(terminal, select.POLLIN)
+    try:
+        while poll.poll(LIMIT_S * 1000) and (data := os.read(terminal, 65536)):
+            seen += data
+    except OSError:
+        pass  # how the end of a terminal reads
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGINT
+    assert b"again" not in seen
+
+
+def test_an_engine_that_is_killed_takes_its_member_with_it_at_once(run: Commands) -> None:
+    bob = run.attach("bob", *MODEL)
+    os.kill(engine_of(bob), signal.SIGKILL)
+    began_s = time.monotonic()
+    code, stderr = end_of(bob)
+    assert time.monotonic() - began_s < 1.0
+    assert (code, stderr) == (1, "modelpipes attach: bob: the engine ended: killed by signal 9\n") or (
+        code == 1 and stderr.startswith("modelpipes attach: bob: the engine ended: ") and stderr.count("\n") == 1
+    )
+    assert run.room.sitting("bob").state == "died"
+
+
+def test_a_member_whose_pipes_vanish_leaves_within_a_second_and_its_engine_with_it(run: Commands) -> None:
+    bob = run.attach("bob", *MODEL)
+    started = set(children_of(bob.pid))
+    assert started
+    assert run("cleanup", "-f").code == 0
+    began_s = time.monotonic()
+    assert end_of(bob) == (0, "")
+    await_end(started, 0.5)
+    assert time.monotonic() - began_s < 1.0
+    assert not os.path.exists(run.room.path)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    """A running server that wants a key."""
+    arguments = ["--threads", "1", "--api-key", "secret"]
+    with Engine("tiny-chat", ctx_size=1024, engine_args=arguments, name="shared") as engine:
+        engine.be_ready(Deadline.after(LIMIT_S))
+        yield engine
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/"])
+def test_a_running_server_is_spoken_to_with_or_without_v1(run: Commands, engine: Engine, ending: str) -> None:
+    run.attach("bob", "--server", engine.base_url + ending, "--temperature", "0", OPENAI_API_KEY="secret")
+    assert run("ask", "bob", "Say the word lantern.").stdout.lower().count("lantern") == 1
+    assert json.loads(run("seats", "bob", "--json").stdout)[0]["voice"] == f"server {engine.base_url}{ending}"
+
+
+def test_the_key_comes_from_a_file_before_the_environment(run: Commands, engine: Engine) -> None:
+    (run.cwd / "key").write_text("secret\n")
+    server = ("--server", engine.base_url, "--max-tokens", "1")
+    run.attach("bob", *server, "--api-key-file", "key", OPENAI_API_KEY="wrong")
+    assert run("ask", "bob", "Hello").code == 0
+    run("setup", "alice")
+    for wrong in ({"OPENAI_API_KEY": "wrong"}, {}):
+        alice = run("attach", "alice", *server, **wrong)
+        assert (alice.code, alice.stderr.count("\n")) == (1, 1)
+        assert "key" in alice.stderr.lower()
+        assert "secret" not in alice.stderr and "wrong" not in alice.stderr

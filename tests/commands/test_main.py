@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modelpipes import __version__
+from modelpipes.commands import VERBS
+from tests.commands.conftest import LIMIT_S, Commands
+
+SCRIPTS = Path(sys.executable).parent
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_without_a_verb_it_tells_what_there_is(run: Commands, arguments: list[str]) -> None:
+    told = run.run([sys.executable, "-P", "-m", "modelpipes", *arguments])
+    assert (told.code, told.stderr) == (0, "")
+    for verb, (command, _) in VERBS.items():
+        assert f"  {verb} " in told.stdout and f" {command} " in told.stdout
+    assert max(map(len, told.lines)) <= 80
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["-V"]])
+def test_it_tells_its_version(run: Commands, arguments: list[str]) -> None:
+    told = run.run([sys.executable, "-P", "-m", "modelpipes", *arguments])
+    assert (told.code, told.stdout, told.stderr) == (0, f"modelpipes {__version__}\n", "")
+
+
+@pytest.mark.parametrize("word", ["talk", "--nonsense", "-x"])
+def test_an_unknown_verb_is_wrong_usage_and_names_those_there_are(run: Commands, word: str) -> None:
+    told = run.run([sys.executable, "-P", "-m", "modelpipes", word, "more"])
+    assert (told.code, told.stdout) == (2, "")
+    assert told.stderr == f"modelpipes: no command '{word}'; there are {', '.join(VERBS)} (see modelpipes --help)\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_commands_help_fits_a_terminal_and_has_examples(run: Commands, verb: str) -> None:
+    told = run(verb, "--help", COLUMNS="80")
+    assert (told.code, told.stderr) == (0, "")
+    assert told.stdout.startswith(f"Usage: modelpipes {verb} ")
+    assert "\n  Examples:\n" in told.stdout
+    assert max(map(len, told.lines)) <= 80
+    assert run(verb, "-h", COLUMNS="80").stdout == told.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_command_goes_by_its_own_name_too(run: Commands, verb: str) -> None:
+    name = VERBS[verb][0]
+    told = run.run([SCRIPTS / name, "--version"])
+    assert (told.code, told.stdout) == (0, f"{name} {__version__}\n")
+    wrong = run.run([SCRIPTS / name, "--nonsense"])
+    assert (wrong.code, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith(f"{name}: ") and wrong.stderr.endswith(f" (see {name} --help)\n")
+    link = run.cwd / name
+    link.symlink_to(SCRIPTS / "modelpipes")
+    assert run.run([link, "--version"]).stdout == f"{name} {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["chat", "--help"], ["chat", "--version"], ["seats"]])
+def test_a_closed_or_a_full_stdout_is_no_traceback(run: Commands, arguments: list[str]) -> None:
+    run("setup", "bob")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-P", "-m", "modelpipes", *arguments]
+    closed = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=run.env, timeout=LIMIT_S, check=False)
+    os.close(writer)
+    assert (closed.returncode, closed.stderr) == (0, b"")
+    full = run.run(["sh", "-c", f"{' '.join(command)} > /dev/full"])
+    assert full.code == 1
+    assert full.stderr.endswith("No space left on device\n") and full.stderr.count("\n") == 1
+
+
+def test_with_closed_descriptors_nothing_is_written_into_the_wrong_file(run: Commands) -> None:
+    chat = " ".join(run.command("chat", "--filter", "a=cat", "--filter", "b=cat", "--rounds", "1"))
+    ended = run.run(["sh", "-c", f"{chat} --transcript talk.jsonl 0<&- 1>&- 2>&-"])
+    assert ended.code == 1
+    assert all(line.startswith("{") for line in (run.cwd / "talk.jsonl").read_text().splitlines())
+    ended = run.run(["sh", "-c", f"{chat} --opening - 0<&-"])
+    assert (ended.code, ended.stderr) == (2, "modelpipes chat: the opening is empty\n")
+
+
+@pytest.mark.parametrize("after", ["start", "import"])
+def test_an_early_ctrl_c_is_no_traceback(run: Commands, after: str) -> None:
+    """A signal that comes while modules are still being imported."""
+    run("setup", "bob")
+    process = run.start("ask", "bob", "x")
+    maps = Path(f"/proc/{process.pid}/maps")
+    while after == "import" and "msgspec" not in maps.read_text():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=LIMIT_S)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert b"Traceback" not in stderr
