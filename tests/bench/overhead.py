@@ -32,10 +32,10 @@ from tests.models import scripted_model
 
 STREAM_TOKENS = 1000
 COMMANDS = {
-    "setup-pipes": ["setup", "bob"],
-    "list-seats": ["seats"],
-    "ask-model": ["ask", "bob", "--max-seconds", "30", "hello"],
-    "cleanup-pipes": ["cleanup", "-d", "/nonexistent"],
+    "setup-pipes": ["bob"],
+    "list-seats": [],
+    "ask-model": ["bob", "--max-seconds", "30", "hello"],
+    "cleanup-pipes": ["-d", "/nonexistent"],
 }
 
 
@@ -108,7 +108,7 @@ def measure(runs: int) -> Iterator[dict[str, Any]]:
         room.make_pipes(star("hub", ["bob", "echo", "first"]))
         with seat(room, "bob", "--filter", "cat"):
             for name, arguments in COMMANDS.items():
-                argv = [python, "-P", "-m", "modelpipes", *arguments]
+                argv = [os.path.join(os.path.dirname(python), name), *arguments]
                 ours, base, bare = median_of(
                     runs,
                     lambda argv=argv: run_s(argv, PIPE_DIR=room.path),  # type: ignore[misc]  # bound now

@@ -95,6 +95,9 @@ def test_a_missing_model_file_and_a_directory_are_told(tmp_path: Path) -> None:
         find_model(str(tmp_path))
     with pytest.raises(FileError, match="cannot be read"):
         find_model("a\0b")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileError, match="is a pipe"):
+        find_model(str(tmp_path / "pipe"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from types import FrameType
+from typing import TYPE_CHECKING
 
-import click
+from modelpipes.errors import Ended, PipesError
 
-from modelpipes import __version__, output
-from modelpipes.errors import Ended, PipesError, UsageError
+if TYPE_CHECKING:
+    import click
 
 # verb: (command, what it does)
 VERBS = {
@@ -44,37 +46,37 @@ def run(verb: str | None, args: list[str], name: str) -> int:
     """Run one command; its exit code. The one place where errors become exit codes."""
     try:
         with ended_by_signals():
-            command = _command_of(verb)
+            # Within, as most of a short command's time is imports, and Ctrl-C comes then as well.
+            import click
+
+            from modelpipes import output
+
+            command: click.Command = importlib.import_module(f"modelpipes.commands.{verb or 'overview'}").command
+            gc.freeze()  # what is loaded by now stays to the end: `__main__` has the search for garbage off until here
+            gc.enable()
             # Not command.main(), which makes 1 of a closed stdout.
             with command.make_context(name, args) as context:
                 code = command.invoke(context)
             return code if isinstance(code, int) else 0
-    except click.exceptions.Exit as e:
-        return e.exit_code
-    except click.ClickException as e:
-        output.say(f"{name}: {e.format_message()} (see {name} --help)")
-        return 2
     except Ended as e:
         if e.exit_code == 128 + signal.SIGINT and _is_at_terminal():
             # A shell's loop goes on after a child that exits, and stops after one that dies of the signal.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
         return e.exit_code
+    except BrokenPipeError:
+        return 0
     except PipesError as e:
         output.say(f"{name}: {e}")
         return e.exit_code
-    except BrokenPipeError:
-        return 0
     except OSError as e:  # the machine's own limits: no descriptors left, a full disk under stdout
         output.say(f"{name}: {e.strerror or e}{f': {e.filename}' if e.filename else ''}")
         return 1
-
-
-def _command_of(verb: str | None) -> click.Command:
-    if verb is None:
-        return _overview
-    command: click.Command = importlib.import_module(f"modelpipes.commands.{verb}").command
-    return command
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    except click.ClickException as e:
+        output.say(f"{name}: {e.format_message()} (see {name} --help)")
+        return 2
 
 
 def _hold_standard_descriptors() -> None:
@@ -117,28 +119,3 @@ def _is_at_terminal() -> bool:
         return False
     finally:
         os.close(terminal)
-
-
-@click.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
-@click.argument("words", nargs=-1)
-def _overview(words: tuple[str, ...]) -> None:
-    """`modelpipes` without a verb."""
-    if words[:1] in (("-V",), ("--version",)):
-        output.write_text(f"modelpipes {__version__}\n")
-    elif not words or words[0] in ("-h", "--help"):
-        output.write_text(_OVERVIEW)
-    else:
-        raise UsageError(f"no command '{words[0]}'; there are {', '.join(VERBS)} (see modelpipes --help)")
-
-
-_VERB_LINES = "\n".join(f"  {verb:<9}{command:<15}{text}" for verb, (command, text) in VERBS.items())
-_OVERVIEW = f"""\
-Usage: modelpipes VERB [OPTIONS] …
-
-Models that talk to each other, and to any Unix program, through named pipes.
-Each verb is also a command of its own:
-
-{_VERB_LINES}
-
-modelpipes VERB --help tells more, with examples.
-"""

@@ -163,17 +163,19 @@ class Client:
         size = settings.get("n_ctx") if isinstance(settings, dict) else None
         return size if isinstance(size, int) and size > 0 else None
 
-    def count_tokens(self, messages: Sequence[Mapping[str, str]]) -> int | None:
+    def count_tokens(self, messages: Sequence[Mapping[str, str]], limit_s: float | None = None) -> int | None:
         """The tokens of the prompt that `messages` make; None where the server cannot count.
 
-        Refused, kind `template`, if the model's template does not take them.
+        Refused, kind `template`, if the model's template does not take them; DeadlineError if the server says
+        nothing for `limit_s` (at most 30 s).
         """
-        prompt = self._apply_template(messages)
+        limit_s = min(limit_s or QUERY_LIMIT_S, QUERY_LIMIT_S)
+        prompt = self._apply_template(messages, limit_s)
         if prompt is None:
             return None
         # As llama-server reads a chat prompt: tools/server/server-common.cpp, tokenize_input_prompts.
         asked = {"content": prompt, "add_special": True, "parse_special": True}
-        answer = self._post("/tokenize", asked)
+        answer = self._post("/tokenize", asked, limit_s)
         tokens = answer.get("tokens") if isinstance(answer, dict) else None
         return len(tokens) if isinstance(tokens, list) else None
 
@@ -251,27 +253,27 @@ class Client:
 
     # -- short requests
 
-    def _apply_template(self, messages: Sequence[Mapping[str, str]]) -> str | None:
+    def _apply_template(self, messages: Sequence[Mapping[str, str]], limit_s: float = QUERY_LIMIT_S) -> str | None:
         if not self.is_llama_server():
             return None
-        answer = self._post("/apply-template", {"messages": [dict(message) for message in messages]})
+        answer = self._post("/apply-template", {"messages": [dict(message) for message in messages]}, limit_s)
         prompt = answer.get("prompt") if isinstance(answer, dict) else None
         return prompt if isinstance(prompt, str) else None
 
     def _get(self, path: str, *, missing_is_none: bool = False) -> Any:
-        return self._query("GET", path, None, missing_is_none)
+        return self._query("GET", path, None, missing_is_none, QUERY_LIMIT_S)
 
-    def _post(self, path: str, body: Any) -> Any:
-        return self._query("POST", path, _encode(body), False)
+    def _post(self, path: str, body: Any, limit_s: float) -> Any:
+        return self._query("POST", path, _encode(body), False, limit_s)
 
-    def _query(self, method: str, path: str, body: bytes | None, missing_is_none: bool) -> Any:
+    def _query(self, method: str, path: str, body: bytes | None, missing_is_none: bool, limit_s: float) -> Any:
         try:
-            with contextlib.closing(self.connect(QUERY_LIMIT_S)) as connection:
+            with contextlib.closing(self.connect(limit_s)) as connection:
                 connection.request(method, self._path(path), body, self._headers)
                 response = connection.getresponse()
                 answer = response.read()
         except TimeoutError:
-            raise EngineError(f"the server at {self.root} does not answer {path}") from None
+            raise DeadlineError(f"the server at {self.root} did not answer {path} for {limit_s:g} s") from None
         except (OSError, http.client.HTTPException) as error:
             raise EngineError(explain_transport(self.root, error)) from None
         is_json = "json" in response.headers.get("Content-Type", "")

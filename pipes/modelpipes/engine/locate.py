@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -65,6 +66,8 @@ def find_model(name: str) -> str:
     path = PACKAGED_MODELS / "tiny-chat.gguf" if name == "tiny-chat" else Path(name).expanduser().absolute()
     shown = str(path)
     try:
+        if stat.S_ISFIFO(os.stat(path).st_mode):  # to open one would wait for a writer
+            raise FileError(f"{shown} is a pipe: name a GGUF file")
         with open(path, "rb") as file:
             magic = file.read(len(GGUF_MAGIC))
     except FileNotFoundError:

@@ -363,6 +363,16 @@ def test_a_suspended_engine_is_silent(voice_of: MakeVoice) -> None:
     assert isinstance(asked.error, DeadlineError)
 
 
+def test_an_engine_suspended_before_it_counts_is_silent(voice_of: MakeVoice) -> None:
+    voice = voice_of(ctx_size=1024, silence_s=0.2)
+    assert voice._engine
+    os.kill(voice._engine.pid, signal.SIGSTOP)
+    begun_s = time.monotonic()
+    asked = Asked(voice, conversation(82)).join()
+    assert isinstance(asked.error, DeadlineError)
+    assert time.monotonic() - begun_s < 5
+
+
 def test_closing_right_after_a_cancel_does_not_wait(voice_of: MakeVoice) -> None:
     # A llama-server that got TERM while a cancelled answer ended waited for it until it was killed, 3 s later.
     for _ in range(4):

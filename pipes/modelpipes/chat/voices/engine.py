@@ -211,7 +211,7 @@ class EngineVoice:
         prompt, each = self._bound
         if not is_exact and prompt + _size(messages) + each * len(messages) <= room:
             return True  # no token is smaller than a byte: counting would cost more than it tells
-        count = self._client.count_tokens(messages)
+        count = self._client.count_tokens(messages, self._silence_s)
         return count is None or count <= room
 
     def death_fd(self) -> int:

@@ -1,0 +1,33 @@
+"""`modelpipes` without a verb: what there is."""
+
+from __future__ import annotations
+
+import click
+
+from modelpipes import __version__, output
+from modelpipes.commands import VERBS
+from modelpipes.errors import UsageError
+
+VERB_LINES = "\n".join(f"  {verb:<9}{command:<15}{text}" for verb, (command, text) in VERBS.items())
+OVERVIEW = f"""\
+Usage: modelpipes VERB [OPTIONS] …
+
+Models that talk to each other, and to any Unix program, through named pipes.
+Each verb is also a command of its own:
+
+{VERB_LINES}
+
+modelpipes VERB --help tells more, with examples.
+"""
+
+
+@click.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1)
+def command(words: tuple[str, ...]) -> None:
+    """Tell what there is, or the version."""
+    if words[:1] in (("-V",), ("--version",)):
+        output.write_text(f"modelpipes {__version__}\n")
+    elif not words or words[0] in ("-h", "--help"):
+        output.write_text(OVERVIEW)
+    else:
+        raise UsageError(f"no command '{words[0]}'; there are {', '.join(VERBS)} (see modelpipes --help)")
