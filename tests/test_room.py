@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,6 +178,20 @@ def test_fresh_rooms_are_beside_the_default_one_and_never_the_same(
     for room in made:
         assert clean_up(room) == []
         assert not os.path.exists(room.path)
+
+
+def test_the_fresh_room_of_a_process_that_was_killed_is_an_orphan_and_ours_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert Room.orphans() == []
+    ours = Room.make_fresh()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    theirs = Room.make(os.path.join(os.path.dirname(ours.path), f"chat-{gone.pid}-00c0ffee"))
+    Room.make(os.path.join(os.path.dirname(ours.path), "chat-room"))
+    assert [room.path for room in Room.orphans()] == [theirs.path]
 
 
 # -- what it holds

@@ -161,6 +161,8 @@ def _read_opening(text: str, members: Members) -> str:
 def _the_room(directory: str | None, members: Members) -> Iterator[Room]:
     """The room that is there, or a fresh one; what we make in it goes at the end."""
     if directory is None and not members.joined:
+        for orphan in Room.orphans():
+            clean_up(orphan)
         room = Room.make_fresh()
     else:
         room = Room.make(directory) if members.commands else Room.open(directory)
