@@ -489,7 +489,20 @@ def test_a_moderator_that_fails_stops_nothing(seat: Seat, lead: Lead, path: str)
     seat(numbered("bob"), "bob")
     lead("alice", "bob", rounds=2, moderator="alice")
     assert speakers_in(path)[1:] == ["alice", "bob", "alice", "bob"]
-    assert len(asked) == 4 * MODERATOR_TRIES
+    assert len(asked) == 4
+
+
+def test_a_moderator_that_is_silent_stops_nothing_and_is_waited_for_once_a_turn(
+    room: Room, seat: Seat, lead: Lead, path: str
+) -> None:
+    room.make_pipes(star("hub", ["carol"]))
+    seat(numbered("alice"), "alice")
+    seat(numbered("bob"), "bob")
+    began_s = time.monotonic()
+    with pytest.raises(DeadlineError, match="carol: nobody took the seat"):
+        lead("alice", "bob", "carol", rounds=1, moderator="carol", silence_s=0.2)
+    assert speakers_in(path) == ["hub", "alice", "bob"]
+    assert time.monotonic() - began_s < 4 * 0.2 + 0.2
 
 
 def test_a_moderator_that_never_stops_talking_is_broken_off(seat: Seat, lead: Lead, path: str) -> None:

@@ -409,20 +409,69 @@ def test_a_full_stdout_is_told(run: Commands) -> None:
 # -- members that fail
 
 
+def script(run: Commands, text: str) -> str:
+    """A program of the shell, as a command."""
+    path = run.cwd / "member.sh"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def member_pid(run: Commands, seat: str) -> int:
+    """Of a member in the fresh room of the one chat that runs."""
+    (lock,) = run.runtime.glob(f"modelpipes/chat-*/{seat}.lock")
+    pid = json.loads(lock.read_text())["pid"]
+    assert isinstance(pid, int)
+    return pid
+
+
 def test_a_member_that_was_killed_is_seated_again_and_told_what_it_missed(run: Commands) -> None:
-    path = run.cwd / "talk.jsonl"
-    (run.cwd / "once").touch()
-    script = run.cwd / "member.sh"
-    script.write_text(
-        "#!/bin/sh\nread -r said\nprintf 'heard '\n"
-        'if [ -e once ]; then rm once; kill -9 $(ps -o ppid= $$); fi\necho "$said"\n'
-    )
-    script.chmod(0o755)
-    chat = run("chat", "--filter", "alice=cat", "--exec", f"bob={script}", "--rounds", "2", "--transcript", str(path))
-    assert chat.code == 0, chat.stderr
-    assert contents(path) == ["Hello.", "Hello.", "heard Hello.", "heard Hello.", "heard heard Hello."]
-    assert chat.stdout.endswith("bob: heard Hello.\nalice: heard Hello.\nbob: heard heard Hello.\n")
-    assert "chat-models: bob was killed by signal 9; seating it again\n" in chat.stderr
+    (run.cwd / "first").touch()
+    bob = script(run, "read -r said; printf 'heard '; if [ -e first ]; then rm first; exec sleep 1000; fi; echo $said")
+    chat = run.start("chat", "--filter", "alice=cat", "--exec", f"bob={bob}", "--rounds", "2",
+                     "--transcript", "talk.jsonl")  # fmt: skip
+    said = read_until(chat, b"bob: heard ")
+    os.kill(member_pid(run, "bob"), signal.SIGKILL)
+    rest, stderr = chat.communicate(timeout=LIMIT_S)
+    assert chat.returncode == 0
+    assert stderr.startswith(b"chat-models: bob was killed by signal 9; seating it again\n4 turns, ")
+    # What was said before it died does not count, and stays on a line of its own.
+    assert (said + rest).decode().splitlines() == [
+        "hub: Hello.", "alice: Hello.", "bob: heard ", "bob: heard Hello.",
+        "alice: heard Hello.", "bob: heard heard Hello.",
+    ]  # fmt: skip
+    assert contents(run.cwd / "talk.jsonl") == [
+        "Hello.", "Hello.", "heard Hello.", "heard Hello.", "heard heard Hello.",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_a_member_that_ends_while_another_speaks_is_seated_again(run: Commands, signum: int) -> None:
+    bob = script(run, "printf 'begun '; while [ ! -e go ]; do sleep 0.01; done; echo done")
+    chat = run.start("chat", "--filter", "alice=cat", "--exec", f"bob={bob}", "--rounds", "2")
+    read_until(chat, b"bob: begun ")
+    os.kill(member_pid(run, "alice"), signum)
+    (run.cwd / "go").touch()
+    code, stderr = end_of(chat)
+    assert code == 0
+    assert stderr.startswith("chat-models: alice ") and "; seating it again\n" in stderr
+
+
+def test_an_engine_that_dies_is_started_again_with_its_member(run: Commands) -> None:
+    bob = script(run, "printf 'begun '; while [ ! -e go ]; do sleep 0.01; done; echo done")
+    chat = run.start("chat", "--model", "alice=tiny-chat", "--max-tokens", "4", "--exec", f"bob={bob}",
+                     "--rounds", "2", *QUICK_ENGINE)  # fmt: skip
+    read_until(chat, b"bob: begun ")
+    member = member_pid(run, "alice")
+    for task in Path(f"/proc/{member}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            if "trap" not in Path(f"/proc/{child}/cmdline").read_text():  # the guard
+                os.kill(int(child), signal.SIGKILL)
+    (run.cwd / "go").touch()
+    code, stderr = end_of(chat)
+    assert code == 0
+    assert stderr.startswith("chat-models: alice ended with 1: the engine ended: ")
+    assert "; seating it again\n4 turns, " in stderr
 
 
 def test_a_member_that_dies_again_and_again_is_given_up_after_the_retries(run: Commands) -> None:

@@ -112,33 +112,32 @@ class Conversation:
 
     def _next_speaker(self) -> str:
         if self._moderator:
-            for _ in range(MODERATOR_TRIES):
-                if chosen := self._ask_moderator(self._moderator):
-                    return chosen
+            try:
+                for _ in range(MODERATOR_TRIES):
+                    if chosen := self._ask_moderator(self._moderator):
+                        return chosen
+            except DeadlineError:
+                pass
+            except PeerError as lost:  # it is brought back when its own turn comes
+                if reason_of(lost) == "leaving":
+                    self._see_off(self._moderator)
         return self._taking.next(self._speakers)
 
     def _ask_moderator(self, moderator: str) -> str | None:
-        """Whom it names; None where it names nobody, or does not answer."""
+        """Whom it names; None where it names nobody."""
         others = [name for name in self.members if name != self._speakers[-1]]
         talk = "\n".join(f"{turn.sender}: {turn.content}" for turn in self._transcript.turns[-len(self.members) :])
         asked = f"{talk[-MODERATOR_CHARS:]}\n{moderator_question(others)}"
         said = ""
-        try:
-            say = Say(new_id(), self.hub, moderator, asked)
-            with self._asker(moderator) as asker, closing(asker.ask(say)) as answers:
-                for answer in answers:
-                    if isinstance(answer, Delta):
-                        said += answer.content
-                    if isinstance(answer, Reply):
-                        return parse_choice(answer.content, others)
-                    if len(said) > MODERATOR_ANSWER_CHARS:
-                        return parse_choice(said, others)
-        except DeadlineError:
-            pass
-        except PeerError as lost:  # it is brought back when its own turn comes
-            if reason_of(lost) == "leaving":
-                self._see_off(moderator)
-        return None
+        with self._asker(moderator) as asker, closing(asker.ask(Say(new_id(), self.hub, moderator, asked))) as answers:
+            for answer in answers:
+                if isinstance(answer, Delta):
+                    said += answer.content
+                if isinstance(answer, Reply):
+                    said = answer.content
+                if isinstance(answer, Reply) or len(said) > MODERATOR_ANSWER_CHARS:
+                    break
+        return parse_choice(said, others)
 
     def _asker(self, seat: str) -> Asker:
         who = self.room.sitting(seat)

@@ -22,7 +22,7 @@ class Seating:
     """Members that this process seated. `with` ends them, last seated first."""
 
     def __init__(self, room: Room, *, patience_s: float, report: Callable[[str], None]) -> None:
-        """`patience_s` is how long a member that somebody else seated is waited for; 0: not at all."""
+        """`patience_s` is how long a member that somebody else seated is waited for; 0: not at all, inf: for ever."""
         self.room = room
         self._patience_s = patience_s
         self._report = report
@@ -65,7 +65,8 @@ class Seating:
         if child is None:
             if self._patience_s == 0:
                 raise why
-            self._report(f"{why}; waiting {self._patience_s:g} s for it")
+            how_long = "" if self._patience_s == math.inf else f" {self._patience_s:g} s"
+            self._report(f"{why}; waiting{how_long} for it")
             try:
                 self.room.wait_for([seat], Deadline.after(self._patience_s).earlier(limit), grace_s=math.inf)
             except DeadlineError:

@@ -57,10 +57,11 @@ def _voice_arguments(command: Any) -> Any:
 @click.option("--moderator", metavar="SEAT", help="The member who is asked who speaks next.")
 @click.option("--opening", metavar="TEXT|-", default="Hello.", show_default=True, help="What the hub says first.")
 @click.option("--stop-word", metavar="WORD", help="End when a member says it.")
-@click.option("--max-seconds", type=options.SECONDS, default="none", show_default=True, help="End after this time.")
+@click.option("--max-seconds", type=options.SECONDS, default="none", show_default=True,
+              help="End after this time, also in mid-answer; loading does not count.")  # fmt: skip
 @click.option("--timeout", type=options.SECONDS, help="Longest silence of a member, and of its voice.  [30]")
-@click.option("--patience", type=click.FloatRange(0), default=30.0, show_default=True, metavar="S",
-              help="Wait this long for a member that died, if somebody else seated it.")  # fmt: skip
+@click.option("--patience", type=options.SECONDS_OR_0, default="30", show_default=True,
+              help="Wait this long for a member that died, if somebody else seated it; 0: end at once.")  # fmt: skip
 @click.option("--retries", type=click.IntRange(0), default=2, show_default=True, help="Of a turn that failed.")
 @click.option("--transcript", "path", metavar="FILE", help="Write the conversation there, as JSON Lines.")
 @click.option("--resume", is_flag=True, help="Continue the transcript after its last whole turn.")

@@ -16,7 +16,12 @@ class Seconds(click.ParamType[float]):
 
     name = "time"
 
+    def __init__(self, *, may_be_0: bool = False) -> None:
+        self._may_be_0 = may_be_0
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if self._may_be_0 and value == "0":
+            return 0.0
         try:
             seconds = units.parse_seconds(value) if isinstance(value, str) else value
         except UsageError as e:
@@ -25,6 +30,7 @@ class Seconds(click.ParamType[float]):
 
 
 SECONDS = Seconds()
+SECONDS_OR_0 = Seconds(may_be_0=True)
 
 
 def bounded(seconds: float) -> float | None:

@@ -171,9 +171,7 @@ def test_a_program_that_closes_its_output_is_waited_for() -> None:
         run(sh("echo answer; exec >&-; sleep 100"), "x", silence_s=0.1)
 
 
-@pytest.mark.parametrize(
-    "script", ["sleep 100 & echo done", "while :; do echo x; done & sleep 0.01; exit 0", "sleep 100 >&2 & exit 0"]
-)
+@pytest.mark.parametrize("script", ["sleep 100 & echo done", "yes & exit 0", "sleep 100 >&2 & exit 0"])
 def test_what_a_program_leaves_running_does_not_hold_the_answer(script: str) -> None:
     asked = Asked(ExecVoice(sh(script)), "x").join()
     assert asked.error is None
