@@ -254,7 +254,7 @@ def test_only_the_first_typed_message_of_a_writer_cuts_and_a_plain_one_never(roo
         hub.send("bob", say("a"), soon())
         hub.send("bob", say("b"), soon())
         assert os.read(reader, 65536) == b"\n" + encode(say("a")) + encode(say("b"))
-        hub.disconnect("bob")
+    with Endpoint(room, HUB) as hub:
         hub.connect("bob", soon())
         assert hub.post_plain("bob", "plain\nwords")
         assert os.read(reader, 65536) == b"plain words\n"
@@ -263,8 +263,9 @@ def test_only_the_first_typed_message_of_a_writer_cuts_and_a_plain_one_never(roo
 def test_the_pipe_of_a_plain_answer_closes_a_while_after_all_of_it_was_sent(hub: Endpoint, bob: Endpoint) -> None:
     hub.connect("bob", soon())
     assert hub.post_plain("bob", "x" * 200_000)
-    assert not hub.close_idle()
+    assert hub.close_idle(), "while it is being read there is nothing to wait for but the reader"
     assert pass_on(hub, bob) == Arrival(HUB, Plain("x" * 200_000))
+    assert not hub.close_idle()
     while not hub.close_idle():
         assert hub.receive(Deadline.after(0.01)) is None
     assert not hub.is_connected("bob")
@@ -316,8 +317,8 @@ def test_a_ping_whose_answer_cannot_travel_does_not_end_its_receiver(room: Room,
     hub.post("bob", Ping("p", HUB, "bob", "x" * (MAX_MESSAGE_BYTES + 1 - empty)))  # "reply_to" is longer than "id"
     hub.post("bob", say("after it"))
     assert pass_on(hub, bob) == Arrival(HUB, say("after it"))
-    bob.disconnect(HUB)
     os.unlink(room.pipe("bob", HUB))
+    bob.refresh()
     hub.send("bob", Ping("p", HUB, "bob"), soon())
     hub.send("bob", say("and after that"), soon())
     assert pass_on(hub, bob) == Arrival(HUB, say("and after that"))

@@ -181,10 +181,6 @@ class Endpoint:
         outlet = self._outlets.get(receiver)
         return outlet is not None and outlet.is_polled
 
-    def disconnect(self, receiver: str) -> None:
-        if outlet := self._outlets.get(receiver):
-            self._close(outlet)
-
     def unsent_bytes(self, receiver: str) -> int:
         """What waits for room in the pipe to a seat."""
         outlet = self._outlets.get(receiver)
@@ -212,7 +208,7 @@ class Endpoint:
         return self._post(outlet, line)
 
     def close_idle(self) -> bool:
-        """Close the pipes that are used no more for a while; False where some are still to close.
+        """Close the pipes that were used no more for a while; False where one will soon be due.
 
         Closing at once would end the file for the next plain asker too, who may open the pipe as soon as
         the one before it has gone, having written its line: as long as that may be, the pipe stays open.
@@ -244,6 +240,8 @@ class Endpoint:
             return False
         if outlet.unsent:
             self._poll.modify(outlet.fd, select.POLLOUT)
+        elif outlet.closes:
+            outlet.closes = Deadline.after(LINGER_S)
         return True
 
     def send(self, receiver: str, message: Message, deadline: Deadline) -> None:
