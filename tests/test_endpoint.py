@@ -321,6 +321,7 @@ def test_a_ping_whose_answer_cannot_travel_does_not_end_its_receiver(room: Room,
     bob.refresh()
     hub.send("bob", Ping("p", HUB, "bob"), soon())
     hub.send("bob", say("and after that"), soon())
+    assert pass_on(hub, bob) == Lost(HUB, 0)
     assert pass_on(hub, bob) == Arrival(HUB, say("and after that"))
 
 

@@ -19,6 +19,7 @@ import msgspec
 from modelpipes import output
 from modelpipes.chat.jobs import Job, Jobs
 from modelpipes.chat.memory import Memory, OutOfStep
+from modelpipes.chat.outbox import DELTA_S, Outbox
 from modelpipes.chat.plain import PlainAnswers
 from modelpipes.chat.voices import Finish, Voice, Work
 from modelpipes.deadline import Deadline
@@ -29,11 +30,9 @@ from modelpipes.message import (
     Bye,
     Cancel,
     Delta,
-    Failure,
     Malformed,
     Message,
     Plain,
-    Progress,
     Reason,
     Reply,
     Say,
@@ -44,12 +43,9 @@ from modelpipes.message import (
 from modelpipes.room import Room, Sitting, State
 
 QUEUE_LIMIT = 64  # messages that wait; more are refused as busy, so that an asker learns of it
-UNSENT_LIMIT_BYTES = 1024 * 1024  # deltas are left out beyond it; the reply holds them all
-DELTA_S = 0.001  # between the deltas of an answer: a quick model's words travel together, at a fifth of the cost
 TICK_S = 0.5  # progress, lost pipes and dead guards are looked after twice a second, noticed within one
 PLAIN_RETRY_S = 0.005  # the kernel has no event for a reader that comes
 DYING_S = 0.2  # between the end of an engine's connections and its own, on a busy machine
-FAREWELL_S = 0.2  # for the last words to go out when the member leaves
 
 
 class Member:
@@ -75,7 +71,6 @@ class Member:
         self._report = report
         self._jobs = Jobs(voice.parallel, QUEUE_LIMIT)
         self._memory = Memory(voice.history_bytes)
-        self._lagging: list[Job] = []  # with pieces that are posted in a moment
         self._news: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # what other threads hand over
         self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._wake_lock = threading.RLock()  # a signal handler may wake while its own thread does
@@ -98,6 +93,7 @@ class Member:
         """Take the seat and answer; the exit code, or the error that the voice died of."""
         try:
             with self.room.take_seat(self.seat) as self._lock, Endpoint(self.room, self.seat) as self._endpoint:
+                self._out = Outbox(self._endpoint)
                 self._plain = PlainAnswers(self._endpoint, self._report)
                 self._show_state()
                 self._endpoint.watch(self._wake_r)
@@ -123,7 +119,7 @@ class Member:
     def _step(self) -> None:
         waits_for_lock = any(job.is_plain for job in self._jobs.waiting)
         until = Deadline.after(PLAIN_RETRY_S) if waits_for_lock or not self._plain.is_idle() else self._tick
-        if self._lagging:
+        if not self._out.is_idle():
             until = until.earlier(Deadline.after(DELTA_S))
         event = self._endpoint.receive(until.earlier(self._tick))
         if isinstance(event, Arrival):
@@ -132,9 +128,7 @@ class Member:
             self._forget_asker(event.receiver, event.unsent_bytes)
         elif isinstance(event, Readable):
             self._wake_up(event.fd)
-        lagging, self._lagging = self._lagging, []
-        for one in lagging:
-            self._post_delta(one)
+        self._out.post_lagging()
         if self._plain.deliver() and self._once:
             self._leave(0)
         while self._is_ready and (job := self._jobs.next_to_start(self._may_start)):
@@ -193,8 +187,8 @@ class Member:
         elif isinstance(item, Plain):
             self._hear_plain(sender, item)
         elif isinstance(item, Malformed):
-            if self._connect(sender):
-                self._fail(sender, item.reply_to, "malformed", item.detail)
+            if self._out.connect(sender):
+                self._out.fail(sender, item.reply_to, "malformed", item.detail)
         elif isinstance(item, Cancel):
             job = self._jobs.find(item.reply_to)
             if job and job.asker == sender:
@@ -203,15 +197,15 @@ class Member:
             self._forget_asker(sender, 0)
 
     def _hear_say(self, sender: str, say: Say) -> None:
-        if not self._connect(sender):
+        if not self._out.connect(sender):
             return  # a typed asker opens its answer pipe before it speaks: this one has gone
         if reply := self._memory.reply_to(say.id):
-            self._post(sender, reply)
+            self._out.post(sender, reply)
         elif (job := self._jobs.find(say.id)) and not job.is_abandoned:
             if job.work and job.work.content:  # joined: tell what was said so far
-                self._post(sender, Delta(say.id, self.seat, sender, "".join(job.work.content)))
+                self._out.post(sender, Delta(say.id, self.seat, sender, "".join(job.work.content)))
         elif not self._jobs.add(Job(sender, say)):
-            self._fail(sender, say.id, "busy", f"{self.seat} has {QUEUE_LIMIT} messages waiting; ask again later")
+            self._out.fail(sender, say.id, "busy", f"{self.seat} has {QUEUE_LIMIT} messages waiting; ask again later")
 
     def _hear_plain(self, sender: str, plain: Plain) -> None:
         if self.room.sitting(sender).state not in ("free", "died"):
@@ -247,11 +241,11 @@ class Member:
             turns = self._memory.turns_for(job.say)
         except MessageError as e:
             self._jobs.remove(job)
-            self._fail(job.asker, job.say.id, "malformed", str(e))
+            self._out.fail(job.asker, job.say.id, "malformed", str(e))
             return
         if isinstance(turns, OutOfStep):
             self._jobs.remove(job)
-            self._fail(job.asker, job.say.id, "out-of-step", f"{self.seat} knows turn {turns.have}", turns.have)
+            self._out.fail(job.asker, job.say.id, "out-of-step", f"{self.seat} knows turn {turns.have}", turns.have)
             return
         job.work = work = Work(turns, lambda _, content, thinking: self._pass_on(job, content, thinking))
         threading.Thread(target=self._answer, args=(job, work), daemon=True).start()
@@ -278,8 +272,7 @@ class Member:
         return bool(poll.poll(DYING_S * 1000))
 
     def _lose_voice(self) -> None:
-        if self._end is None:
-            self._end = EngineError(f"{self.seat}: {self.voice.last_words()}")
+        self._leave(EngineError(f"{self.seat}: {self.voice.last_words()}"))
 
     def _pass_on(self, job: Job, content: str, thinking: str) -> None:
         """In the voice's thread: pieces that come faster than they go travel together."""
@@ -288,28 +281,7 @@ class Member:
         job.pieces.append((content, thinking))
         if not job.is_posting:
             job.is_posting = True
-            self._hand_over(lambda: self._post_delta(job))
-
-    def _post_delta(self, job: Job) -> None:
-        """Post what the voice has emitted, unless it just was; then it goes in a moment, with what comes until then."""
-        now_s = time.monotonic()
-        if now_s - job.posted_s < DELTA_S:
-            self._lagging.append(job)
-            return
-        job.posted_s = now_s
-        self._post_pieces(job)
-
-    def _post_pieces(self, job: Job) -> None:
-        job.is_posting = False
-        content = thinking = ""
-        while job.pieces:
-            more_content, more_thinking = job.pieces.popleft()
-            content += more_content
-            thinking += more_thinking
-        is_wanted = (content or thinking) and not job.is_abandoned
-        if is_wanted and self._endpoint.unsent_bytes(job.asker) < UNSENT_LIMIT_BYTES:
-            with contextlib.suppress(MessageError):  # too large for one message: the reply will tell, or fail
-                self._post(job.asker, Delta(job.say.id, self.seat, job.asker, content, thinking))
+            self._hand_over(lambda: self._out.post_soon(job))
 
     def _give_up(self, job: Job, error: PipesError) -> None:
         if job.work and job.work.is_cancelled:
@@ -342,7 +314,7 @@ class Member:
             return
         if self._once and stop != "cancelled":
             self._leave(0)
-        self._post_pieces(job)
+        self._out.post_pieces(job)
         reply = Reply(
             id=new_id(),
             reply_to=job.say.id,
@@ -358,28 +330,12 @@ class Member:
         try:
             size = len(encode(reply))
         except MessageError as e:
-            self._fail(job.asker, job.say.id, "too-large", str(e))
+            self._out.fail(job.asker, job.say.id, "too-large", str(e))
             return
         if stop != "cancelled":
             self._memory.remember(reply, size)
         if not job.is_abandoned:
-            self._post(job.asker, reply)
-
-    # -- what goes out
-
-    def _post(self, asker: str, message: Message) -> None:
-        if self._connect(asker):
-            self._endpoint.post(asker, message)
-
-    def _connect(self, asker: str) -> bool:
-        """Open the pipe to an asker; False while nobody reads there, or where no pipe leads there."""
-        try:
-            return self._endpoint.try_connect(asker)
-        except RoomError:
-            return False
-
-    def _fail(self, asker: str, say_id: str | None, reason: Reason, detail: str, have: int | None = None) -> None:
-        self._post(asker, Failure(self.seat, asker, reason, detail, say_id, have))
+            self._out.post(job.asker, reply)
 
     def _fail_job(self, job: Job, reason: Reason, detail: str) -> None:
         if self._once:
@@ -387,7 +343,7 @@ class Member:
         if job.is_plain:
             self._plain.keep(job.asker, f"error: {detail}")
         elif not job.is_abandoned:
-            self._fail(job.asker, job.say.id, reason, detail)
+            self._out.fail(job.asker, job.say.id, reason, detail)
 
     # -- twice a second
 
@@ -412,14 +368,9 @@ class Member:
         alive_s = time.monotonic() - 2 * TICK_S
         for job in self._jobs.working:
             if job.work and job.work.life_s > alive_s:
-                self._tell_progress(job, Progress(job.say.id, self.seat, job.asker, job.work.phase))
+                self._out.tell_progress(job, job.work.phase)
         for position, job in enumerate(self._jobs.waiting, 1):
-            phase = Progress(job.say.id, self.seat, job.asker, "queued" if self._is_ready else "loading", position)
-            self._tell_progress(job, phase)
-
-    def _tell_progress(self, job: Job, progress: Progress) -> None:
-        if not job.is_plain and not job.is_abandoned and not self._endpoint.unsent_bytes(job.asker):
-            self._post(job.asker, progress)
+            self._out.tell_progress(job, "queued" if self._is_ready else "loading", position)
 
     def _show_state(self) -> None:
         state: State = "loading" if not self._is_ready else "busy" if self._jobs.working else "ready"
@@ -436,13 +387,8 @@ class Member:
             if job.work:
                 job.work.cancel()
             if not job.is_abandoned and not job.is_plain:
-                self._fail(job.asker, job.say.id, "leaving", detail)
-        deadline = Deadline.after(FAREWELL_S)
-        for asker in list(self._endpoint.listens_to()):
-            if self._endpoint.is_connected(asker):
-                self._endpoint.post(asker, Bye(self.seat, asker))
-            while self._endpoint.unsent_bytes(asker) and not deadline.has_passed():
-                self._endpoint.receive(deadline)
+                self._out.fail(job.asker, job.say.id, "leaving", detail)
+        self._out.say_goodbye()
 
 
 def _timing(job: Job, finish: Finish) -> Timing:

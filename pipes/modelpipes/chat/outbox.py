@@ -1,0 +1,86 @@
+"""What a member says to typed askers: pieces of an answer that travel together, replies, failures, farewells."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+from modelpipes.chat.jobs import Job
+from modelpipes.deadline import Deadline
+from modelpipes.endpoint import Endpoint
+from modelpipes.errors import MessageError, RoomError
+from modelpipes.message import Bye, Delta, Failure, Message, Phase, Progress, Reason
+
+DELTA_S = 0.001  # between the deltas of an answer: a quick model's words travel together, at a fifth of the cost
+UNSENT_LIMIT_BYTES = 1024 * 1024  # deltas are left out beyond it; the reply holds them all
+FAREWELL_S = 0.2  # for the last words to go out when the member leaves
+
+
+class Outbox:
+    """Nothing here waits: an asker that has gone, or reads slowly, holds nobody up."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._seat = endpoint.seat
+        self._lagging: list[Job] = []  # with pieces that go in a moment
+
+    def connect(self, asker: str) -> bool:
+        """Open the pipe to an asker; False while nobody reads there, or where no pipe leads there."""
+        try:
+            return self._endpoint.try_connect(asker)
+        except RoomError:
+            return False
+
+    def post(self, asker: str, message: Message) -> None:
+        """Send a message, if the asker is still there; MessageError where it is too large."""
+        if self.connect(asker):
+            self._endpoint.post(asker, message)
+
+    def fail(self, asker: str, say_id: str | None, reason: Reason, detail: str, have: int | None = None) -> None:
+        self.post(asker, Failure(self._seat, asker, reason, detail, say_id, have))
+
+    def tell_progress(self, job: Job, phase: Phase, position: int | None = None) -> None:
+        """Tell that the answer is on its way, unless words of it are."""
+        if not job.is_plain and not job.is_abandoned and not self._endpoint.unsent_bytes(job.asker):
+            self.post(job.asker, Progress(job.say.id, self._seat, job.asker, phase, position))
+
+    def post_soon(self, job: Job) -> None:
+        """Post what the voice has emitted, unless it just was; then it goes in a moment, with what comes until then."""
+        now_s = time.monotonic()
+        if now_s - job.posted_s < DELTA_S:
+            self._lagging.append(job)
+            return
+        job.posted_s = now_s
+        self.post_pieces(job)
+
+    def post_pieces(self, job: Job) -> None:
+        """Post what the voice has emitted by now as one delta."""
+        job.is_posting = False
+        content = thinking = ""
+        while job.pieces:
+            more_content, more_thinking = job.pieces.popleft()
+            content += more_content
+            thinking += more_thinking
+        is_wanted = (content or thinking) and not job.is_abandoned
+        if is_wanted and self._endpoint.unsent_bytes(job.asker) < UNSENT_LIMIT_BYTES:
+            with contextlib.suppress(MessageError):  # too large for one message: the reply will tell, or fail
+                self.post(job.asker, Delta(job.say.id, self._seat, job.asker, content, thinking))
+
+    def post_lagging(self) -> None:
+        """Post what waited for its moment, if that has come."""
+        lagging, self._lagging = self._lagging, []
+        for job in lagging:
+            self.post_soon(job)
+
+    def is_idle(self) -> bool:
+        """Does nothing wait for its moment?"""
+        return not self._lagging
+
+    def say_goodbye(self) -> None:
+        """Tell every asker that is there, and let the last words go out."""
+        deadline = Deadline.after(FAREWELL_S)
+        for asker in list(self._endpoint.listens_to()):
+            if self._endpoint.is_connected(asker):
+                self._endpoint.post(asker, Bye(self._seat, asker))
+            while self._endpoint.unsent_bytes(asker) and not deadline.has_passed():
+                self._endpoint.receive(deadline)
