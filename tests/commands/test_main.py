@@ -83,8 +83,8 @@ def test_with_closed_descriptors_nothing_is_written_into_the_wrong_file(run: Com
     assert (ended.code, ended.stderr) == (2, "modelpipes chat: the opening is empty\n")
 
 
-def test_an_early_ctrl_c_is_no_traceback(run: Commands) -> None:
-    """A signal that comes while modules are still being imported, which is most of a short command's time."""
+def test_an_early_ctrl_c_ends_it_without_a_traceback(run: Commands) -> None:
+    """Python drops an exception that a signal raises in the clean-up of an import; the command then went on, deaf."""
     run("setup", "bob")
     process = run.start("ask", "bob", "x")
     maps = Path(f"/proc/{process.pid}/maps")
@@ -92,4 +92,5 @@ def test_an_early_ctrl_c_is_no_traceback(run: Commands) -> None:
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=LIMIT_S)
-    assert (process.returncode, stderr) == (130, b"")
+    assert process.returncode in (130, -signal.SIGINT)
+    assert stderr == b""

@@ -81,13 +81,13 @@ def moderator_question(members: Sequence[str]) -> str:
 
 def parse_choice(answer: str, members: Sequence[str]) -> str | None:
     """The member that a moderator's answer names first, as a whole word in any case; None: no member."""
-    found: list[tuple[int, str]] = []
+    found: list[tuple[int, int, str]] = []
     for name in members:
         # Dots and hyphens belong to a name inside it, and to the sentence at its ends.
         word = rf"(?<!\w)(?<!\w[.-]){re.escape(name)}(?!\w)(?![.-]\w)"
         if match := re.search(word, answer) or re.search(word, answer, re.IGNORECASE):
-            found.append((match.start(), name))
-    return min(found)[1] if found else None
+            found.append((match.start(), -len(name), name))  # of two at one place the longer: it holds the other
+    return min(found)[2] if found else None
 
 
 class StopRules(Struct, frozen=True):

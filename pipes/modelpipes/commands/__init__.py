@@ -31,6 +31,7 @@ ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def main() -> None:
     """Run the command by whose name we were called: `ask-model …`, or `modelpipes ask …`."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while modules load there is nothing to clean up
     _hold_standard_descriptors()
     name, args = os.path.basename(sys.argv[0]), sys.argv[1:]
     verb = next((verb for verb, (command, _) in VERBS.items() if command == name), None)
@@ -45,15 +46,14 @@ def main() -> None:
 def run(verb: str | None, args: list[str], name: str) -> int:
     """Run one command; its exit code. The one place where errors become exit codes."""
     try:
+        import click
+
+        from modelpipes import output
+
+        command: click.Command = importlib.import_module(f"modelpipes.commands.{verb or 'overview'}").command
+        gc.freeze()  # what is loaded by now stays to the end: `__main__` has the search for garbage off until here
+        gc.enable()
         with ended_by_signals():
-            # Within, as most of a short command's time is imports, and Ctrl-C comes then as well.
-            import click
-
-            from modelpipes import output
-
-            command: click.Command = importlib.import_module(f"modelpipes.commands.{verb or 'overview'}").command
-            gc.freeze()  # what is loaded by now stays to the end: `__main__` has the search for garbage off until here
-            gc.enable()
             # Not command.main(), which makes 1 of a closed stdout.
             with command.make_context(name, args) as context:
                 code = command.invoke(context)
@@ -91,20 +91,31 @@ def _hold_standard_descriptors() -> None:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Within, the first SIGINT, SIGTERM or SIGHUP raises Ended; later ones find us cleaning up.
+    """Within, SIGINT, SIGTERM and SIGHUP raise Ended, once; later ones find us cleaning up. After it they end us.
 
     SIGHUP ignored at start stays ignored (nohup). SIGINT is handled even where a script's `&` had it ignored.
     """
 
     def end(signum: int, frame: FrameType | None) -> None:
-        for each in ENDING_SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
-        raise Ended(signum)
+        if not _is_ending():
+            raise Ended(signum)
 
-    for each in ENDING_SIGNALS:
-        if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN:
-            signal.signal(each, end)
-    yield
+    ending = [each for each in ENDING_SIGNALS if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
+    for each in ending:
+        signal.signal(each, end)
+    try:
+        yield
+    finally:
+        for each in ending:
+            signal.signal(each, signal.SIG_DFL)
+
+
+def _is_ending() -> bool:
+    """Is an Ended on its way out? Python drops one that is raised in a destructor, and then the next must count."""
+    error = sys.exc_info()[1]
+    while error and not isinstance(error, Ended):
+        error = error.__context__
+    return error is not None
 
 
 def _is_at_terminal() -> bool:
