@@ -299,6 +299,14 @@ def test_a_conversation_that_was_cut_off_goes_on(seat: Seat, lead: Lead, path: s
 # -- members that fail
 
 
+def leave_amid(work: Work, seated: Seated) -> None:
+    """The member leaves while its voice still works, which it then breaks off."""
+    stop = threading.Event()
+    work.when_cancelled(stop.set)
+    seated.member.stop(0)
+    assert stop.wait(LIMIT_S)
+
+
 def test_a_failed_turn_is_tried_as_often_as_allowed_and_begins_anew_for_the_listener(seat: Seat, lead: Lead) -> None:
     def fail(work: Work) -> None:
         work.emit("half")
@@ -331,12 +339,9 @@ def test_a_member_that_leaves_in_mid_answer_is_brought_back_and_told_everything_
     seated: list[Seated] = []
 
     def leave(work: Work) -> None:
-        stop = threading.Event()
-        work.when_cancelled(stop.set)
         if len(work.turns) > 2:
             work.emit("lost words")
-            seated[0].member.stop(0)
-            assert stop.wait(LIMIT_S)
+            leave_amid(work, seated[0])
         else:
             work.emit("first")
 
@@ -387,7 +392,7 @@ def test_a_member_that_left_between_two_turns_is_missed_at_once_and_brought_back
 
 def test_nobody_is_brought_back_when_no_try_is_left(seat: Seat, lead: Lead) -> None:
     def leave(work: Work) -> None:
-        seated.member.stop(0)
+        leave_amid(work, seated)
 
     seated = seat(ScriptedVoice(leave), "alice")
     with pytest.raises(PeerError, match="alice"):
@@ -397,7 +402,7 @@ def test_nobody_is_brought_back_when_no_try_is_left(seat: Seat, lead: Lead) -> N
 @pytest.mark.parametrize("retries", [0, 2])
 def test_a_guest_may_leave_which_ends_the_conversation(seat: Seat, lead: Lead, path: str, retries: int) -> None:
     def leave(work: Work) -> None:
-        seated.member.stop(0)
+        leave_amid(work, seated)
 
     seated = seat(ScriptedVoice(leave), "bob")
     seat(numbered("alice"), "alice")
@@ -411,7 +416,7 @@ def test_whoever_is_waited_for_is_not_waited_for_beyond_the_deadline(room: Room,
         room.wait_for([name], limit, grace_s=LIMIT_S)
 
     def leave(work: Work) -> None:
-        seated.member.stop(0)
+        leave_amid(work, seated)
 
     seated = seat(ScriptedVoice(leave), "alice")
     began_s = time.monotonic()
@@ -523,7 +528,7 @@ def test_a_moderator_that_never_stops_talking_is_broken_off(seat: Seat, lead: Le
 
 def test_a_dead_moderator_is_brought_back_when_its_own_turn_comes(seat: Seat, lead: Lead, path: str) -> None:
     def leave(work: Work) -> None:
-        seated.member.stop(0)
+        leave_amid(work, seated)
 
     moderator, asked = moderated(leave)
     seated = seat(moderator, "alice")
