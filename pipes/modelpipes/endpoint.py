@@ -16,7 +16,7 @@ import os
 import select
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TypeAlias
 
 import msgspec
@@ -207,13 +207,15 @@ class Endpoint:
         outlet.closes = Deadline.after(LINGER_S)
         return self._post(outlet, line)
 
-    def close_idle(self) -> bool:
+    def close_idle(self, owed: Collection[str] = ()) -> bool:
         """Close the pipes that were used no more for a while; False where one will soon be due.
 
         Closing at once would end the file for the next plain asker too, who may open the pipe as soon as
-        the one before it has gone, having written its line: as long as that may be, the pipe stays open.
+        the one before it has gone, having written its line: as long as that may be, or an answer is `owed`
+        to a seat, the pipe stays open.
         """
-        lingering = [outlet for outlet in self._outlets.values() if outlet.closes and not outlet.unsent]
+        idle = [outlet for outlet in self._outlets.values() if outlet.closes and not outlet.unsent]
+        lingering = [outlet for outlet in idle if outlet.receiver not in owed]
         for outlet in list(lingering):
             inlet = self._inlets.get(outlet.receiver)
             is_due = outlet.closes and outlet.closes.has_passed()

@@ -343,6 +343,32 @@ def test_a_program_that_opens_one_pipe_after_the_other_gets_its_answer_a_hundred
         assert plainly(room, f"line {number}".encode()) == f"line {number}\n".encode()
 
 
+def test_a_plain_asker_that_reads_before_its_answer_is_made_does_not_find_the_last_ones_pipe_closing(
+    room: Room, seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It read an end of file, and the answer went to its next reader.
+    monkeypatch.setattr("modelpipes.endpoint.LINGER_S", 0.001)
+    gate = Gate()
+    seat(ScriptedVoice(lambda work: gate(work) if work.turns[-1].content == "slow" else work.emit("quick"), parallel=2))
+    assert plainly(room, b"x") == b"quick\n"
+    with open(room.pipe("hub", "bob"), "wb") as pipe:
+        pipe.write(b"slow\n")
+    gate.wait_begun()
+    got: list[bytes] = []
+
+    def read() -> None:
+        with open(room.pipe("bob", "hub"), "rb") as pipe:
+            got.append(pipe.readline())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(100):  # each makes the member look at its pipes again
+        ask(room, "meanwhile", sender="alice")
+    gate.opened.set()
+    reader.join(LIMIT_S)
+    assert got == [b"begun done\n"]
+
+
 def test_a_plain_asker_that_never_collects_holds_nobody_up_and_a_newer_line_replaces_its_answer(
     room: Room, seat: Seat, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -121,8 +121,10 @@ class Member:
         return self._end or 0
 
     def _step(self) -> None:
-        waits_for_lock = any(job.is_plain for job in self._jobs.waiting)
-        until = Deadline.after(PLAIN_RETRY_S) if waits_for_lock or not self._plain.is_idle() else self._tick
+        plain = [job for job in (*self._jobs.waiting, *self._jobs.working) if job.is_plain]
+        is_idle = self._plain.is_idle(job.asker for job in plain)
+        waits_for_lock = any(not job.work for job in plain)
+        until = Deadline.after(PLAIN_RETRY_S) if waits_for_lock or not is_idle else self._tick
         if not self._out.is_idle():
             until = until.earlier(Deadline.after(DELTA_S))
         event = self._endpoint.receive(until.earlier(self._tick))

@@ -11,7 +11,9 @@ from modelpipes.endpoint import Endpoint
 from modelpipes.errors import MessageError, RoomError
 from modelpipes.message import Bye, Delta, Failure, Message, Phase, Progress, Reason
 
-DELTA_S = 0.004  # between the deltas of an answer: at 1 ms a model of 5,000 tokens/s lost 10 % of its rate, at 4 ms none
+DELTA_S = (
+    0.004  # between the deltas of an answer: at 1 ms a model of 5,000 tokens/s lost 10 % of its rate, at 4 ms none
+)
 UNSENT_LIMIT_BYTES = 1024 * 1024  # deltas are left out beyond it; the reply holds them all
 FAREWELL_S = 0.2  # for the last words to go out when the member leaves
 

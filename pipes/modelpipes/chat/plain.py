@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from modelpipes.endpoint import Endpoint
 from modelpipes.errors import MessageError, RoomError
@@ -42,6 +42,9 @@ class PlainAnswers:
         except RoomError:
             return False
 
-    def is_idle(self) -> bool:
-        """Is no reader to come and no pipe to close? The kernel tells of neither."""
-        return self._endpoint.close_idle() and not self._uncollected
+    def is_idle(self, working: Iterable[str]) -> bool:
+        """Is no reader to come and no pipe to close? The kernel tells of neither.
+
+        `working` are the askers whose lines are still to be answered.
+        """
+        return self._endpoint.close_idle({*working, *self._uncollected}) and not self._uncollected
