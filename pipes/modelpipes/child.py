@@ -74,7 +74,7 @@ class Child:
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._partial = bytearray()
         self._log_name = log or ""
-        self._log_fd = -1 if log is None else _open_log(log)
+        self._log_fd = -1 if log is None else open_log(log)
         self._wake_read = self._wake_write = -1
         self._drain_thread = threading.Thread(target=self._drain, name=f"drain {name}", daemon=True)
         try:
@@ -84,6 +84,9 @@ class Child:
             self._drain_thread.start()
         except BaseException as error:
             self._end_group()
+            self._wake_write = _close(self._wake_write)
+            if self._drain_thread.is_alive():
+                self._drain_thread.join()  # a signal's exception came amid its start
             self._close_descriptors()
             if isinstance(error, OSError):  # no descriptor to be had
                 raise ProgramError(f"{name} cannot be started: {error.strerror}") from None
@@ -389,7 +392,8 @@ def _wait_readable(fd: int, deadline: Deadline) -> bool:
     return bool(poll.poll(deadline.poll_ms()))
 
 
-def _open_log(path: str) -> int:
+def open_log(path: str) -> int:
+    """A descriptor that appends to a log file, made if new; FileError where that cannot be."""
     try:
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:

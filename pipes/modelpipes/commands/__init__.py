@@ -33,6 +33,7 @@ def main() -> None:
     """Run the command by whose name we were called: `ask-model …`, or `modelpipes ask …`."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while modules load there is nothing to clean up
     _hold_standard_descriptors()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nobody learns how a child ended
     name, args = os.path.basename(sys.argv[0]), sys.argv[1:]
     verb = next((verb for verb, (command, _) in VERBS.items() if command == name), None)
     if verb is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 
@@ -14,7 +13,7 @@ from modelpipes import output
 from modelpipes.asker import Answer, Asker
 from modelpipes.commands import options
 from modelpipes.deadline import Deadline
-from modelpipes.errors import MessageError, PeerFailed, RoomError, UsageError
+from modelpipes.errors import PeerFailed, RoomError, UsageError
 from modelpipes.message import Delta, Reply, Say, new_id
 from modelpipes.room import HUB, PipePair, Room, check_seat, seat_variable
 
@@ -114,10 +113,7 @@ def _messages(words: tuple[str, ...], each_line: bool) -> list[str]:
             raise UsageError("--each-line reads its messages from stdin; give no TEXT with it")
         text = " ".join(words)
     else:
-        try:
-            text = sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError as e:
-            raise MessageError(f"stdin is not UTF-8 text: byte {e.start} cannot be read") from None
+        text = options.read_stdin()
     messages = text.splitlines() if each_line else [text.removesuffix("\n")]
     messages = [message for message in messages if message.strip()]
     if not messages and not each_line:

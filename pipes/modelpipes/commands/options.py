@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from typing import Any
 
 import click
@@ -93,9 +94,19 @@ def read_text(value: str) -> str:
 
 def read_stdin() -> str:
     """All of stdin, as text; MessageError where it is none."""
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    data = bytearray()
     try:
-        with open(0, "rb", closefd=False) as file:
-            return file.read().decode("utf-8")
+        while True:
+            try:
+                piece = os.read(0, 65536)
+            except BlockingIOError:
+                poll.poll()  # a neighbour who shares it made it so; its mode is not ours to change
+                continue
+            if not piece:
+                return data.decode("utf-8")
+            data += piece
     except UnicodeDecodeError as e:
         raise MessageError(f"stdin is not UTF-8 text: byte {e.start} cannot be read") from None
     except OSError as e:

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Iterator
 
 from modelpipes.chat.voices import Finish, Work
-from modelpipes.child import Child
+from modelpipes.child import Child, open_log
 from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, MessageError, ProgramError, UsageError
 from modelpipes.framing import MAX_MESSAGE_BYTES
@@ -53,6 +53,8 @@ class ExecVoice:
     def prepare(self, deadline: Deadline) -> None:
         """Check that the program is there: a member that could never answer takes no seat."""
         _require_program(self._argv[0])
+        if self._log:
+            os.close(open_log(self._log))  # said now, not at the first message
 
     def answer(self, work: Work) -> Finish:
         asked = (work.turns[-1].content + "\n").encode("utf-8", "replace")
@@ -193,7 +195,7 @@ def _require_program(program: str) -> None:
     import shutil
 
     if not shutil.which(program):
-        raise ProgramError(f"{program}: no such program on PATH")
+        raise ProgramError(f"{program or 'the empty name'}: no such program on PATH")
 
 
 class _Exchange:

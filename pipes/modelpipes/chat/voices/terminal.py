@@ -63,6 +63,7 @@ class TerminalVoice:
             except OSError:
                 data = b""  # the terminal has gone, or stdin was never open
             if not data and not self._typed:
+                output.prompt("\n")  # Ctrl-D leaves the cursor behind the prompt
                 self._leave()
                 raise ProgramError(f"{self._name} has left (end of input)")
             self._typed += data or b"\n"
