@@ -18,24 +18,12 @@ from modelpipes.endpoint import Arrival, Endpoint, Lost
 from modelpipes.errors import DeadlineError, MessageError, PeerFailed, PeerGone, RoomError
 from modelpipes.framing import MAX_MESSAGE_BYTES, encode
 from modelpipes.message import Cancel, Delta, Failure, Progress, Reply, Say
-from modelpipes.room import HUB, PipePair, Room, star
-from tests.peers import LIMIT_S, eventually, open_descriptors, peer
+from modelpipes.room import HUB, PipePair, Room
+from tests.peers import LIMIT_S, eventually, peer
+
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 AT_ONCE_S = 1.0  # it is milliseconds; the record tells how many
-
-
-@pytest.fixture
-def room(tmp_path: Path) -> Room:
-    room = Room.make(str(tmp_path / "room"))
-    room.make_pipes(star(HUB, ["alice", "bob"]))
-    return room
-
-
-@pytest.fixture(autouse=True)
-def no_descriptor_is_left() -> Iterator[None]:
-    before = open_descriptors()
-    yield
-    assert open_descriptors() == before
 
 
 def asking(

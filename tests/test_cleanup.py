@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,24 +15,12 @@ from modelpipes.cleanup import clean_up, pipes_of_prefix
 from modelpipes.deadline import Deadline
 from modelpipes.errors import RoomError
 from modelpipes.room import HUB, Room, Sitting, star
-from tests.peers import open_descriptors, peer
+from tests.peers import peer
+
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 NOBODY = 12345
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-
-
-@pytest.fixture
-def room(tmp_path: Path) -> Room:
-    room = Room.make(str(tmp_path / "room"))
-    room.make_pipes(star(HUB, ["alice", "bob"]))
-    return room
-
-
-@pytest.fixture(autouse=True)
-def no_descriptor_is_left() -> Iterator[None]:
-    before = open_descriptors()
-    yield
-    assert open_descriptors() == before
 
 
 def contents(room: Room) -> set[str]:

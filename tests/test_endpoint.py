@@ -20,25 +20,13 @@ from modelpipes.message import Delta, Malformed, Ping, Plain, Pong, Reply, Say
 from modelpipes.room import HUB, Room, star
 from tests.peers import LIMIT_S, eventually, open_descriptors, peer
 
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
+
 NOW = Deadline(0.0)
 
 
 def soon() -> Deadline:
     return Deadline.after(LIMIT_S)
-
-
-@pytest.fixture
-def room(tmp_path: Path) -> Room:
-    room = Room.make(str(tmp_path / "room"))
-    room.make_pipes(star(HUB, ["alice", "bob"]))
-    return room
-
-
-@pytest.fixture(autouse=True)
-def no_descriptor_is_left() -> Iterator[None]:
-    before = open_descriptors()
-    yield
-    assert open_descriptors() == before
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,9 @@ import pytest
 from modelpipes import fifo
 from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, RoomError
-from tests.peers import LIMIT_S, Peer, open_descriptors
+from tests.peers import LIMIT_S, Peer
+
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 NOBODY = 12345
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
@@ -27,13 +29,6 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a 
 @pytest.fixture
 def path(tmp_path: Path) -> str:
     return str(tmp_path / "a_to_b")
-
-
-@pytest.fixture(autouse=True)
-def no_descriptor_is_left() -> Iterator[None]:
-    before = open_descriptors()
-    yield
-    assert open_descriptors() == before
 
 
 def make_socket(path: str) -> None:

@@ -6,7 +6,6 @@ import os
 import stat
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -19,25 +18,13 @@ from modelpipes.cleanup import clean_up
 from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, PeerGone, RoomError, UsageError
 from modelpipes.room import HUB, PipePair, Room, Sitting, check_seat, is_seat, parse_pipe, resolve, seat_variable, star
-from tests.peers import LIMIT_S, open_descriptors, peer
+from tests.peers import LIMIT_S, peer
+
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 NOBODY = 12345
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 seat_names = st.from_regex(r"[a-z0-9][a-z0-9.-]{0,31}", fullmatch=True).filter(lambda name: not name.endswith(".lock"))
-
-
-@pytest.fixture
-def room(tmp_path: Path) -> Room:
-    room = Room.make(str(tmp_path / "room"))
-    room.make_pipes(star(HUB, ["alice", "bob"]))
-    return room
-
-
-@pytest.fixture(autouse=True)
-def no_descriptor_is_left() -> Iterator[None]:
-    before = open_descriptors()
-    yield
-    assert open_descriptors() == before
 
 
 def contents(room: Room) -> set[str]:

@@ -1,0 +1,26 @@
+"""What the tests of the pipe side share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from modelpipes.room import HUB, Room, star
+from tests.peers import open_descriptors
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Room:
+    """A room with a hub and two seats."""
+    room = Room.make(str(tmp_path / "room"))
+    room.make_pipes(star(HUB, ["alice", "bob"]))
+    return room
+
+
+@pytest.fixture
+def no_descriptor_is_left() -> Iterator[None]:
+    before = open_descriptors()
+    yield
+    assert open_descriptors() == before
