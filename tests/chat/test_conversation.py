@@ -390,6 +390,32 @@ def test_a_member_that_left_between_two_turns_is_missed_at_once_and_brought_back
     assert len(again.heard[0]) == 3
 
 
+@pytest.mark.parametrize("retries", [1, 2])
+def test_a_member_that_dies_again_while_it_is_brought_back_costs_a_try_and_no_more(
+    seat: Seat, lead: Lead, retries: int
+) -> None:
+    alice = seat(numbered("alice"), "alice")
+
+    def end_alice(work: Work) -> None:
+        alice.end()
+        work.emit("bye")
+
+    seat(ScriptedVoice(end_alice), "bob")
+    starts: list[PeerError] = []
+
+    def bring_back(name: str, why: PeerError, limit: Deadline) -> None:
+        starts.append(why)
+        if len(starts) == 1:
+            raise PeerGone("alice died again")
+        seat(numbered("again"), "alice")
+
+    if retries == 1:
+        with pytest.raises(PeerGone, match="alice died again"):
+            lead("alice", "bob", rounds=2, retries=retries, bring_back=bring_back)
+    else:
+        assert lead("alice", "bob", rounds=2, retries=retries, bring_back=bring_back) == "rounds"
+
+
 def test_nobody_is_brought_back_when_no_try_is_left(seat: Seat, lead: Lead) -> None:
     def leave(work: Work) -> None:
         leave_amid(work, seated)

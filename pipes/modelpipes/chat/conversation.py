@@ -21,6 +21,7 @@ from modelpipes.fifo import RETRY_S
 from modelpipes.message import Delta, Heard, Reply, Say, new_id
 from modelpipes.room import HUB, Room
 
+RETRY_PAUSE_S = 0.1  # before a turn that failed is asked for again: what was busy or broken may not be any more
 RETELL_BYTES = 8 * 1024 * 1024  # of the newest turns, for a member that knows nothing; no context holds more
 MODERATOR_TRIES = 2  # then the next in the round speaks: a moderator that names nobody must not stop the talk
 MODERATOR_CHARS = 2000  # of the last turns, for the moderator to go by
@@ -151,21 +152,28 @@ class Conversation:
     def _take_turn(self, seat: str) -> None:
         number = len(self._transcript.turns)
         asked_id = new_id()  # the same for every try: a member that has the answer already gives it again
-        retries_left = self._retries
-        while True:
+        failed: PeerError | None = None
+        for tries_left in range(self._retries, -1, -1):
             try:
+                if failed:
+                    self._mend(seat, failed)
                 self._record(self._ask(seat, number, asked_id))
                 return
-            except PeerError as lost:
-                reason = reason_of(lost)
+            except PeerError as error:
+                reason = reason_of(error)
                 if seat in self._guests and reason in ("leaving", "voice"):
                     raise _Left(seat) from None
-                if not retries_left or reason == "too-large":
+                if not tries_left or reason == "too-large" or error is failed:
                     raise
-                retries_left -= 1
-                if reason == "leaving":
-                    self._see_off(seat)
-                    self._bring_back(seat, lost, self._limit)
+                failed = error
+
+    def _mend(self, seat: str, failed: PeerError) -> None:
+        """Do what makes another try worth it; raises `failed` itself where nothing does."""
+        if reason_of(failed) == "leaving":
+            self._see_off(seat)
+            self._bring_back(seat, failed, self._limit)
+        else:
+            time.sleep(min(RETRY_PAUSE_S, self._limit.remaining_s()))
 
     def _ask(self, seat: str, number: int, asked_id: str) -> Turn:
         self._listener.starts(seat, number)
