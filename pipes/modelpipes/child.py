@@ -83,6 +83,8 @@ class Child:
             self._start_child(list(argv), env, pipe_stdin, pipe_stdout)
             self._drain_thread.start()
         except BaseException as error:
+            with self._lock:
+                self._stopped = True  # else the draining thread replaces the guard that we end
             self._end_group()
             self._wake_write = _close(self._wake_write)
             if self._drain_thread.is_alive():

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from modelpipes import fifo
 from modelpipes.deadline import Deadline
 from modelpipes.errors import RoomError
-from modelpipes.room import MADE_BY_US, Room, is_seat, parse_pipe
+from modelpipes.room import MADE_BY_US, Room, is_per_user, is_seat, parse_pipe
 
 NAMELESS_S = 5.0  # a lock whose holder says nothing is another clean-up's, or a member's that just came
 _LOCK_SAYS = re.compile(rb"\s*|\d+\s*|\{\"seat\":.*", re.DOTALL)  # nothing, an asker's pid, or a Sitting
@@ -37,6 +37,8 @@ def clean_up(room: Room, pipes: Iterable[tuple[str, str]] | None = None, *, forc
     with contextlib.suppress(OSError):  # not empty, or gone: either way nothing of ours is left to remove
         if os.lstat(room.path).st_mode & MADE_BY_US & stat.S_ISVTX:
             os.rmdir(room.path)
+            if is_per_user(os.path.dirname(room.path)):
+                os.rmdir(os.path.dirname(room.path))
     return list(dict.fromkeys(kept))
 
 

@@ -152,7 +152,7 @@ class Endpoint:
     def try_connect(self, receiver: str) -> bool:
         """Open the pipe to a seat, unless it is open; False while nobody reads there."""
         if outlet := self._outlets.get(receiver):
-            return outlet.is_polled or fifo.has_reader(outlet.fd)
+            return outlet.is_polled or self._use_again(outlet)
         path = self.room.pipe(self.seat, receiver)
         fd = fifo.open_write(path)
         if fd < 0:
@@ -176,6 +176,20 @@ class Endpoint:
                 why = "nobody took the seat" if who.state == "free" else f"it is {who.state}, but did not listen"
                 raise DeadlineError(f"{who.seat}: {why} before the deadline")
             self._wait(deadline.earlier(Deadline.after(fifo.RETRY_S)))
+
+    def _use_again(self, outlet: _Outlet) -> bool:
+        """Take a pipe that lingers into use, if it has a reader again; False while it has none."""
+        if not fifo.has_reader(outlet.fd):
+            return False
+        self._poll.register(outlet.fd, 0)  # from now on its end is to be noticed, before anything is sent as well
+        outlet.is_polled = True
+        outlet.closes = None
+        return True
+
+    def is_typed(self, receiver: str) -> bool:
+        """Does somebody read there who was not just given a plain answer?"""
+        outlet = self._outlets.get(receiver)
+        return outlet is not None and outlet.is_polled and not outlet.closes
 
     def is_connected(self, receiver: str) -> bool:
         outlet = self._outlets.get(receiver)
@@ -207,6 +221,11 @@ class Endpoint:
         outlet.closes = Deadline.after(LINGER_S)
         return self._post(outlet, line)
 
+    def has_unread(self, sender: str) -> bool:
+        """Did a seat write something that is not read yet?"""
+        inlet = self._inlets.get(sender)
+        return inlet is not None and fifo.is_readable(inlet.fd)
+
     def close_idle(self, owed: Collection[str] = ()) -> bool:
         """Close the pipes that were used no more for a while; False where one will soon be due.
 
@@ -217,17 +236,13 @@ class Endpoint:
         idle = [outlet for outlet in self._outlets.values() if outlet.closes and not outlet.unsent]
         lingering = [outlet for outlet in idle if outlet.receiver not in owed]
         for outlet in list(lingering):
-            inlet = self._inlets.get(outlet.receiver)
             is_due = outlet.closes and outlet.closes.has_passed()
-            if is_due and not (inlet and fifo.is_readable(inlet.fd)):
+            if is_due and not self.has_unread(outlet.receiver):
                 self._close(outlet)
                 lingering.remove(outlet)
         return not lingering
 
     def _post(self, outlet: _Outlet, line: bytes) -> bool:
-        if not outlet.is_polled:
-            self._poll.register(outlet.fd, 0)
-            outlet.is_polled = True
         outlet.unsent.append(memoryview(line))
         outlet.unsent_bytes += len(line)
         if len(outlet.unsent) > 1:

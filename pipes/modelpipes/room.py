@@ -108,10 +108,15 @@ def _per_user(shared: str) -> str:
     return os.path.join(shared, f"modelpipes-{os.geteuid()}")
 
 
+def is_per_user(path: str) -> bool:
+    """Is it the directory of ours inside one that others can write?"""
+    return path == _per_user(os.path.dirname(path))
+
+
 def _check_directory(path: str) -> None:
     """Raise RoomError unless the path is a directory of ours that nobody else can write."""
     parent = os.path.dirname(path)
-    if parent == _per_user(os.path.dirname(parent)):
+    if is_per_user(parent):
         _check_directory(parent)  # its name can be guessed: somebody else may have made it first
     try:
         found = os.lstat(path)
@@ -150,12 +155,23 @@ class Room:
     @staticmethod
     def orphans() -> list[Room]:
         """The fresh rooms of processes that were killed before they could remove them."""
+        rooms = []
+        with contextlib.suppress(OSError, RoomError):  # no such directory, or not ours alone: nothing there is ours
+            _check_directory(_rooms())
+            for name in os.listdir(_rooms()):
+                kind, _, rest = name.partition("-")
+                pid, _, _ = rest.partition("-")
+                if kind == "chat" and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+                    rooms.append(Room(os.path.join(_rooms(), name)))
+        return [room for room in rooms if room.is_ours()]
+
+    def is_ours(self) -> bool:
+        """Is it a directory of ours that nobody else can write?"""
         try:
-            names = [name.split("-") for name in os.listdir(_rooms()) if name.startswith("chat-")]
-        except OSError:
-            return []
-        dead = [parts for parts in names if len(parts) == 3 and not os.path.exists(f"/proc/{parts[1]}")]
-        return [Room(os.path.join(_rooms(), "-".join(parts))) for parts in dead]
+            _check_directory(self.path)
+        except RoomError:
+            return False
+        return True
 
     @classmethod
     def make(cls, path: str | None = None) -> Room:
@@ -164,7 +180,7 @@ class Room:
         parent = os.path.dirname(room.path)
         try:
             os.makedirs(parent, mode=0o700, exist_ok=True)
-            if parent == _per_user(os.path.dirname(parent)):
+            if is_per_user(parent):
                 _check_directory(parent)  # before anything is made in it
             with contextlib.suppress(FileExistsError):
                 os.mkdir(room.path, MADE_BY_US)

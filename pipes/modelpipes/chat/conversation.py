@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing
 from typing import Protocol
 
+import msgspec
 from msgspec.structs import replace
 
 from modelpipes.asker import Answer, Asker
@@ -23,6 +24,7 @@ from modelpipes.room import HUB, Room
 
 RETRY_PAUSE_S = 0.1  # before a turn that failed is asked for again: what was busy or broken may not be any more
 RETELL_BYTES = 8 * 1024 * 1024  # of the newest turns, for a member that knows nothing; no context holds more
+HEARD_BYTES = 100  # around the words of a turn
 MODERATOR_TRIES = 2  # then the next in the round speaks: a moderator that names nobody must not stop the talk
 MODERATOR_CHARS = 2000  # of the last turns, for the moderator to go by
 MODERATOR_ANSWER_CHARS = 1000  # longer answers are broken off: one that names nobody by then may never end
@@ -242,7 +244,10 @@ def tell(asker: Asker, say: Say, turns: Sequence[Turn], known: int) -> Generator
     A member that knows less says so, and is told from there, under the same id.
     """
     while True:
-        heard = tuple(Heard(turn.turn, turn.sender, turn.content) for turn in since(turns, known))
+        told = since(turns, known)
+        heard = tuple(Heard(turn.turn, turn.sender, turn.content) for turn in told)
+        if heard and heard[0].turn <= known:
+            known = -1  # it has missed more than can travel
         try:
             with closing(asker.ask(replace(say, after=known, heard=heard))) as answers:
                 yield from answers
@@ -254,15 +259,15 @@ def tell(asker: Asker, say: Say, turns: Sequence[Turn], known: int) -> Generator
 
 
 def since(turns: Sequence[Turn], known: int) -> Sequence[Turn]:
-    """The turns after `known`; from nothing the opening, and of the rest the newest that may travel."""
+    """The turns after `known`; where these are more than may travel, the opening and the newest of them."""
     newest: list[Turn] = []
     size = 0
     for turn in reversed(turns[known + 1 :]):
-        size += len(turn.content.encode("utf-8", "replace"))
-        if size > RETELL_BYTES and newest and known == -1:
+        size += len(msgspec.json.encode(turn.content)) + HEARD_BYTES
+        if size > RETELL_BYTES and newest:
             break
         newest.append(turn)
     newest.reverse()
-    if known == -1 and newest[0].turn > 0:
+    if newest and newest[0].turn > known + 1 and newest[0].turn > 0:
         newest.insert(0, turns[0])
     return newest

@@ -19,9 +19,9 @@ import msgspec
 from modelpipes import output
 from modelpipes.chat.jobs import Job, Jobs
 from modelpipes.chat.memory import Memory, OutOfStep
-from modelpipes.chat.outbox import DELTA_S, Outbox
+from modelpipes.chat.outbox import DELTA_S, UNSENT_LIMIT_BYTES, Outbox
 from modelpipes.chat.plain import PlainAnswers
-from modelpipes.chat.voices import Finish, Voice, Work
+from modelpipes.chat.voices import LOAD_S, Finish, Voice, Work
 from modelpipes.deadline import Deadline
 from modelpipes.endpoint import Arrival, Endpoint, Lost, Readable
 from modelpipes.errors import DeadlineError, EngineError, MessageError, PeerError, PipesError, RoomError
@@ -45,6 +45,7 @@ from modelpipes.room import Room, Sitting, State
 QUEUE_LIMIT = 64  # messages that wait; more are refused as busy, so that an asker learns of it
 TICK_S = 0.5  # progress, lost pipes and dead guards are looked after twice a second, noticed within one
 PLAIN_RETRY_S = 0.005  # the kernel has no event for a reader that comes
+SETTLED_NS = 2_000_000_000  # far more than a tick of the file system's clock
 DYING_S = 0.2  # between the end of an engine's connections and its own, on a busy machine
 
 
@@ -59,7 +60,7 @@ class Member:
         *,
         command: str = "",
         once: bool = False,
-        load_s: float | None = None,
+        load_s: float = LOAD_S,
         report: Callable[[str], None] = output.say,
     ) -> None:
         self.room = room
@@ -75,6 +76,7 @@ class Member:
         self._news: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # what other threads hand over
         self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._wake_lock = threading.RLock()  # a signal handler may wake while its own thread does
+        self._listened_ns = 0  # when the room had last changed as we looked which pipes lead here
         self._is_ready = False
         self._shown: Sitting | None = None
         self._answers = 0
@@ -157,7 +159,7 @@ class Member:
 
     def _wake_up(self, fd: int) -> None:
         if fd != self._wake_r:
-            self._lose_voice()
+            self._leave(self._death())
             return
         os.read(self._wake_r, 65536)
         while not self._news.empty():
@@ -180,6 +182,11 @@ class Member:
     # -- what comes in
 
     def _listen(self) -> None:
+        changed_ns = os.stat(self.room.path).st_mtime_ns
+        is_old = time.time_ns() - changed_ns > SETTLED_NS  # what is made in the tick that we look leaves no trace
+        if changed_ns == self._listened_ns and is_old:
+            return
+        self._listened_ns = changed_ns
         for sender in self.room.senders_to(self.seat):
             try:
                 self._endpoint.listen(sender)
@@ -206,10 +213,11 @@ class Member:
         if not self._out.connect(sender):
             return  # a typed asker opens its answer pipe before it speaks: this one has gone
         if reply := self._memory.reply_to(say.id):
-            self._out.post(sender, reply)
+            self._out.post(sender, reply, limit_bytes=UNSENT_LIMIT_BYTES)
         elif (job := self._jobs.find(say.id)) and not job.is_abandoned:
             if job.work and job.work.content:  # joined: tell what was said so far
-                self._out.post(sender, Delta(say.id, self.seat, sender, "".join(job.work.content)))
+                delta = Delta(say.id, self.seat, sender, "".join(job.work.content))
+                self._out.post(sender, delta, limit_bytes=UNSENT_LIMIT_BYTES)
         elif not self._jobs.add(Job(sender, say)):
             self._out.fail(sender, say.id, "busy", f"{self.seat} has {QUEUE_LIMIT} messages waiting; ask again later")
 
@@ -217,6 +225,12 @@ class Member:
         if self.room.sitting(sender).state not in ("free", "died"):
             self._report(f"{self.seat}: a plain line from {sender}, which is a member, is not answered")
             return
+        for older in self._jobs.of(sender):
+            if older.is_plain:
+                self._report(f"{self.seat}: {sender} asked again before it had its answer, which is lost")
+                older.is_abandoned = True
+                self._cancel(older)
+        self._plain.drop(sender)
         job = Job(sender, Say(new_id(), sender, self.seat, plain.content), is_plain=True)
         if not self._jobs.add(job):
             self._report(f"{self.seat}: too busy for a plain line from {sender}; it is lost")
@@ -268,23 +282,30 @@ class Member:
             finish = self.voice.answer(work)
         except PipesError as e:
             error = e
-            if not work.is_cancelled and self._is_voice_dying():
-                self._hand_over(self._lose_voice)  # the job learns of it as one that the leaving member owes
+            if not work.is_cancelled and (death := self._why_voice_dies()):
+                self._hand_over(lambda: self._leave(death))  # the job learns of it as one that the leaving member owes
             else:
                 self._hand_over(lambda: self._give_up(job, error))
+        except Exception as e:  # noqa: BLE001  # the edge of this thread: a fault of ours must not keep the seat busy
+            fault = PeerError(f"{self.seat}: a fault of modelpipes, please report it: {e!r}")
+            self._hand_over(lambda: self._give_up(job, fault))
         else:
             self._hand_over(lambda: self._finish(job, finish))
 
-    def _is_voice_dying(self) -> bool:
-        """Did the answer fail because what makes the answers dies? Its connections end before itself."""
-        if (fd := self.voice.death_fd()) < 0:
-            return False
+    def _why_voice_dies(self) -> PipesError | None:
+        """Did an answer fail because what makes the answers dies? Its connections end before itself."""
+        try:
+            self.voice.tend()
+        except PipesError as died:
+            return PeerError(f"{self.seat}: {died}")
+        fd = self.voice.death_fd()
         poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        return bool(poll.poll(DYING_S * 1000))
+        if fd >= 0:
+            poll.register(fd, select.POLLIN)
+        return self._death() if fd >= 0 and poll.poll(DYING_S * 1000) else None
 
-    def _lose_voice(self) -> None:
-        self._leave(EngineError(f"{self.seat}: {self.voice.last_words()}"))
+    def _death(self) -> EngineError:
+        return EngineError(f"{self.seat}: {self.voice.last_words()}")
 
     def _pass_on(self, job: Job, content: str, thinking: str) -> None:
         """In the voice's thread: pieces that come faster than they go travel together."""
@@ -322,7 +343,8 @@ class Member:
         finish = finish or Finish()
         self._answers += stop != "cancelled"
         if job.is_plain:
-            self._plain.keep(job.asker, content)
+            if not job.is_abandoned:
+                self._plain.keep(job.asker, content)
             return
         if self._once and stop != "cancelled":
             self._leave(0)
@@ -352,7 +374,7 @@ class Member:
     def _fail_job(self, job: Job, reason: Reason, detail: str) -> None:
         if self._once:
             self._leave(PeerError(f"{self.seat}: {detail}"))
-        if job.is_plain:
+        if job.is_plain and not job.is_abandoned:
             self._plain.keep(job.asker, f"error: {detail}")
         elif not job.is_abandoned:
             self._out.fail(job.asker, job.say.id, reason, detail)
@@ -366,7 +388,7 @@ class Member:
         self._endpoint.refresh()
         try:
             self._listen()
-        except RoomError:
+        except (RoomError, FileNotFoundError):
             if os.path.isdir(self.room.path):
                 raise
             self._leave(0)  # the room went amid our look
@@ -386,9 +408,8 @@ class Member:
 
     def _show_state(self) -> None:
         state: State = "loading" if not self._is_ready else "busy" if self._jobs.working else "ready"
-        who = Sitting(
-            self.seat, state, os.getpid(), self.voice.kind, len(self._jobs.waiting), self._answers, self._command
-        )
+        kind, command = (text.encode("utf-8", "replace").decode() for text in (self.voice.kind, self._command))
+        who = Sitting(self.seat, state, os.getpid(), kind, len(self._jobs.waiting), self._answers, command)
         if who != self._shown:
             self._shown = who
             self._lock.write(msgspec.json.encode(who) + b"\n")
@@ -398,8 +419,11 @@ class Member:
         for job in [*self._jobs.working, *self._jobs.waiting]:
             if job.work:
                 job.work.cancel()
-            if not job.is_abandoned and not job.is_plain:
+            if job.is_plain and not job.is_abandoned:
+                self._plain.keep(job.asker, f"error: {detail}")
+            elif not job.is_abandoned:
                 self._out.fail(job.asker, job.say.id, "leaving", detail)
+        self._plain.deliver()
         self._out.say_goodbye()
 
 

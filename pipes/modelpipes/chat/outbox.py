@@ -14,7 +14,7 @@ from modelpipes.message import Bye, Delta, Failure, Message, Phase, Progress, Re
 DELTA_S = (
     0.004  # between the deltas of an answer: at 1 ms a model of 5,000 tokens/s lost 10 % of its rate, at 4 ms none
 )
-UNSENT_LIMIT_BYTES = 1024 * 1024  # deltas are left out beyond it; the reply holds them all
+UNSENT_LIMIT_BYTES = 1024 * 1024  # beyond it deltas, which the reply repeats, and failures are left out
 FAREWELL_S = 0.2  # for the last words to go out when the member leaves
 
 
@@ -33,13 +33,20 @@ class Outbox:
         except RoomError:
             return False
 
-    def post(self, asker: str, message: Message) -> None:
-        """Send a message, if the asker is still there; MessageError where it is too large."""
-        if self.connect(asker):
+    def post(self, asker: str, message: Message, *, limit_bytes: int | None = None) -> None:
+        """Send a message, if the asker is still there.
+
+        It is left out where more than `limit_bytes` wait for the asker to read, or it is too large to travel.
+        """
+        if not self.connect(asker) or (limit_bytes is not None and self._endpoint.unsent_bytes(asker) >= limit_bytes):
+            return
+        with contextlib.suppress(MessageError):
             self._endpoint.post(asker, message)
 
     def fail(self, asker: str, say_id: str | None, reason: Reason, detail: str, have: int | None = None) -> None:
-        self.post(asker, Failure(self._seat, asker, reason, detail, say_id, have))
+        failure = Failure(self._seat, asker, reason, detail, say_id, have)
+        is_cheap = reason in ("busy", "malformed")  # to provoke, without end and without reading
+        self.post(asker, failure, limit_bytes=UNSENT_LIMIT_BYTES if is_cheap else None)
 
     def tell_progress(self, job: Job, phase: Phase, position: int | None = None) -> None:
         """Tell that the answer is on its way, unless words of it are."""
@@ -63,10 +70,9 @@ class Outbox:
             more_content, more_thinking = job.pieces.popleft()
             content += more_content
             thinking += more_thinking
-        is_wanted = (content or thinking) and not job.is_abandoned
-        if is_wanted and self._endpoint.unsent_bytes(job.asker) < UNSENT_LIMIT_BYTES:
-            with contextlib.suppress(MessageError):  # too large for one message: the reply will tell, or fail
-                self.post(job.asker, Delta(job.say.id, self._seat, job.asker, content, thinking))
+        if (content or thinking) and not job.is_abandoned:
+            delta = Delta(job.say.id, self._seat, job.asker, content, thinking)
+            self.post(job.asker, delta, limit_bytes=UNSENT_LIMIT_BYTES)  # what is left out the reply will tell
 
     def post_lagging(self) -> None:
         """Post what waited for its moment, if that has come."""
@@ -82,7 +88,7 @@ class Outbox:
         """Tell every asker that is there, and let the last words go out."""
         deadline = Deadline.after(FAREWELL_S)
         for asker in list(self._endpoint.listens_to()):
-            if self._endpoint.is_connected(asker):
+            if self._endpoint.is_typed(asker):
                 self._endpoint.post(asker, Bye(self._seat, asker))
             while self._endpoint.unsent_bytes(asker) and not deadline.has_passed():
                 self._endpoint.receive(deadline)

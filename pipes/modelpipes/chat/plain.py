@@ -17,10 +17,13 @@ class PlainAnswers:
         self._uncollected: dict[str, str] = {}
 
     def keep(self, asker: str, text: str) -> None:
-        """Keep an answer in place of the one that its asker did not collect."""
-        if asker in self._uncollected:
-            self._report(f"{self._endpoint.seat}: {asker} asked again before it collected an answer, which is lost")
+        """Keep an answer for its asker to collect."""
         self._uncollected[asker] = text
+
+    def drop(self, asker: str) -> None:
+        """A newer line came: nobody wants the older one's answer any more."""
+        if self._uncollected.pop(asker, None) is not None:
+            self._report(f"{self._endpoint.seat}: {asker} asked again before it collected an answer, which is lost")
 
     def deliver(self) -> int:
         """Write the answers whose askers have come; how many."""
@@ -34,11 +37,14 @@ class PlainAnswers:
         return len(ready)
 
     def _may_write(self, asker: str) -> bool:
-        """Does the plain asker read now? Not while a typed one holds the seat, or an answer is still on its way."""
+        """Does the plain asker read now, and this answer? Not while a typed one holds the seat, an older answer is
+        still on its way, or a newer line came.
+        """
         endpoint = self._endpoint
         try:
             is_typed = endpoint.room.is_asked(asker, endpoint.seat)
-            return not is_typed and not endpoint.unsent_bytes(asker) and endpoint.try_connect(asker)
+            is_late = endpoint.unsent_bytes(asker) or endpoint.has_unread(asker)
+            return not is_typed and not is_late and endpoint.try_connect(asker)
         except RoomError:
             return False
 

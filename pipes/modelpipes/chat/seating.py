@@ -7,13 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from modelpipes.chat.voices import LOAD_S
 from modelpipes.child import Child
 from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, PeerError, PeerGone
 from modelpipes.fifo import RETRY_S
 from modelpipes.room import Room
 
-LOAD_S = 600.0  # a large model from a slow disk; a member that dies while it loads is known at once
 LEAVING_S = 3.0  # for a member that said it leaves, and its engine, to be gone
 _READY = ("ready", "busy")
 

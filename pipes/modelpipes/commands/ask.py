@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 from msgspec.structs import asdict
@@ -16,6 +18,9 @@ from modelpipes.deadline import Deadline
 from modelpipes.errors import PeerFailed, RoomError, UsageError
 from modelpipes.message import Delta, Reply, Say, new_id
 from modelpipes.room import HUB, PipePair, Room, check_seat, seat_variable
+
+if TYPE_CHECKING:
+    from modelpipes.chat.transcript import Transcript
 
 
 @click.command(context_settings=options.settings)
@@ -63,22 +68,24 @@ def command(
       ask-model bob --each-line --json < questions.txt
     """
     room, sender, to, words = _where(words, sender, directory, to_pipe, from_pipe)
-    messages = _messages(words, each_line)
     limit = Deadline.after(options.bounded(max_seconds))
     printer = _Printer(as_json, whole, show_thinking, verbose)
     code = 0
-    for message in messages:
-        try:
-            with Asker(room, sender, to, silence_s=options.bounded(timeout), limit=limit) as asker:
-                if transcript is None:
-                    printer.print(asker.ask(Say(new_id(), sender, to, message)))
-                else:
-                    _continue(transcript, asker, message, printer)
-        except PeerFailed as failed:
-            if not each_line:
-                raise
-            printer.fail(failed)
-            code = failed.exit_code
+    with contextlib.ExitStack() as stack:
+        talk: Transcript | None = None
+        for message in _messages(words, each_line, limit):
+            try:
+                with Asker(room, sender, to, silence_s=options.bounded(timeout), limit=limit) as asker:
+                    if transcript:  # opened when it is our turn to ask: who asks beside us may hold it until then
+                        talk = talk or stack.enter_context(_open_transcript(transcript, sender, to))
+                        _continue(talk, asker, message, printer)
+                    else:
+                        printer.print(asker.ask(Say(new_id(), sender, to, message)))
+            except PeerFailed as failed:
+                if not each_line:
+                    raise
+                printer.fail(failed)
+                code = failed.exit_code
     return code
 
 
@@ -92,7 +99,7 @@ def _where(
         to, words = check_seat(words[0]), words[1:]
         name = seat_variable(to)
         to_pipe, from_pipe = os.environ.get(f"PIPE_TO_{name}"), os.environ.get(f"PIPE_FROM_{name}")
-        if directory or not (to_pipe and from_pipe):
+        if directory or not (to_pipe and from_pipe) or PipePair(to_pipe, from_pipe).sender != sender:
             room = Room.open(directory)
             room.require(to)
             if (to, check_seat(sender)) not in room.pipes():
@@ -106,33 +113,38 @@ def _where(
     return pair, pair.sender, pair.receiver, words
 
 
-def _messages(words: tuple[str, ...], each_line: bool) -> list[str]:
+def _messages(words: tuple[str, ...], each_line: bool, limit: Deadline) -> list[str]:
     """What to ask, from the arguments or from stdin, read whole; UsageError where it says nothing."""
     if words and words != ("-",):
         if each_line:
             raise UsageError("--each-line reads its messages from stdin; give no TEXT with it")
         text = " ".join(words)
     else:
-        text = options.read_stdin()
-    messages = text.splitlines() if each_line else [text.removesuffix("\n")]
+        text = options.read_stdin(limit)
+    messages = [line.removesuffix("\r") for line in text.split("\n")] if each_line else [text.removesuffix("\n")]
     messages = [message for message in messages if message.strip()]
     if not messages and not each_line:
         raise UsageError("the message is empty")
     return messages
 
 
-def _continue(path: str, asker: Asker, message: str, printer: _Printer) -> None:
-    """Ask as the next turn of the conversation in a file; question and answer are written when both are whole."""
-    from modelpipes.chat.conversation import last_turn_of, tell, turn_of
-    from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
+def _open_transcript(path: str, sender: str, to: str) -> Transcript:
+    from modelpipes.chat.transcript import VERSION, Header, Transcript
 
-    with Transcript.resume(path, Header(VERSION, new_id(), (asker.seat, asker.to))) as transcript:
-        question = Turn(transcript.last + 1, asker.seat, message)
-        number = question.turn + 1
-        say = Say(new_id(), asker.seat, asker.to, conversation=transcript.header.id, turn=number)
-        known = last_turn_of(asker.to, transcript.turns)
-        reply = printer.print(tell(asker, say, [*transcript.turns, question], known))
-        transcript.append(question, turn_of(number, reply))
+    return Transcript.resume(path, Header(VERSION, new_id(), (sender, to)))
+
+
+def _continue(transcript: Transcript, asker: Asker, message: str, printer: _Printer) -> None:
+    """Ask as the next turn of the conversation; question and answer are written when both are whole."""
+    from modelpipes.chat.conversation import last_turn_of, tell, turn_of
+    from modelpipes.chat.transcript import Turn
+
+    question = Turn(transcript.last + 1, asker.seat, message)
+    number = question.turn + 1
+    say = Say(new_id(), asker.seat, asker.to, conversation=transcript.header.id, turn=number)
+    known = last_turn_of(asker.to, transcript.turns)
+    reply = printer.print(tell(asker, say, [*transcript.turns, question], known))
+    transcript.append(question, turn_of(number, reply))
 
 
 class _Printer:

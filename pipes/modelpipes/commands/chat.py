@@ -148,7 +148,7 @@ def _turn_taking(kind: str, members: Members, header: Header) -> RoundRobin | Ra
 def _read_opening(text: str, members: Members) -> str:
     if text == "-" and ME in members.names:
         raise UsageError(f"--opening - reads stdin to its end, where '{ME}' is to type; give the opening as TEXT")
-    opening = options.read_stdin().removesuffix("\n") if text == "-" else text
+    opening = options.read_stdin(Deadline.never()).removesuffix("\n") if text == "-" else text
     if not opening.strip():
         raise UsageError("the opening is empty")
     try:
@@ -170,7 +170,8 @@ def _the_room(directory: str | None, members: Members) -> Iterator[Room]:
     wanted = star(HUB, [name for name in members.names if name not in members.joined])
     made: list[tuple[str, str]] = []
     try:
-        made = [pair for pair in wanted if pair not in room.pipes()]
+        there = set(room.pipes())
+        made = [pair for pair in wanted if pair not in there]
         for seat in members.joined:
             room.require(seat)
         room.make_pipes(made)

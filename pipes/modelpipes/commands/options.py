@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from modelpipes import __version__, units
-from modelpipes.errors import MessageError, UsageError
+from modelpipes.deadline import Deadline
+from modelpipes.errors import DeadlineError, MessageError, UsageError
 
 
 class Seconds(click.ParamType[float]):
@@ -92,18 +93,19 @@ def read_text(value: str) -> str:
         raise UsageError(f"{value[1:]}: cannot be read: {e}") from None
 
 
-def read_stdin() -> str:
-    """All of stdin, as text; MessageError where it is none."""
+def read_stdin(limit: Deadline) -> str:
+    """All of stdin, as text; MessageError where it is none, DeadlineError where it does not end in time."""
     poll = select.poll()
     poll.register(0, select.POLLIN)
     data = bytearray()
     try:
         while True:
+            if not poll.poll(limit.poll_ms()):
+                raise DeadlineError("stdin did not end within the time allowed (--max-seconds)")
             try:
                 piece = os.read(0, 65536)
             except BlockingIOError:
-                poll.poll()  # a neighbour who shares it made it so; its mode is not ours to change
-                continue
+                continue  # a neighbour who shares it made it so, and was faster
             if not piece:
                 return data.decode("utf-8")
             data += piece

@@ -30,8 +30,8 @@ def command(seats: tuple[str, ...], directory: str | None, wait: bool, timeout: 
       list-seats --json
     """
     room = Room.open(directory)
-    for seat in seats:
-        room.require(seat)
+    for seat in set(seats).difference(room.seats()):
+        room.require(seat)  # tells which there are
     if wait:
         if not seats:
             raise UsageError("--wait needs the seats to wait for: list-seats --wait alice bob")

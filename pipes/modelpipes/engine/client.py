@@ -284,7 +284,7 @@ class Client:
             raise refusal(self.root, response.status, answer)
         try:
             return json.loads(answer)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise EngineError(f"the server at {self.root} answers {path} with no JSON") from None
 
 
@@ -386,7 +386,7 @@ class ChatStream:
         root = self._client.root
         try:
             chunk = _decode_chunk(event)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             shown = event[:SHOWN_BODY_CHARS].decode("utf-8", "replace")
             raise EngineError(f"the server at {root} sent what is no chat chunk ({error}): {shown!r}") from None
         if chunk.error is not None:
@@ -464,7 +464,7 @@ def _server_words(body: bytes) -> tuple[str, str, Any]:
     """Message, type and code of an error in any of the usual forms."""
     try:
         answer = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return body.decode("utf-8", "replace")[:SHOWN_BODY_CHARS], "", None
     error = answer.get("error", answer) if isinstance(answer, dict) else answer
     if isinstance(error, dict):

@@ -18,6 +18,8 @@ from modelpipes.errors import MessageError
 from modelpipes.framing import MAX_MESSAGE_BYTES
 from modelpipes.message import Heard, Phase, Stop, Usage
 
+LOAD_S = 600.0  # for a voice to be ready: a large model from a slow disk
+
 
 class Finish(Struct, frozen=True):
     """How an answer ended."""
