@@ -181,6 +181,20 @@ def test_the_fresh_room_of_a_process_that_was_killed_is_an_orphan_and_ours_is_no
     assert [room.path for room in Room.orphans()] == [theirs.path]
 
 
+def test_orphans_are_looked_for_in_a_directory_of_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # In one that others can write, a link of theirs led clean-up to a room of ours.
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    rooms_of_ours = tmp_path / f"modelpipes-{os.geteuid()}"
+    rooms_of_ours.mkdir(0o700)
+    orphan = Room.make(str(rooms_of_ours / "chat-4194305-00"))
+    (rooms_of_ours / "chat-4194306-00").symlink_to(orphan.path)
+    (rooms_of_ours / "chat-4194307-00").touch()
+    assert [room.path for room in Room.orphans()] == [orphan.path]
+    rooms_of_ours.chmod(0o777)
+    assert Room.orphans() == []
+
+
 # -- what it holds
 
 

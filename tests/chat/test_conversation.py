@@ -222,11 +222,30 @@ def test_a_turn_cut_off_at_the_deadline_is_not_one_that_its_speaker_surely_knows
 def test_who_knows_nothing_is_told_the_opening_and_the_newest_turns_that_can_travel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(conversation_module, "RETELL_BYTES", 10)
+    monkeypatch.setattr(conversation_module, "RETELL_BYTES", 220)
     turns = [Turn(n, "hub", "four") for n in range(6)]
     assert [turn.turn for turn in since(turns, -1)] == [0, 4, 5]
-    assert [turn.turn for turn in since(turns, 1)] == [2, 3, 4, 5]
-    assert [turn.turn for turn in since([*turns, Turn(6, "hub", "x" * 99)], -1)] == [0, 6]
+    assert [turn.turn for turn in since(turns, 3)] == [4, 5]
+    assert [turn.turn for turn in since([*turns, Turn(6, "hub", "x" * 999)], -1)] == [0, 6]
+
+
+def test_a_member_that_missed_more_than_can_travel_is_told_the_opening_and_the_newest_turns(
+    seat: Seat, lead: Lead, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A gap of 20 MB went into one message, which was refused, at every resume again.
+    monkeypatch.setattr(conversation_module, "RETELL_BYTES", 250)
+    voices = {name: numbered(name) for name in ("alice", "bob", "carol", "dave")}
+    for name, voice in voices.items():
+        seat(voice, name) if name in ("alice", "bob") else None
+    lead("alice", "bob", rounds=1)
+    turns = [Turn(n, "bob", f"said {n}") for n in range(3, 8)]
+    with Transcript.resume(path, Header(VERSION, "", ())) as transcript:
+        transcript.append(*turns)
+    lead("bob", "alice", rounds=5)
+    told = voices["alice"].heard[1]
+    assert told[0] == ("hub", "Hello.")
+    assert [content for _, content in told[-2:]] == ["said 6", "said 7"]
+    assert len(told) == 3
 
 
 # -- why it ends

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -163,6 +164,29 @@ def test_an_asker_that_goes_away_stops_the_work(room: Room, seat: Seat) -> None:
         gate.wait_begun()
     assert gate.was_cancelled.wait(LIMIT_S)
     assert isinstance(ask(room, "and now")[-1], Reply)
+
+
+def test_an_asker_that_follows_at_once_on_another_is_missed_as_well_before_it_was_told_anything(
+    room: Room, seat: Seat
+) -> None:
+    # The pipe to the first one lingered, unwatched, and was taken for the second: its work ran to the end.
+    gate = Gate()
+
+    def script(work: Work) -> None:
+        if work.turns[-1].content == "slow":
+            work.when_cancelled(lambda: [event.set() for event in (gate.was_cancelled, gate.opened)])  # type: ignore[func-returns-value]
+            gate.begun.release()
+            assert gate.opened.wait(LIMIT_S)
+
+    seat(ScriptedVoice(script))
+    for _ in range(5):
+        ask(room, "quick")
+        with Wire(room) as hub:
+            hub.say("slow")
+            gate.wait_begun()
+        assert gate.was_cancelled.wait(LIMIT_S)
+        gate.opened.clear()
+        gate.was_cancelled.clear()
 
 
 def test_a_cancel_ends_the_answer_with_what_was_said(room: Room, seat: Seat) -> None:
@@ -369,6 +393,21 @@ def test_a_plain_asker_that_reads_before_its_answer_is_made_does_not_find_the_la
     assert got == [b"begun done\n"]
 
 
+def test_a_newer_plain_line_is_answered_and_never_the_one_before_it(room: Room, seat: Seat) -> None:
+    # An answer that was left uncollected went to the next question, and so on for ever.
+    gate = Gate()
+    seat(ScriptedVoice(lambda work: gate(work) if work.turns[-1].content == "B" else work.emit(work.turns[-1].content)))
+    with open(room.pipe("hub", "bob"), "wb") as pipe:
+        pipe.write(b"A\n")
+    wait_until(lambda: room.sitting("bob").answers == 1, "the answer that nobody collects")
+    with open(room.pipe("hub", "bob"), "wb") as pipe:
+        pipe.write(b"B\n")
+    gate.opened.set()
+    with open(room.pipe("bob", "hub"), "rb") as pipe:
+        assert pipe.readline() == b"begun done\n"
+    assert plainly(room, b"C") == b"C\n"
+
+
 def test_a_plain_asker_that_never_collects_holds_nobody_up_and_a_newer_line_replaces_its_answer(
     room: Room, seat: Seat, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -488,6 +527,51 @@ def test_a_member_that_leaves_tells_who_waits_and_ends_its_voice(room: Room, sea
     assert "bob is leaving" in str(failed[0])
     assert voice.is_closed
     assert room.sitting("bob").state == "free"
+
+
+def test_a_fault_of_ours_in_a_voice_is_a_failure_and_keeps_no_seat_busy(room: Room, seat: Seat) -> None:
+    def script(work: Work) -> None:
+        raise ZeroDivisionError("ours") if work.turns[-1].content == "x" else ProgramError("its own")
+
+    seat(ScriptedVoice(script))
+    with pytest.raises(PeerFailed, match=r"a fault of modelpipes.*ZeroDivisionError"):
+        ask(room, "x")
+    with pytest.raises(PeerFailed, match="its own"):
+        ask(room, "y")
+
+
+def test_a_plain_asker_is_told_that_the_member_leaves(room: Room, seat: Seat) -> None:
+    gate = Gate()
+    member = seat(ScriptedVoice(gate))
+    with open(room.pipe("hub", "bob"), "wb") as pipe:
+        pipe.write(b"x\n")
+    gate.wait_begun()
+    got: list[bytes] = []
+
+    def read() -> None:
+        with open(room.pipe("bob", "hub"), "rb") as pipe:
+            got.append(pipe.readline())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    wait_until(lambda: Path(f"/proc/self/task/{reader.native_id}/wchan").read_text() != "0", "the reader's open")
+    member.end()
+    reader.join(LIMIT_S)
+    assert got == [b"error: bob is leaving\n"]
+
+
+def test_malformed_lines_without_end_do_not_fill_the_memory(room: Room, seat: Seat) -> None:
+    seat(ScriptedVoice())
+    with Wire(room) as hub:
+        line = b'{"type":"dance"}\n' * 4096
+        unread = 0
+        with open(room.pipe("hub", "bob"), "wb", buffering=0) as pipe:
+            for _ in range(300):
+                unread += pipe.write(line) or 0
+        asked = hub.say("still there?")
+        reply = hub.hear(Reply)
+    assert isinstance(reply, Reply) and reply.reply_to == asked
+    assert unread > 16 << 20
 
 
 class MortalVoice(ScriptedVoice):

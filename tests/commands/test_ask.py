@@ -233,6 +233,29 @@ def test_a_transcript_gives_the_shell_a_memory(run: Commands) -> None:
     ]
 
 
+def test_each_line_ends_at_a_newline_alone(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    batch = "a\x0cb\nc\u2028d\n\ne\r\n"
+    answers = [
+        json.loads(line) for line in run("ask", "bob", "--each-line", "--json", typed=batch).stdout.split("\n") if line
+    ]
+    assert [answer["content"] for answer in answers] == ["a\x0cb", "c\u2028d", "e"]
+
+
+def test_who_asks_is_who_was_named_also_where_the_shell_names_the_hubs_pipes(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    run("setup", "bob", "--hub", "carol")
+    pipes = {"PIPE_TO_BOB": run.room.pipe("hub", "bob"), "PIPE_FROM_BOB": run.room.pipe("bob", "hub")}
+    assert json.loads(run("ask", "bob", "--from", "carol", "--json", "x", **pipes).stdout)["to"] == "carol"
+
+
+def test_max_seconds_bounds_the_reading_of_stdin_as_well(run: Commands) -> None:
+    run("setup", "bob")
+    asking = run.start("ask", "bob", "--max-seconds", "200ms", stdin=subprocess.PIPE)
+    assert asking.wait(LIMIT_S) == 124
+    assert asking.stderr and b"stdin did not end" in asking.stderr.read()
+
+
 def test_pipes_can_be_named_directly(run: Commands) -> None:
     run.attach("bob", "--filter", "cat")
     to, back = run.room.pipe("hub", "bob"), run.room.pipe("bob", "hub")

@@ -78,6 +78,14 @@ def test_members_speak_in_the_order_typed_whatever_names_them(run: Commands) -> 
     assert run.room.sitting("dora").state == "ready"
 
 
+def test_a_filter_that_dies_in_mid_talk_is_seated_again(run: Commands) -> None:
+    # Its failures came faster than its death was noticed, and took all tries.
+    dyer = "sh -c 'read l; echo one; read l; exit 3'"
+    chat = run("chat", "--filter", f"alice={dyer}", "--exec", "bob=cat", "--rounds", "3")
+    assert (chat.code, chat.stdout.count("alice: one\n")) == (0, 3)
+    assert "seating it again" in chat.stderr
+
+
 def test_seats_that_are_taken_are_led_and_left_as_they_were(run: Commands) -> None:
     run.attach("alice", "--filter", "cat")
     run.attach("bob", "--exec", "tr a-z A-Z")
@@ -427,7 +435,9 @@ def member_pid(run: Commands, seat: str) -> int:
 
 def test_a_member_that_was_killed_is_seated_again_and_told_what_it_missed(run: Commands) -> None:
     (run.cwd / "first").touch()
-    bob = script(run, "read -r said; printf 'heard '; if [ -e first ]; then rm first; exec sleep 1000; fi; echo $said")
+    bob = script(
+        run, "read -r said; [ ! -e first ] || { rm first; printf 'heard '; exec sleep 1000; }; echo heard $said"
+    )
     chat = run.start("chat", "--filter", "alice=cat", "--exec", f"bob={bob}", "--rounds", "2",
                      "--transcript", "talk.jsonl")  # fmt: skip
     said = read_until(chat, b"bob: heard ")
