@@ -408,6 +408,16 @@ def test_a_newer_plain_line_is_answered_and_never_the_one_before_it(room: Room, 
     assert plainly(room, b"C") == b"C\n"
 
 
+def test_every_plain_line_is_heard_though_only_the_last_is_answered(room: Room, seat: Seat) -> None:
+    voice = ScriptedVoice()
+    seat(voice)
+    with open(room.pipe("hub", "bob"), "wb") as pipe:
+        pipe.write(b"one\ntwo\nthree\n")
+    with open(room.pipe("bob", "hub"), "rb") as pipe:
+        assert pipe.readline() == b"three\n"
+    assert voice.heard == [[("hub", "one")], [("hub", "two")], [("hub", "three")]]
+
+
 def test_a_plain_asker_that_never_collects_holds_nobody_up_and_a_newer_line_replaces_its_answer(
     room: Room, seat: Seat, capfd: pytest.CaptureFixture[str]
 ) -> None:

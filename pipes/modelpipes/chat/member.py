@@ -225,12 +225,11 @@ class Member:
         if self.room.sitting(sender).state not in ("free", "died"):
             self._report(f"{self.seat}: a plain line from {sender}, which is a member, is not answered")
             return
-        for older in self._jobs.of(sender):
-            if older.is_plain:
-                self._report(f"{self.seat}: {sender} asked again before it had its answer, which is lost")
-                older.is_abandoned = True
-                self._cancel(older)
         self._plain.drop(sender)
+        for older in self._jobs.of(sender):
+            if older.is_plain and not older.is_abandoned:
+                self._report(f"{self.seat}: {sender} asked again before it had its answer, which is lost")
+                older.is_abandoned = True  # its words are heard all the same: a program may count them
         job = Job(sender, Say(new_id(), sender, self.seat, plain.content), is_plain=True)
         if not self._jobs.add(job):
             self._report(f"{self.seat}: too busy for a plain line from {sender}; it is lost")
