@@ -115,13 +115,13 @@ def is_per_user(path: str) -> bool:
 
 def _check_directory(path: str) -> None:
     """Raise RoomError unless the path is a directory of ours that nobody else can write."""
-    parent = os.path.dirname(path)
-    if is_per_user(parent):
-        _check_directory(parent)  # its name can be guessed: somebody else may have made it first
     try:
         found = os.lstat(path)
     except OSError:
         raise RoomError(f"{path}: no room there; run setup-pipes first, or name the room with -d") from None
+    parent = os.path.dirname(path)
+    if is_per_user(parent):
+        _check_directory(parent)  # its name can be guessed: somebody else may have made it first
     if stat.S_ISLNK(found.st_mode):
         raise RoomError(f"{path}: a symbolic link, which is never followed; name the directory itself with -d")
     if not stat.S_ISDIR(found.st_mode):
@@ -177,17 +177,23 @@ class Room:
     def make(cls, path: str | None = None) -> Room:
         """The room, made with mode 0700 where it is missing."""
         room = cls(resolve(path))
-        parent = os.path.dirname(room.path)
         try:
-            os.makedirs(parent, mode=0o700, exist_ok=True)
-            if is_per_user(parent):
-                _check_directory(parent)  # before anything is made in it
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(room.path, MADE_BY_US)
+            try:
+                room._make_directory()
+            except FileNotFoundError:
+                room._make_directory()  # a clean-up took the empty parent in that moment
         except OSError as e:
             raise RoomError(f"{room.path}: cannot be made: {(e.strerror or str(e)).lower()}") from None
         _check_directory(room.path)
         return room
+
+    def _make_directory(self) -> None:
+        parent = os.path.dirname(self.path)
+        os.makedirs(parent, mode=0o700, exist_ok=True)
+        if is_per_user(parent):
+            _check_directory(parent)  # before anything is made in it
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self.path, MADE_BY_US)
 
     def pipe(self, sender: str, receiver: str) -> str:
         return os.path.join(self.path, f"{sender}_to_{receiver}")
