@@ -37,7 +37,7 @@ SURVIVAL_S = 2.0  # what a killed process owned must be gone by then
 GO_ON_S = 30.0  # for a conversation to go on after a kill, engines loaded anew, on a busy machine
 LEAVE_S = 10.0  # for everybody to be gone at an orderly end
 OPENING = "Let the drill begin."
-LARGE_CONTEXT = "4000000"  # of the model server in our hand: nothing is ever dropped
+LARGE_CONTEXT = "4000000"  # of the model server in our hand: nothing is dropped before the history holds its 2 MiB
 ENGINE_TURNS = 30  # of a talk with tiny-chat, which was trained for 1024 tokens: nothing is dropped there either
 EVERY = -1  # as the number of kills: each boundary once
 
@@ -65,9 +65,9 @@ VICTIMS = (
     Victim("leader of an engine, three deep", "leader", is_seated=True, engine="recorded", turns_a_talk=ENGINE_TURNS),
     Victim("leader that is starting", "start", is_seated=True, engine="bare", turns_a_talk=ENGINE_TURNS),
     Victim("asker", "asker"),
-    Victim("member, large words", "member", is_large=True, turns_a_talk=16),
-    Victim("leader, large words", "leader", is_large=True, turns_a_talk=16),
-    Victim("asker, large words", "asker", is_large=True, turns_a_talk=16),
+    Victim("member, large words", "member", is_large=True, turns_a_talk=10),
+    Victim("leader, large words", "leader", is_large=True, turns_a_talk=10),
+    Victim("asker, large words", "asker", is_large=True, turns_a_talk=10),
 )
 
 
