@@ -290,3 +290,14 @@ def test_the_key_comes_from_a_file_before_the_environment(run: Commands, engine:
         assert (alice.code, alice.stderr.count("\n")) == (1, 1)
         assert "key" in alice.stderr.lower()
         assert "secret" not in alice.stderr and "wrong" not in alice.stderr
+
+
+@pytest.mark.parametrize("voice", [("--filter", "cat"), ("--exec", "cat")])
+def test_a_members_memory_stays_small_however_much_is_said(run: Commands, voice: tuple[str, str]) -> None:
+    # Messages in cycles that Python seldom looks for made it 130 MB.
+    member = run.attach("bob", *voice)
+    batch = "".join(f"{n} {'x' * 900_000}\n" for n in range(100))
+    asked = run("ask", "bob", "--each-line", "--whole", typed=batch)
+    assert (asked.code, len(asked.stdout)) == (0, len(batch))
+    peak_kb = Path(f"/proc/{member.pid}/status").read_text().partition("VmHWM:")[2].split()[0]
+    assert int(peak_kb) < 80_000

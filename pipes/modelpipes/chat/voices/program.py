@@ -213,10 +213,9 @@ class _Exchange:
         self._work = work
         self._unsent = memoryview(asked)
         self._silence_s = silence_s
-        self._pieces = self._poll()
 
     def __iter__(self) -> Iterator[bytes]:
-        return self._pieces
+        return self._poll()  # not kept: it and we would know each other, and stay until Python looks for cycles
 
     def __enter__(self) -> _Exchange:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
