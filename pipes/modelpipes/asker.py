@@ -22,16 +22,26 @@ class Asker:
     """A seat that speaks to one member and hears its answer. `with` holds the asker's lock and both pipes.
 
     `silence_s` bounds how long the member may show no life, `limit` the whole exchange; None and
-    Deadline.never() do not bound.
+    Deadline.never() do not bound. A member that `was_seated` is not waited for where its seat is empty.
     """
 
-    def __init__(self, room: Room, seat: str, to: str, *, silence_s: float | None, limit: Deadline) -> None:
+    def __init__(
+        self,
+        room: Room,
+        seat: str,
+        to: str,
+        *,
+        silence_s: float | None,
+        limit: Deadline,
+        was_seated: bool = False,
+    ) -> None:
         self.room = room
         self.seat = seat
         self.to = to
         self.ignored = 0  # lines that answered nobody here: plain, unreadable, or meant for a predecessor
         self._silence_s = silence_s
         self._limit = limit
+        self._was_seated = was_seated
         self._quiet = Deadline.after(silence_s).earlier(limit)
         self._endpoint = Endpoint(room, seat)
         self._lock: fifo.Lock | None = None
@@ -68,7 +78,7 @@ class Asker:
         Raises PeerGone where the member dies or leaves, PeerFailed for its failure, DeadlineError.
         An iteration that is broken off cancels the answer.
         """
-        self._endpoint.connect(self.to, self._quiet)
+        self._endpoint.connect(self.to, self._quiet, was_taken=self._was_seated)
         self._endpoint.send(self.to, say, self._quiet)
         is_over = False
         try:

@@ -163,15 +163,18 @@ class Endpoint:
         self._poll.register(fd, 0)  # POLLERR, which tells that the reader died, needs no asking
         return True
 
-    def connect(self, receiver: str, deadline: Deadline) -> None:
+    def connect(self, receiver: str, deadline: Deadline, *, was_taken: bool = False) -> None:
         """Open the pipe to a seat, waiting for its reader.
 
-        A seat that nobody ever took is waited for; one whose member died raises PeerGone at once.
+        A seat that nobody ever took is waited for; one whose member died, or is known to have been there
+        (`was_taken`) and has left, raises PeerGone at once.
         """
         while not self.try_connect(receiver):
             who = self.room.sitting(receiver)
             if who.state == "died" and not self.try_connect(receiver):
                 raise PeerGone(f"{who.name()} died; seat it again with attach-model")
+            if who.state == "free" and was_taken and not self.try_connect(receiver):
+                raise PeerGone(f"{receiver} has left; seat it again with attach-model")
             if deadline.has_passed():
                 why = "nobody took the seat" if who.state == "free" else f"it is {who.state}, but did not listen"
                 raise DeadlineError(f"{who.seat}: {why} before the deadline")

@@ -17,7 +17,7 @@ from modelpipes.asker import Answer, Asker
 from modelpipes.chat.transcript import Transcript, Turn
 from modelpipes.chat.turns import StopRules, TurnTaking, moderator_question, parse_choice
 from modelpipes.deadline import Deadline
-from modelpipes.errors import DeadlineError, PeerError, PeerFailed, PeerGone
+from modelpipes.errors import DeadlineError, PeerError, PeerFailed
 from modelpipes.fifo import RETRY_S
 from modelpipes.message import Delta, Heard, Reply, Say, new_id
 from modelpipes.room import HUB, Room
@@ -143,13 +143,10 @@ class Conversation:
         return parse_choice(said, others)
 
     def _asker(self, seat: str) -> Asker:
-        who = self.room.sitting(seat)
-        if who.state == "free" and self._sat[seat]:
-            # Only a seat that nobody took yet is waited for.
-            raise PeerGone(f"{seat} has left; seat it again with attach-model")
-        self._sat[seat] = who.pid or self._sat[seat]
+        was_seated = self._sat[seat] is not None
+        self._sat[seat] = self.room.sitting(seat).pid or self._sat[seat]
         silence_s = None if seat in self._guests else self._silence_s
-        return Asker(self.room, self.hub, seat, silence_s=silence_s, limit=self._limit)
+        return Asker(self.room, self.hub, seat, silence_s=silence_s, limit=self._limit, was_seated=was_seated)
 
     def _take_turn(self, seat: str) -> None:
         number = len(self._transcript.turns)
@@ -201,7 +198,7 @@ class Conversation:
         deadline = Deadline.after(LEAVING_S).earlier(self._limit)
         while not deadline.has_passed():
             who = self.room.sitting(seat)
-            if who.state in ("free", "died") or who.pid != self._sat[seat]:
+            if who.state in ("free", "died") or who.pid not in (None, self._sat[seat]):
                 return
             time.sleep(RETRY_S)
 
