@@ -141,6 +141,17 @@ def unread_bytes(fd: int) -> int:
     return found
 
 
+def try_lock(fd: int) -> bool:
+    """Lock an open file for as long as its description is open; False where another one has locked it."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, 0, 0, 0, 0))
+    except OSError as e:
+        if e.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
 class Lock:
     """A lock on a small file of ours, held until released or until we die.
 
@@ -158,15 +169,16 @@ class Lock:
         while True:
             fd = _open_lock(path, os.O_RDWR | os.O_CREAT)
             try:
-                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, 0, 0, 0, 0))
+                is_ours = try_lock(fd)
             except OSError as e:
                 os.close(fd)
-                if e.errno in (errno.EAGAIN, errno.EACCES):
-                    return None
                 raise _room_error(e, path) from None
-            if is_same(fd, path):
+            if is_ours and is_same(fd, path):
                 return cls(path, fd)
-            os.close(fd)  # clean-up removed it between our open and our lock
+            os.close(fd)
+            if not is_ours:
+                return None
+            # Clean-up removed it between our open and our lock.
 
     @classmethod
     def take(cls, path: str, deadline: Deadline) -> Lock:

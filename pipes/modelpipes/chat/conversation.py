@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from modelpipes.asker import Answer, Asker
 from modelpipes.chat.transcript import Transcript, Turn
 from modelpipes.chat.turns import StopRules, TurnTaking, moderator_question, parse_choice
+from modelpipes.chat.voices import LEAVING_S
 from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, PeerError, PeerFailed
 from modelpipes.fifo import RETRY_S
@@ -28,7 +29,6 @@ HEARD_BYTES = 100  # around the words of a turn
 MODERATOR_TRIES = 2  # then the next in the round speaks: a moderator that names nobody must not stop the talk
 MODERATOR_CHARS = 2000  # of the last turns, for the moderator to go by
 MODERATOR_ANSWER_CHARS = 1000  # longer answers are broken off: one that names nobody by then may never end
-LEAVING_S = 3.0  # for a member that said it leaves, and its engine, to be gone
 
 
 class _Left(Exception):

@@ -7,14 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from modelpipes.chat.voices import LOAD_S
+from modelpipes.chat.voices import LEAVING_S, LOAD_S
 from modelpipes.child import Child
 from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, PeerError, PeerGone
 from modelpipes.fifo import RETRY_S
 from modelpipes.room import Room
 
-LEAVING_S = 3.0  # for a member that said it leaves, and its engine, to be gone
 _READY = ("ready", "busy")
 
 

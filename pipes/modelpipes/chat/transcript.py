@@ -11,16 +11,15 @@ the truth about the conversation, and every whole line of it survives the death 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
-import struct
 from collections.abc import Sequence
 from types import TracebackType
 
 import msgspec
 from msgspec import Struct, field
 
+from modelpipes import fifo
 from modelpipes.errors import FileError, UsageError
 from modelpipes.message import Stop, Timing, Usage
 
@@ -179,17 +178,14 @@ class Transcript:
         return transcript
 
     def _lock(self) -> None:
-        # struct flock; an open file description lock demands l_pid 0. It goes when the last copy of the
-        # descriptor closes, whatever ends us.
-        flock = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         try:
-            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, flock)
-        except (BlockingIOError, PermissionError) as error:
-            raise FileError(
-                f"{self.path}: another leader holds this transcript: wait for it to end, or name another file"
-            ) from error
+            is_ours = fifo.try_lock(self._descriptor)
         except OSError as error:
             raise FileError(f"{self.path}: cannot lock the transcript: {error.strerror}") from error
+        if not is_ours:
+            raise FileError(
+                f"{self.path}: another leader holds this transcript: wait for it to end, or name another file"
+            )
 
     def _is_unbegun(self) -> bool:
         """Is there nothing in the file, or a header alone?"""
