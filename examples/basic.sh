@@ -12,8 +12,8 @@ trap 'cleanup-pipes -f; wait; rm -r "$place"' EXIT
 trap 'exit 1' HUP INT TERM
 
 setup-pipes alice bob
-attach-model alice --model "$model_a" --system "You are alice." &
-attach-model bob --model "$model_b" --system "You are bob." &
+attach-model alice --model "$model_a" --system "You are alice." --temperature 0 &
+attach-model bob --model "$model_b" --system "You are bob." --temperature 0 &
 list-seats --wait alice bob --timeout 5m
 
 # The answer comes on stdout, piece by piece; -v adds its times on stderr.
