@@ -5,6 +5,7 @@ PipesError                1  what failed, where, and what to do next, in one lin
 ├── RoomError             1  a room, seat, FIFO or lock is missing or not what it should be
 ├── MessageError          1  a message cannot travel: too large, or not Unicode text
 ├── FileError             1  a model file or transcript cannot be read or written
+│   └── ModelFileError    1  a model file is damaged, incomplete or none at all
 ├── EngineError           1  an engine cannot be found, started or spoken to
 ├── ProgramError          1  a program we started failed
 ├── PeerError             1  the process at the other end of a pipe failed
@@ -39,6 +40,19 @@ class MessageError(PipesError):
 
 class FileError(PipesError):
     """A model file or transcript cannot be read or written."""
+
+
+class ModelFileError(FileError):
+    """A model file is damaged, incomplete or none at all.
+
+    `reason` is one line in plain words, without the path; `offset` the byte of the file where it shows.
+    """
+
+    def __init__(self, path: str, reason: str, offset: int | None = None) -> None:
+        super().__init__(f"{path}: {reason}" if offset is None else f"{path}: {reason} (at byte {offset})")
+        self.path = path
+        self.reason = reason
+        self.offset = offset
 
 
 class EngineError(PipesError):

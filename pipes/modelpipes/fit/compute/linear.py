@@ -1,0 +1,3 @@
+"""TODO"""
+from modelpipes.fit.compute import delta
+GRAPHS = delta.GRAPHS

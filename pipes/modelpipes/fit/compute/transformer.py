@@ -1,0 +1,197 @@
+"""Graphs of transformers that attend over a cache of keys and values: dense ones and mixtures of experts.
+
+What a model has (biases, norms of queries and keys, gates, shared experts) is seen from its weights; what
+they do not tell stands in the table of styles. Follows src/models/*.cpp of llama.cpp b11434.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from modelpipes.fit.compute import tensor as t
+from modelpipes.fit.compute.builder import AttentionInputs, Builder
+from modelpipes.fit.compute.tensor import Tensor
+
+# How the parts of a block are added up where feed-forward runs beside attention.
+Parallel = Literal["", "ffn+attention", "attention+ffn", "ffn+input"]
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How an architecture differs from LLaMA's."""
+
+    norm: str = "rms_norm"
+    bare_norm: bool = False  # norms that have no weights
+    scaled_input: bool = False  # the embeddings are multiplied token by token
+    rope: bool = True
+    table_of_positions: bool = False  # learned positions are added to the embeddings
+    parallel: Parallel = ""
+    ffn_norm: str = "ffn_norm"
+    dense: bool = False  # experts in the file are not used
+    softmax_weight: bool = False  # the weights of the chosen experts alone are made to sum to one
+    normed_experts: bool | None = True  # None: as the file says
+    early_router: bool = False  # experts are chosen by the block's input
+    late_rows: bool = False  # every token goes through the last block, not only those with an output
+
+
+LAYER_NORM = Style(norm="norm")
+FILE_NORMED = Style(normed_experts=None)
+UNNORMED = Style(normed_experts=False)
+
+STYLES: dict[str, Style] = {
+    **dict.fromkeys("chameleon codeshell jais2 nemotron orion stablelm starcoder2".split(), LAYER_NORM),
+    **dict.fromkeys("bloom jais".split(), Style(norm="norm", rope=False)),
+    **dict.fromkeys("gpt2 mpt starcoder".split(), Style(norm="norm", rope=False, table_of_positions=True)),
+    **dict.fromkeys("cohere2 command-r gptneox".split(), Style(norm="norm", parallel="ffn+input")),
+    **dict.fromkeys("afmoe bailingmoe bailingmoe2 dots1 exaone-moe glm4moe hy_v3 laguna".split(), FILE_NORMED),
+    **dict.fromkeys("deepseek olmoe qwen2moe".split(), UNNORMED),
+    "cohere2moe": Style(parallel="ffn+attention", normed_experts=None, late_rows=True),
+    "dbrx": Style(norm="norm", ffn_norm="attn_output_norm"),
+    "falcon": Style(norm="norm", parallel="ffn+attention"),
+    "gemma3": Style(scaled_input=True),
+    "gpt-oss": Style(
+        softmax_weight=True, normed_experts=False, ffn_norm="post_attention_norm", late_rows=True
+    ),
+    "mimo2": Style(late_rows=True),
+    "olmo": Style(norm="norm", bare_norm=True),
+    "phi2": Style(norm="norm", parallel="attention+ffn"),
+    "plamo": Style(parallel="ffn+attention"),
+    "refact": Style(rope=False, dense=True),
+    "smallthinker": Style(early_router=True),
+    "step35": Style(normed_experts=None, late_rows=True),
+}  # fmt: skip
+PLAIN = Style()
+
+
+def transformer(b: Builder, layers: list[int]) -> None:
+    """The whole graph, of the given layers only."""
+    h, context = b.h, b.context
+    style = STYLES.get(h.arch, PLAIN)
+    cur = b.embed(style.scaled_input)
+    positions = b.positions()
+    if style.table_of_positions and (table := b.w("position_embd")) is not None:
+        cur = t.add(cur, t.get_rows(table, positions))
+    if (weight := b.w("token_embd_norm")) is not None:
+        cur = b.norm(cur, weight, b.weights.get("token_embd_norm.bias"), style.norm)
+    full = b.attention_inputs(context.cells)
+    window = b.attention_inputs(context.cells_swa) if h.swa_type != "none" else None
+    out_ids = b.out_ids()
+    for il in layers:
+        windowed = window is not None and h.is_swa[il]
+        inputs, cells = (window, context.cells_swa) if windowed else (full, context.cells)
+        assert inputs is not None
+        rows = out_ids if il == layers[-1] and not style.late_rows else None
+        cur = block(b, style, il, cur, positions, inputs, cells, rows)
+    if style.late_rows:
+        cur = t.get_rows(cur, out_ids)
+    b.output(cur, style.norm)
+
+
+def block(
+    b: Builder, style: Style, il: int, residual: Tensor, positions: Tensor, inputs: AttentionInputs, cells: int,
+    rows: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Attention and feed-forward of one layer; of the chosen `rows` only, behind the last attention."""
+    normed = norm(b, style, il, "attn_norm", residual)
+    second = b.layer(il, "attn_norm_2")
+    attended = normed if second is None else norm(b, style, il, "attn_norm_2", residual)
+    probs = t.mul_mat(b.needed(il, "ffn_gate_inp"), residual) if style.early_router else None
+    cur = attention(b, style, il, attended, positions, inputs, cells)
+    if rows is not None:
+        cur, residual = t.get_rows(cur, rows), t.get_rows(residual, rows)
+        probs = None if probs is None else t.get_rows(probs, rows)
+    if style.parallel and (b.h.arch != "gptneox" or b.h.value("use_parallel_residual", True)):
+        return beside(b, style, il, cur, normed, residual, rows)
+    if style.ffn_norm != "post_attention_norm":
+        cur = norm(b, style, il, "post_attention_norm", cur)
+    cur = norm(b, style, il, "attn_output_norm", cur) if b.h.arch == "grok" else cur
+    ffn_input = t.add(cur, residual)
+    cur = norm(b, style, il, style.ffn_norm, ffn_input)
+    if b.h.arch == "stablelm" and cur is ffn_input:  # without a norm of its own it takes attention's
+        cur = normed if rows is None else t.get_rows(normed, rows)
+    if b.layer(il, "ffn_norm_exps") is not None:  # arctic: experts beside the block
+        out = t.add(b.ffn(il, cur), ffn_input)
+        return t.add(b.moe(il, norm(b, style, il, "ffn_norm_exps", residual)), out)
+    cur = feed_forward(b, style, il, cur, probs)
+    cur = norm(b, style, il, "layer_output_norm", norm(b, style, il, "post_ffw_norm", cur))
+    return t.add(cur, ffn_input)
+
+
+def beside(
+    b: Builder, style: Style, il: int, attended: Tensor, normed: Tensor, residual: Tensor, rows: Tensor | None
+) -> Tensor:
+    """Feed-forward of what attention was given, or of its own norm of the block's input."""
+    if b.layer(il, "ffn_norm") is not None:
+        cur = norm(b, style, il, "ffn_norm", residual)
+    else:
+        cur = normed if rows is None else t.get_rows(normed, rows)
+    out = feed_forward(b, style, il, cur, None)
+    if style.parallel == "ffn+input":
+        return t.add(t.add(out, residual), attended)
+    if style.parallel == "ffn+attention":
+        return t.add(t.add(out, attended), residual)
+    return t.add(t.add(attended, out), residual)
+
+
+def norm(b: Builder, style: Style, il: int, name: str, cur: Tensor) -> Tensor:
+    """The norm of that name, if the layer has one."""
+    weight = b.layer(il, name)
+    if weight is None and not (style.bare_norm and name in ("attn_norm", "ffn_norm")):
+        return cur
+    return b.norm(cur, weight, b.bias(il, name), style.norm)
+
+
+def attention(
+    b: Builder, style: Style, il: int, normed: Tensor, positions: Tensor, inputs: AttentionInputs, cells: int
+) -> Tensor:
+    """Attention of one layer; multiplied by a gate where the layer has one."""
+    q, k, v = b.qkv(il, normed)
+    q = head_norm(b, style, il, "attn_q_norm", q)
+    k = head_norm(b, style, il, "attn_k_norm", k)
+    if style.rope:
+        q, k = t.rope(q, positions), t.rope(k, positions)
+    gate = b.layer(il, "attn_gate")
+    wo, wo_bias = b.layer(il, "attn_output"), b.bias(il, "attn_output")
+    sinks = b.layer(il, "attn_sinks")
+    if gate is None:
+        return b.attend(inputs, cells, il, q, k, v, sinks=sinks, wo=wo, wo_bias=wo_bias)
+    cur = b.attend(inputs, cells, il, q, k, v, sinks=sinks)
+    opened = t.activation(t.mul_mat(gate, normed))
+    if opened.ne[0] != cur.ne[0]:  # one gate for each head
+        n_head = opened.ne[0]
+        heads = t.reshape(cur, cur.ne[0] // n_head, n_head, cur.ne[1])
+        cur = t.reshape(t.mul(heads, t.reshape(opened, 1, n_head, cur.ne[1])), *cur.ne)
+    else:
+        cur = t.mul(cur, opened)
+    return cur if wo is None else b.linear(cur, wo, wo_bias)
+
+
+def head_norm(b: Builder, style: Style, il: int, name: str, cur: Tensor) -> Tensor:
+    """A norm of queries or keys: of each head, or of all heads together where the weight is as wide."""
+    weight = b.layer(il, name)
+    if weight is None:
+        return cur
+    if weight.ne[0] == cur.ne[0]:
+        return b.norm(cur, weight, None, style.norm)
+    flat = cur.src[0] if cur.op == "reshape" else t.reshape(cur, cur.ne[0] * cur.ne[1], cur.ne[2])
+    return t.reshape(b.norm(flat, weight, None, style.norm), *cur.ne)
+
+
+def feed_forward(b: Builder, style: Style, il: int, cur: Tensor, probs: Tensor | None) -> Tensor:
+    """Dense, or experts with what all tokens share beside them."""
+    if style.dense or b.layer(il, "ffn_gate_inp") is None:
+        return b.ffn(il, cur)
+    normed = style.normed_experts
+    out = b.moe(
+        il, cur, softmax_weight=style.softmax_weight, probs=probs,
+        normed=bool(b.h.value("expert_weights_norm", False)) if normed is None else normed,
+    )  # fmt: skip
+    if b.layer(il, "ffn_up_shexp") is not None:
+        shared = b.ffn(il, cur, "ffn_up_shexp", "ffn_gate_shexp", "ffn_down_shexp")
+        if (gate := b.layer(il, "ffn_gate_inp_shexp")) is not None:
+            shared = t.mul(shared, t.activation(t.mul_mat(gate, cur)))
+        out = t.add(out, shared)
+    elif b.h.arch == "grok" and b.layer(il, "ffn_up") is not None:  # a dense part beside the experts
+        out = t.scale(t.add(b.ffn(il, cur), out))
+    return out

@@ -1,0 +1,201 @@
+"""How much memory a model takes under given settings: on every device and on the host, to the byte where llama.cpp is.
+
+Weights, caches and state follow from the table of tensors and llama.cpp's rules (`placement`, `context`); the
+compute buffers from the graph that llama.cpp builds, laid out as ggml does (`compute`). Follows b11434.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from modelpipes.errors import FileError
+from modelpipes.fit import cuda
+from modelpipes.fit.compute import build
+from modelpipes.fit.compute.builder import Builder, MissingWeight
+from modelpipes.fit.compute.repeats import without_repeats
+from modelpipes.fit.compute.schedule import Device, buffer_sizes
+from modelpipes.fit.compute.tensor import Tensor, stored
+from modelpipes.fit.context import Context, plan_context
+from modelpipes.fit.hparams import Hparams, classify, read_hparams
+from modelpipes.fit.placement import Placement, Weights, place, weigh
+from modelpipes.fit.settings import Settings
+from modelpipes.gguf import Header
+
+KNOWN_MODELS = 64  # whose weights were added up and are kept: a plan tries one model under many settings
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one device, or the host, holds of a model, in bytes.
+
+    `overhead_bytes` is what the runtime takes beside: a driver's context, libraries, the buffer of logits.
+    """
+
+    model_bytes: int = 0
+    context_bytes: int = 0
+    compute_bytes: int = 0
+    overhead_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        return self.model_bytes + self.context_bytes + self.compute_bytes + self.overhead_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A model's memory on every device and on the host.
+
+    `estimate` is `exact` where llama.cpp's own rules for the architecture were followed, and `generic` where
+    the general rule stood in for them.
+    """
+
+    devices: tuple[Share, ...]
+    host: Share
+    estimate: Literal["exact", "generic"]
+
+
+def predict_memory(header: Header, settings: Settings) -> Memory:
+    """The memory that llama.cpp takes for a model under these settings.
+
+    Raises FileError where the file is no language model, and UsageError where llama.cpp would refuse the settings.
+    """
+    model = _model_of(header)
+    hparams = model.hparams
+    placement = place(model.weights, hparams, settings)
+    context = plan_context(hparams, placement, settings)
+    compute, known = _compute_bytes(model, placement, context, settings)
+    overhead = cuda.OVERHEAD_BYTES if settings.backend == "cuda" else 0
+    logits = FLOAT_BYTES * hparams.n_vocab * settings.n_parallel
+    return Memory(
+        tuple(
+            Share(model_bytes, context_bytes, compute_bytes, overhead)
+            for model_bytes, context_bytes, compute_bytes in zip(
+                placement.model_bytes, context.device_bytes, compute[:-1], strict=True
+            )
+        ),
+        Share(placement.host_model_bytes, context.host_bytes, compute[-1], logits),
+        "exact" if known and hparams.known else "generic",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What is worked out from a header once, for all settings."""
+
+    hparams: Hparams
+    weights: Weights
+    tensors: Mapping[str, tuple[tuple[int, ...], int]]  # shape and bytes by name
+    kinds: tuple[int, ...]  # blocks with equal numbers have weights of equal shapes
+
+
+def _model_of(header: Header) -> _Model:
+    found = _models.get(header.signature)
+    if found is None:
+        if len(_models) >= KNOWN_MODELS:
+            del _models[next(iter(_models))]
+        found = _models[header.signature] = _read_model(header)
+    return found
+
+
+_models: dict[bytes, _Model] = {}
+
+
+def _read_model(header: Header) -> _Model:
+    kind = classify(header)
+    if kind != "model":
+        raise FileError(f"{header.path}: a {kind}, not a language model")
+    if header.shard is not None and len(header.tensors) < header.shard.n_tensors:
+        raise FileError(f"{header.path}: one of {header.shard.count} shards; read the whole model with read_model")
+    hparams = read_hparams(header)
+    tensors = {tensor.name: (tensor.shape, tensor.n_bytes) for tensor in header.tensors}
+    return _Model(hparams, weigh(header, hparams), tensors, tuple(_block_kinds(tensors, hparams.n_layer)))
+
+
+def _block_kinds(tensors: Mapping[str, tuple[tuple[int, ...], int]], n_layer: int) -> Iterator[int]:
+    """A number for each block, equal where the names and shapes of its weights are."""
+    shapes: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in range(n_layer)]
+    for name, (shape, _) in tensors.items():
+        if name.startswith("blk."):
+            number, _, rest = name[4:].partition(".")
+            if number.isdecimal() and int(number) < n_layer:
+                shapes[int(number)].append((rest, shape))
+    numbers: dict[tuple[tuple[str, tuple[int, ...]], ...], int] = {}
+    for shape_list in shapes:
+        yield numbers.setdefault(tuple(sorted(shape_list)), len(numbers))
+
+
+class _WeightTable(dict[str, Tensor]):
+    """Weights as tensors that lie somewhere, made as a graph asks for them."""
+
+    def __init__(self, model: _Model, placement: Placement, last: int) -> None:
+        super().__init__()
+        self.model = model
+        self.placement = placement
+        self.last = last
+
+    def get(self, name: str, default: object = None) -> Tensor | None:  # type: ignore[override]
+        found = super().get(name)
+        return found if found is not None else self._make(name)
+
+    def __missing__(self, name: str) -> Tensor:
+        made = self._make(name)
+        if made is None:
+            raise MissingWeight(name)
+        return made
+
+    def _make(self, name: str) -> Tensor | None:
+        device: int | None
+        entry = self.model.tensors.get(name)
+        if entry is not None:
+            device = self.placement.device_of(name, self.model.hparams)
+        elif name == "output.weight" and self.model.hparams.facts.ties_output:
+            entry = self.model.tensors.get("token_embd.weight")
+            device = self.placement.output
+        if entry is None:
+            return None
+        tensor = self[name] = stored(entry[0], entry[1], self.last if device is None else device, weight=True)
+        return tensor
+
+
+def _compute_bytes(
+    model: _Model, placement: Placement, context: Context, settings: Settings
+) -> tuple[list[int], bool]:
+    """Compute buffers of every device and of the host; whether they follow from the architecture's own graph."""
+    hparams, last = model.hparams, settings.n_devices
+    homes = [last if device is None else device for device in (*placement.layers, placement.output)]
+    settings = replace(settings, flash_attn=context.flash_attn)
+    builder = Builder(_WeightTable(model, placement, last), hparams, context, settings, homes)
+    labels = [
+        (homes[il], model.kinds[il], hparams.is_swa[il], hparams.is_recr[il], hparams.has_kv[il], hparams.n_head[il])
+        for il in range(hparams.n_layer_trunk)
+    ]
+    try:
+        build(builder, without_repeats(labels))
+    except MissingWeight:
+        return _rough_compute_bytes(hparams, homes, context, settings), False
+    device = cuda.device() if settings.backend == "cuda" else Device()
+    pipelined = last > 1 and all(home != last for home in homes) and not settings.cpu_moe
+    return buffer_sizes(builder.graph, [device] * last, Device(), pipelined=pipelined), True
+
+
+def _rough_compute_bytes(h: Hparams, homes: list[int], context: Context, settings: Settings) -> list[int]:
+    """A compute buffer where the graph is not known: the largest of what a dense block and the logits need.
+
+    Our own approximation: the masks, the residual and the widest of feed-forward, attention and output.
+    """
+    n = min(context.n_ctx, context.n_ubatch)
+    heads, head = max(h.n_head, default=0), max(h.n_embd_head_k, default=0)
+    cells = context.cells
+    mask = cells * n * (2 if settings.flash_attn else FLOAT_BYTES)
+    wide = max(3 * max(h.n_ff, default=0), 2 * heads * head, h.n_expert_used * (h.n_embd + max(h.n_ff_exp, default=0)))
+    attention = 0 if settings.flash_attn else cells * n * heads * FLOAT_BYTES
+    outputs = (settings.n_outputs or settings.n_parallel) * h.n_vocab
+    largest = mask + max(FLOAT_BYTES * n * (4 * h.n_embd + wide), attention + FLOAT_BYTES * n * 6 * h.n_embd,
+                         FLOAT_BYTES * (outputs + 4 * n * h.n_embd))  # fmt: skip
+    places = set(homes)
+    host = mask + FLOAT_BYTES * n * 2 * h.n_embd
+    last = settings.n_devices
+    return [largest if place in places else 0 for place in range(last)] + [largest if last in places else host]

@@ -1,0 +1,280 @@
+"""Where llama.cpp puts a model's weights: which device or the host, and how many bytes each of them holds.
+
+Follows `llama_model_base::load_tensors` and `llama_model_loader::create_tensor` (b11434). A layer's weights go to
+the layer's device; the input's always to the host; the output, and what belongs to no block, to the device of layer
+number `n_layer`. A header is weighed once (`weigh`); placing under other settings is then arithmetic (`place`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
+
+from modelpipes.errors import UsageError
+from modelpipes.fit.hparams import Hparams
+from modelpipes.fit.settings import Settings
+
+if TYPE_CHECKING:
+    from modelpipes.gguf import Header, Tensor
+
+Device = int | None  # None is the host
+
+INPUT = -1
+UNUSED = -2
+TABLE = -3
+
+HOST_ALIGNMENT = 32  # TENSOR_ALIGNMENT in ggml-cpu, also of RPC devices with a CPU behind them
+CUDA_ALIGNMENT = 128  # ggml_backend_cuda_buffer_type_get_alignment
+CUDA_ROW = 512  # MATRIX_ROW_PADDING: rows of quantised matrices are read in pieces of so many elements
+PLAIN_TYPES = frozenset({0, 1, 24, 25, 26, 27, 28, 30})  # F32, F16, I8, I16, I32, I64, F64, BF16: not quantised
+
+# `--cpu-moe` (LLM_FFN_EXPS_REGEX in common/common.h); searched for, so that biases and scales match as well.
+EXPERTS = re.compile(r"\.ffn_(up|down|gate|gate_up)_(ch|)exps")
+
+# By LLM_TENSOR_INFOS in llama-arch.cpp. What is in none of these lists and in no block goes with the output.
+INPUTS = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
+FIRST_LAYER = (
+    "token_embd_norm.",
+    "per_layer_model_proj.",
+    "per_layer_proj_norm.",
+    "hrm.",
+    "conv1d.",
+    "nextn.pre_projection.",
+)
+TABLES = ("rope_freqs.", "rope_factors_long.", "rope_factors_short.")  # one copy wherever a layer uses them
+NEVER_LOADED = ("masked_embd_",)
+BLOCKS = ("blk.", "dec.blk.", "enc.blk.", "posnet.", "convnext.")
+NEVER_LOADED_IN_BLOCKS = ".cross_attn_rel_b."
+
+
+class Size(NamedTuple):
+    """Bytes with their padding: on the host and on devices in general, and on CUDA devices."""
+
+    plain: int
+    cuda: int
+
+
+NOTHING = Size(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A model's weights added up: by layer (the output last), experts apart; and what lies elsewhere.
+
+    `tables` are copied to every place that holds one of `table_layers`. `tied` is the input's matrix where it
+    serves as the output's too; it is copied to the output's place, or (`tied_always_copied`) even beside itself.
+    """
+
+    layers: tuple[Size, ...]
+    experts: tuple[Size, ...]
+    inputs: Size
+    tables: Size
+    table_layers: tuple[int, ...]
+    tied: Size
+    tied_always_copied: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Devices (None: the host) of every layer and of the output; bytes that each device and the host hold."""
+
+    layers: tuple[Device, ...]
+    output: Device
+    layer_bytes: tuple[int, ...]  # of every layer, the output last; experts on the host included
+    model_bytes: tuple[int, ...]  # of every device
+    host_model_bytes: int
+    cpu_moe: bool
+
+    def device_of(self, name: str, hparams: Hparams) -> Device:
+        """Where a tensor lies; of the tables that are copied, the first layer's copy.
+
+        A tied `token_embd.weight` lies on the host; its copy is where `output` is.
+        """
+        home = locate(name, hparams)
+        if home in (INPUT, UNUSED) or (self.cpu_moe and EXPERTS.search(name)):
+            return None
+        if home == TABLE:
+            home = 0
+        return self.output if home == len(self.layers) else self.layers[home]
+
+
+def weigh(header: Header, hparams: Hparams) -> Weights:
+    """Add up the weights of a model by where they go."""
+    n_layer = hparams.n_layer
+    plain, cuda = [0] * (n_layer + 1), [0] * (n_layer + 1)
+    experts: dict[int, Size] = {}
+    elsewhere = {INPUT: NOTHING, TABLE: NOTHING}
+    tied = NOTHING
+    has_output = False
+    for tensor in header.tensors:
+        name = tensor.name
+        home = locate(name, hparams)
+        if home == UNUSED:
+            continue
+        size = size_of(tensor)
+        if home < 0:
+            elsewhere[home] = _sum(elsewhere[home], size)
+            if name == "token_embd.weight":
+                tied = size
+        elif "exps" in name and EXPERTS.search(name):
+            experts[home] = _sum(experts.get(home, NOTHING), size)
+        else:
+            plain[home] += size.plain
+            cuda[home] += size.cuda
+            if name == "output.weight":
+                has_output = True
+                output = size
+    if has_output and tied == NOTHING and hparams.arch == "codeshell":
+        # models/codeshell.cpp makes the input from the output, on the output's device, and then the output
+        plain[n_layer] += output.plain
+        cuda[n_layer] += output.cuda
+    if has_output or not hparams.facts.ties_output:
+        tied = NOTHING
+    return Weights(
+        layers=tuple(map(Size, plain, cuda)),
+        experts=tuple(experts.get(layer, NOTHING) for layer in range(n_layer + 1)),
+        inputs=elsewhere[INPUT],
+        tables=elsewhere[TABLE],
+        table_layers=tuple(_table_layers(hparams)),
+        tied=tied,
+        tied_always_copied=hparams.facts.embedding_copy,
+    )
+
+
+def place(weights: Weights, hparams: Hparams, settings: Settings) -> Placement:
+    """Choose the devices of all layers, and add up what each of them holds."""
+    devices = layer_devices(hparams.n_layer, settings)
+    is_cuda = settings.backend == "cuda"
+    totals = [0] * settings.n_devices
+    host = weights.inputs.plain
+    layer_bytes = []
+
+    def put(device: Device, size: Size) -> int:
+        nonlocal host
+        if device is None:
+            host += size.plain
+            return size.plain
+        n_bytes = size.cuda if is_cuda else size.plain
+        totals[device] += n_bytes
+        return n_bytes
+
+    for device, size, experts in zip(devices, weights.layers, weights.experts, strict=True):
+        held = put(device, size)
+        if experts.plain:
+            held += put(None if settings.cpu_moe else device, experts)
+        layer_bytes.append(held)
+    output = devices[-1]
+    if weights.tied.plain and (output is not None or weights.tied_always_copied):
+        layer_bytes[-1] += put(output, weights.tied)
+    if weights.tables.plain:
+        for device in {devices[layer] for layer in weights.table_layers}:
+            put(device, weights.tables)
+    return Placement(devices[:-1], output, tuple(layer_bytes), tuple(totals), host, settings.cpu_moe)
+
+
+def locate(name: str, hparams: Hparams) -> int:
+    """The layer that a tensor goes with (`n_layer`: the output), or INPUT, TABLE or UNUSED."""
+    if name.startswith(BLOCKS):
+        return _locate_in_block(name, hparams)
+    if name.startswith(INPUTS):
+        return INPUT
+    if name.startswith(FIRST_LAYER):
+        # LFM2 calls the norm of its output so (LLM_TENSOR_OUTPUT_NORM_LFM2)
+        return hparams.n_layer if hparams.arch.startswith("lfm2") else 0
+    if name.startswith(TABLES):
+        return TABLE
+    return UNUSED if name.startswith(NEVER_LOADED) else hparams.n_layer
+
+
+def size_of(tensor: Tensor) -> Size:
+    """Bytes that a tensor takes in a buffer (`ggml_backend_buft_get_alloc_size`, and the alignment)."""
+    n_bytes = tensor.n_bytes
+    cuda = n_bytes
+    if tensor.shape[0] % CUDA_ROW and tensor.type not in PLAIN_TYPES:
+        cuda += cuda_row_padding(tensor.shape[0], n_bytes, math.prod(tensor.shape))
+    return Size(aligned(n_bytes, HOST_ALIGNMENT), aligned(cuda, CUDA_ALIGNMENT))
+
+
+def aligned(n_bytes: int, alignment: int) -> int:
+    """Bytes rounded up to a multiple of the alignment."""
+    return -(-n_bytes // alignment) * alignment
+
+
+def cuda_row_padding(row: int, n_bytes: int, n_elements: int) -> int:
+    """Bytes that CUDA adds after a quantised tensor (`ggml_backend_cuda_buffer_type_get_alloc_size`)."""
+    return -row % CUDA_ROW * n_bytes // n_elements
+
+
+def layer_devices(n_layer: int, settings: Settings) -> tuple[Device, ...]:
+    """The devices of layers 0 to `n_layer`, the last of which is the output (`get_layer_buft_list`)."""
+    wanted = settings.n_gpu_layers
+    n_gpu = n_layer + 1 if wanted is None or wanted < 0 else min(wanted, n_layer + 1)
+    if not settings.n_devices:
+        n_gpu = 0
+    start = n_layer + 1 - n_gpu
+    shares = _split_points(settings)
+    devices: list[Device] = [None] * start
+    if settings.n_devices == 1:
+        return (*devices, *(0,) * n_gpu)
+    for layer in range(n_gpu):
+        point = _float32(layer / n_gpu)
+        devices.append(sum(share <= point for share in shares))
+    return tuple(devices)
+
+
+def _split_points(settings: Settings) -> Sequence[float]:
+    """Where the shares of the devices end, from 0 to 1, in llama.cpp's precision."""
+    given = settings.tensor_split or ()
+    shares = [_float32(share) for share in given[: settings.n_devices]]
+    shares += [0.0] * (settings.n_devices - len(shares))
+    if any(share < 0 for share in shares):
+        raise UsageError(f"a device's share of the layers cannot be negative: {given}")
+    if not any(shares):
+        shares = [1.0] * settings.n_devices
+    ends = list(accumulate(shares, lambda total, share: _float32(total + share)))
+    return [_float32(end / ends[-1]) for end in ends]
+
+
+def _float32(value: float) -> float:
+    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    return rounded
+
+
+def _sum(a: Size, b: Size) -> Size:
+    return Size(a.plain + b.plain, a.cuda + b.cuda)
+
+
+def _locate_in_block(name: str, hparams: Hparams) -> int:
+    parts = name.split(".", 3)
+    at = 2 if parts[1] == "blk" else 1
+    if not parts[at].isdecimal():
+        return hparams.n_layer
+    layer = int(parts[at])
+    if NEVER_LOADED_IN_BLOCKS in name:
+        return UNUSED
+    if layer >= hparams.n_layer:  # blocks of a head go with the output (llama_model_base::create_tensor)
+        return hparams.n_layer
+    if layer >= hparams.n_layer_trunk and _is_skipped(name, hparams):
+        return UNUSED
+    return layer
+
+
+def _is_skipped(name: str, hparams: Hparams) -> bool:
+    """Whether a tensor of a block for next-token prediction stays in the file, as without `load_mtp`."""
+    if hparams.n_layer_trunk == 0:  # gemma4-assistant has no other blocks
+        return False
+    kept = hparams.facts.nextn_loaded
+    return not kept or not name.split(".", 2)[2].startswith(kept)
+
+
+def _table_layers(hparams: Hparams) -> Iterator[int]:
+    """The layers whose loader asks for rope tables."""
+    layers = range(hparams.n_layer if hparams.arch == "step35" else hparams.n_layer_trunk or hparams.n_layer)
+    if hparams.arch in ("gemma4", "gemma4-assistant"):
+        return (layer for layer in layers if not hparams.is_swa[layer])
+    return iter(layers)

@@ -1,0 +1,1 @@
+"""Model files: where they lie, what their headers say."""

@@ -1,0 +1,45 @@
+"""Where model files lie when nobody says where."""
+
+from __future__ import annotations
+
+import os
+
+SEARCH_PATH = "SEARCH_PATH"
+
+
+def default_places() -> list[str]:
+    """The folders of $SEARCH_PATH, between colons; without it, the known model folders that exist."""
+    named = [os.path.expanduser(part) for part in os.environ.get(SEARCH_PATH, "").split(":") if part]
+    return named or [place for place in known_places() if os.path.isdir(place)]
+
+
+def known_places() -> list[str]:
+    """Every folder that a common program keeps models in, as the environment has it, present or not."""
+    home = os.path.expanduser("~")
+    cache = _folder_of("XDG_CACHE_HOME", os.path.join(home, ".cache"))
+    # huggingface_hub, "Environment variables"; the newer name wins.
+    hub = _folder_of("HF_HUB_CACHE", _folder_of("HUGGINGFACE_HUB_CACHE", ""))
+    hub = hub or os.path.join(_folder_of("HF_HOME", os.path.join(cache, "huggingface")), "hub")
+    places = [
+        os.path.join(home, "models"),
+        *lm_studio_places(),
+        hub,
+        _folder_of("LLAMA_CACHE", os.path.join(cache, "llama.cpp")),  # fs_get_cache_directory of common.cpp
+        _folder_of("OLLAMA_MODELS", ""),
+        os.path.join(home, ".ollama", "models"),
+        "/usr/share/ollama/.ollama/models",
+        "/mnt/models",
+        "/opt/models",
+    ]
+    return [place for place in dict.fromkeys(places) if place]
+
+
+def lm_studio_places() -> list[str]:
+    """LM Studio's folders, where models lie as PUBLISHER/MODEL/FILE."""
+    home = os.path.expanduser("~")
+    return [os.path.join(home, ".lmstudio", "models"), os.path.join(home, ".cache", "lm-studio", "models")]
+
+
+def _folder_of(variable: str, otherwise: str) -> str:
+    value = os.environ.get(variable, "")
+    return os.path.abspath(os.path.expanduser(value)) if value else otherwise
