@@ -26,9 +26,10 @@ MIB = 1 << 20
 STAND_IN = "RTX 4080"
 
 # Total memory in MiB as NVML reports it (nvidia-smi's `memory.total`, ECC as delivered), which is less than
-# the name says where ECC or the firmware keeps a part. Each figure stands in several people's nvidia-smi
-# output in public repositories and issue threads (for the RTX 5090, say: noonghunna/club-3090, issue 1229).
-# Older drivers (before 510) reported some 100 to 400 MiB less on cards of 2022 and before.
+# the name says where ECC or the firmware keeps a part. The figures stand in nvidia-smi output that people
+# published in repositories and issue threads (RTX 5090: noonghunna/club-3090, issue 1229; RTX 5060 Ti:
+# akash-network/provider-configs, pull request 87); those of A2 and RTX A5500 were found once only. Drivers of
+# some years ago report 1 to 2 % less (V100: 32510).
 _TOTAL_MIB = {
     "RTX 5090": 32607,
     "RTX 5080": 16303,
@@ -167,7 +168,7 @@ def find_cards() -> Cards:
     try:
         ctypes.CDLL(NVML_LIBRARY)
     except OSError as error:
-        is_absent = "No such file" in str(error)
+        is_absent = str(error).startswith(NVML_LIBRARY) and "No such file" in str(error)
         why = f"{NVML_LIBRARY} is not on this machine" if is_absent else f"its library cannot be loaded: {error}"
         return Cards(problems=(f"no NVIDIA driver: {why}",))
     import pynvml

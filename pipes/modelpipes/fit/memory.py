@@ -62,23 +62,51 @@ def predict_memory(header: Header, settings: Settings) -> Memory:
 
     Raises FileError where the file is no language model, and UsageError where llama.cpp would refuse the settings.
     """
-    model = _model_of(header)
-    hparams = model.hparams
-    placement = place(model.weights, hparams, settings)
-    context = plan_context(hparams, placement, settings)
-    compute, known = _compute_bytes(model, placement, context, settings)
-    overhead = cuda.OVERHEAD_BYTES if settings.backend == "cuda" else 0
-    logits = FLOAT_BYTES * hparams.n_vocab * settings.n_parallel
-    return Memory(
-        tuple(
-            Share(model_bytes, context_bytes, compute_bytes, overhead)
-            for model_bytes, context_bytes, compute_bytes in zip(
-                placement.model_bytes, context.device_bytes, compute[:-1], strict=True
-            )
-        ),
-        Share(placement.host_model_bytes, context.host_bytes, compute[-1], logits),
-        "exact" if known and hparams.known else "generic",
-    )
+    return Predictor(header)(settings)
+
+
+class Predictor:
+    """Predicts one model's memory under many settings: what its header says is worked out once."""
+
+    def __init__(self, header: Header) -> None:
+        """Raises FileError where the file is no language model."""
+        self._model = _model_of(header)
+
+    @property
+    def hparams(self) -> Hparams:
+        return self._model.hparams
+
+    def __call__(self, settings: Settings) -> Memory:
+        """As `predict_memory`."""
+        model, hparams = self._model, self.hparams
+        placement = place(model.weights, hparams, settings)
+        context = plan_context(hparams, placement, settings)
+        compute, known = _compute_bytes(model, placement, context, settings)
+        overhead = cuda.OVERHEAD_BYTES if settings.backend == "cuda" else 0
+        logits = FLOAT_BYTES * hparams.n_vocab * settings.n_parallel
+        return Memory(
+            tuple(
+                Share(model_bytes, context_bytes, compute_bytes, overhead)
+                for model_bytes, context_bytes, compute_bytes in zip(
+                    placement.model_bytes, context.device_bytes, compute[:-1], strict=True
+                )
+            ),
+            Share(placement.host_model_bytes, context.host_bytes, compute[-1], logits),
+            "exact" if known and hparams.known else "generic",
+        )
+
+    def host_weights(self, settings: Settings) -> tuple[int, int]:
+        """Bytes of weights that the host computes with: dense ones, and all experts (the input's table is only read)."""
+        placement = place(self._model.weights, self.hparams, settings)
+        weights = self._model.weights
+        homes = (*placement.layers, placement.output)
+        dense = sum(size.plain for home, size in zip(homes, weights.layers, strict=True) if home is None)
+        experts = sum(
+            size.plain
+            for home, size in zip(homes, weights.experts, strict=True)
+            if home is None or settings.cpu_moe
+        )
+        return dense, experts
 
 
 @dataclass(frozen=True, slots=True)

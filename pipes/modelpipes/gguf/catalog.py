@@ -62,7 +62,7 @@ def resolve(name_or_path: str) -> str:
     A file wins over a name, a name over a folder. What is written as a path is not looked up. Raises as
     `Catalog.find`.
     """
-    path = os.path.abspath(os.path.expanduser(name_or_path))
+    path = os.path.abspath(os.path.expanduser(name_or_path)) if name_or_path else ""
     is_folder = os.path.isdir(path)
     if name_or_path.startswith(("/", ".", "~")) or (os.path.lexists(path) and not is_folder):
         return path

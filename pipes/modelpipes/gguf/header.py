@@ -2,72 +2,72 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Final
 
 from modelpipes.errors import ModelFileError
-from modelpipes.gguf.types import TENSOR_TYPES, type_name
+from modelpipes.gguf.layout import (
+    BIG,
+    LEAST_ENTRY_BYTES,
+    LEAST_TENSOR_BYTES,
+    LITTLE,
+    MAX_HEADER_BYTES,
+    WORK_OF_ENTRY,
+    WORK_OF_TENSOR,
+    ByteOrder,
+    Flaw,
+    Layout,
+    Reading,
+    Short,
+    Unsure,
+)
+from modelpipes.gguf.metadata import ALIGNMENT_KEY, ArrayInfo, TextInfo, Value, read_metadata
+from modelpipes.gguf.tensors import Tensor, read_tensors
 
-MAX_KEPT_ITEMS = 1024
-MAX_KEPT_TEXT = 1024
-MAX_HEADER_BYTES = 32 << 20
+__all__ = ["ArrayInfo", "Header", "Shard", "Tensor", "TextInfo", "Value", "read_header"]
 
-ByteOrder: TypeAlias = Literal["little", "big"]
-Scalar: TypeAlias = int | float | bool | str
-
-
-class ArrayInfo(NamedTuple):
-    """An array too long to keep; `type` is that of its items as GGUF names it: "string", "i32"."""
-
-    type: str
-    length: int
-
-
-class TextInfo(NamedTuple):
-    """A string too long to keep."""
-
-    length: int
-    """In bytes."""
+_MAGIC: Final = b"GGUF"
+_VERSIONS: Final = 2, 3
+_PREAMBLE_BYTES: Final = 24
+# A header without a vocabulary fits in the first, nearly all others in the second.
+_FIRST_READ_BYTES: Final = 64 << 10
+_SECOND_READ_BYTES: Final = 8 << 20
+_DEFAULT_ALIGNMENT: Final = 32
+# More than a page of any machine; 32 is what all files have.
+_MAX_ALIGNMENT: Final = 1 << 20
+# As src/llama-hparams.h has it.
+_MAX_LAYERS: Final = 512
+# Every language model has this tensor.
+_TOKEN_EMBEDDING: Final = b"token_embd.weight"
 
 
-Value: TypeAlias = Scalar | list[int] | list[float] | list[bool] | list[str] | ArrayInfo | TextInfo
-
-
-class Shard(NamedTuple):
-    """Which part of a model a file is."""
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Which part of a model a file holds."""
 
     number: int
-    """Counted from 0, as `split.no` does."""
+    """Counted from 0, as `split.no` is; the names of files count from 1."""
     count: int
     n_tensors: int
     """Of all shards together."""
 
 
-class Tensor(NamedTuple):
-    """One tensor's place and form; `shape` is in ggml's order, the contiguous dimension first."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: int
-    """The id of its ggml type."""
-    offset: int
-    """From the header's `data_offset`."""
-    n_bytes: int | None
-    """None where the type is unknown."""
-
-    @property
-    def type_name(self) -> str:
-        return type_name(self.type)
-
-
 @dataclass(frozen=True, slots=True)
 class Header:
+    """What a model file says of itself.
+
+    `metadata` has every key; a text of more than 1,024 bytes is a `TextInfo`, an array of more than 1,024
+    items (or with such a text) an `ArrayInfo`. `tensors` are in the file's order; their data begin at byte
+    `data_offset`. `shard` is None for a model in one file. `signature` is a digest of all that a rating may
+    rest on: the tensors and the metadata, without `tokenizer.` (but for the number of tokens) and without
+    what only describes under `general.`; where it is equal, so is every rating.
+    """
+
     path: str
     metadata: Mapping[str, Value]
     tensors: tuple[Tensor, ...]
@@ -81,137 +81,140 @@ class Header:
 
     @property
     def architecture(self) -> str | None:
-        """`general.architecture`: "llama"; None where the file does not say."""
+        """As llama.cpp calls it: "llama", "qwen3moe"; None where the file does not say."""
         value = self.metadata.get("general.architecture")
         return value if isinstance(value, str) else None
 
 
-_ITEMS = {0: ("u8", "B"), 1: ("i8", "b"), 2: ("u16", "H"), 3: ("i16", "h"), 4: ("u32", "I"), 5: ("i32", "i"),
-          6: ("f32", "f"), 7: ("bool", "?"), 10: ("u64", "Q"), 11: ("i64", "q"), 12: ("f64", "d")}
-_STRING = 8
-_ARRAY = 9
-
-
 def read_header(path: str | bytes | os.PathLike[str], strict: bool = False) -> Header:
+    """Read the header of one file; of a shard, what that shard alone says (see `shards.read_model`).
+
+    Raises ModelFileError for whatever is no whole, readable model file, and nothing else. Never blocks on a
+    FIFO. No header costs more than some 50 ms and 64 MB: one beyond 32 MiB or 900,000 entries is refused,
+    twice what the largest of real life need.
+
+    A vocabulary is searched past, not walked: 2 ms instead of 20. What was found is taken only if the whole
+    header closes (every key, every tensor, contiguous, to the file's last byte), if the strings before each
+    end found reach exactly to it (see `strings.end_of_strings`), and if nowhere in what was read another
+    tensor table can lie; else it is walked. That excludes every accident and every imitation inside texts
+    shorter than 256 bytes. It cannot exclude a file made for it by hand, with a longer text in its
+    vocabulary that holds dozens of false texts and keys besides: `strict` always walks, and is what to use
+    before anything rests on a file from nobody knows where.
+    """
     name = os.fsdecode(path)
+    fd = -1
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    except (OSError, ValueError) as error:
-        raise ModelFileError(name, f"cannot be opened: {error}") from None
-    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise ModelFileError(name, "not a regular file")
-        data = os.pread(fd, min(status.st_size, MAX_HEADER_BYTES), 0)
+        return _read(name, fd, status.st_size, not strict)
+    except Flaw as flaw:
+        raise ModelFileError(name, flaw.reason, flaw.offset) from None
     except OSError as error:
         raise ModelFileError(name, f"cannot be read: {error.strerror}") from None
+    except ValueError:  # a zero byte in the path
+        raise ModelFileError(name, "not a path") from None
     finally:
-        os.close(fd)
-    try:
-        return _parse(name, data, status.st_size)
-    except struct.error:
-        raise ModelFileError(name, "incomplete download: the file ends inside its header", len(data)) from None
+        if fd >= 0:
+            os.close(fd)
 
 
-def _parse(path: str, buf: bytes, size: int) -> Header:
-    if buf[:4] != b"GGUF":
-        raise ModelFileError(path, "not a GGUF file", 0)
-    order = "<"
-    version = struct.unpack_from("<I", buf, 4)[0]
-    if version & 0xFFFF == 0 and version:
-        order = ">"
-        version = struct.unpack_from(">I", buf, 4)[0]
-    if version not in (2, 3):
-        raise ModelFileError(path, f"version {version} is not supported", 4)
-    n_tensors, n_kv = struct.unpack_from(order + "QQ", buf, 8)
-    if n_kv * 13 + n_tensors * 24 > len(buf):
-        raise ModelFileError(path, "the header's counts are larger than the file", 8)
-    pos = 24
-
-    def text() -> bytes:
-        nonlocal pos
-        length = struct.unpack_from(order + "Q", buf, pos)[0]
-        pos += 8
-        if length > len(buf) - pos:
-            raise struct.error
-        pos += length
-        return buf[pos - length : pos]
-
-    metadata: dict[str, Value] = {}
-    digest = blake2b(digest_size=16)
-    for _ in range(n_kv):
-        start = pos
-        key = text().decode("utf-8", "replace")
-        if not key or key in metadata:
-            raise ModelFileError(path, "empty or duplicate key", start)
-        (kind,) = struct.unpack_from(order + "I", buf, pos)
-        pos += 4
-        value: Value
-        if kind in _ITEMS:
-            value = struct.unpack_from(order + _ITEMS[kind][1], buf, pos)[0]
-            pos += struct.calcsize(order + _ITEMS[kind][1])
-        elif kind == _STRING:
-            raw = text()
-            value = raw.decode("utf-8", "replace") if len(raw) <= MAX_KEPT_TEXT else TextInfo(len(raw))
-        elif kind == _ARRAY:
-            item, n = struct.unpack_from(order + "IQ", buf, pos)
-            pos += 12
-            if item in _ITEMS:
-                n_bytes = n * struct.calcsize(order + _ITEMS[item][1])
-                if n_bytes > len(buf) - pos:
-                    raise struct.error
-                if n <= MAX_KEPT_ITEMS:
-                    value = list(struct.unpack_from(f"{order}{n}{_ITEMS[item][1]}", buf, pos))
-                else:
-                    value = ArrayInfo(_ITEMS[item][0], n)
-                pos += n_bytes
-            elif item == _STRING:
-                if n * 8 > len(buf) - pos:
-                    raise struct.error
-                if n <= MAX_KEPT_ITEMS:
-                    value = [text().decode("utf-8", "replace") for _ in range(n)]
-                else:
-                    for _ in range(n):
-                        text()
-                    value = ArrayInfo("string", n)
+def _read(path: str, fd: int, size: int, searches: bool) -> Header:
+    limit = min(size, MAX_HEADER_BYTES)
+    wanted = min(_FIRST_READ_BYTES, limit)
+    while True:
+        buf = os.pread(fd, wanted, 0)
+        is_all = len(buf) >= limit or len(buf) < wanted  # shorter: the file shrank meanwhile
+        layout, version = _preamble(buf)
+        reading = Reading(buf, layout, searches and layout is LITTLE)
+        try:
+            return _parse(path, reading, version, size)
+        except Unsure:
+            searches = False
+        except Flaw:
+            if not reading.searched_from:
+                raise
+            searches = False
+        except (Short, struct.error, OverflowError):
+            if not is_all:
+                pass
+            elif reading.searched_from:
+                searches = False
+            elif len(buf) < size:
+                raise Flaw(f"damaged: a header of more than {MAX_HEADER_BYTES >> 20} MiB", len(buf)) from None
             else:
-                raise ModelFileError(path, "unknown type of array", pos - 12)
-        else:
-            raise ModelFileError(path, "unknown type of value", pos - 4)
-        metadata[key] = value
-        if not key.startswith(("tokenizer.", "general.")):
-            digest.update(buf[start:pos])
-    alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
-        raise ModelFileError(path, "alignment is no power of two")
-    tensors = []
-    expected = 0
-    table = pos
-    for _ in range(n_tensors):
-        name = text().decode("utf-8", "replace")
-        (n_dims,) = struct.unpack_from(order + "I", buf, pos)
-        if n_dims > 4:
-            raise ModelFileError(path, f"tensor {name} has {n_dims} dimensions", pos)
-        *shape, kind, offset = struct.unpack_from(f"{order}{n_dims}QIQ", buf, pos + 4)
-        pos += 16 + 8 * n_dims
-        n_bytes = None
-        known = TENSOR_TYPES.get(kind)
-        if known:
-            n_bytes = known.block_bytes
-            for dimension in shape:
-                n_bytes *= dimension
-            n_bytes //= known.block_size
-            expected = offset + n_bytes
-        tensors.append(Tensor(name, tuple(shape), kind, offset, n_bytes))
-    digest.update(buf[table:pos])
-    data_offset = -(-pos // alignment) * alignment
-    if tensors and data_offset + expected > size:
-        raise ModelFileError(
-            path, f"incomplete download: the file ends {data_offset + expected - size} bytes before the last tensor", size
-        )
-    shard = None
-    count, number, total = (metadata.get(key) for key in ("split.count", "split.no", "split.tensors.count"))
-    if isinstance(count, int) and isinstance(number, int) and isinstance(total, int) and count > 1:
-        shard = Shard(number, count, total)
-    return Header(path, metadata, tuple(tensors), shard, version, "little" if order == "<" else "big", alignment,
-                  data_offset, size, digest.digest())
+                raise Flaw("incomplete download: the file ends inside its header", len(buf)) from None
+        # What is walked is not walked twice: all that can be needed at once.
+        wanted = _SECOND_READ_BYTES if searches and wanted < _SECOND_READ_BYTES else limit
+        wanted = min(wanted, limit)
+        buf = b""
+        del reading
+
+
+def _preamble(buf: bytes) -> tuple[Layout, int]:
+    if buf[:4] != _MAGIC:
+        raise Flaw("not a GGUF file" if buf else "an empty file", 0)
+    if len(buf) < _PREAMBLE_BYTES:
+        raise Flaw("incomplete download: the file ends inside its header", len(buf))
+    layout = LITTLE
+    (version,) = layout.u32(buf, 4)
+    if version and version & 0xFFFF == 0:
+        layout = BIG
+        (version,) = layout.u32(buf, 4)
+    if version == 1:
+        raise Flaw("GGUF version 1, which llama.cpp no longer loads: convert the model again", 4)
+    if version not in _VERSIONS:
+        raise Flaw(f"GGUF version {version}, which is not known", 4)
+    return layout, version
+
+
+def _parse(path: str, reading: Reading, version: int, size: int) -> Header:
+    n_tensors, n_kv = reading.layout.two_u64(reading.buf, 8)
+    reading.charge(WORK_OF_ENTRY * n_kv + WORK_OF_TENSOR * n_tensors, 8)
+    if LEAST_ENTRY_BYTES * n_kv + LEAST_TENSOR_BYTES * n_tensors > size - _PREAMBLE_BYTES:
+        raise Short
+    metadata, rated_bytes, table = read_metadata(reading, _PREAMBLE_BYTES, n_kv)
+    alignment = metadata.get(ALIGNMENT_KEY, _DEFAULT_ALIGNMENT)
+    assert isinstance(alignment, int)  # read_metadata has seen to that
+    if not 0 < alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
+        raise Flaw(f"damaged: an alignment of {alignment}", table)
+    tensors, end, data_bytes = read_tensors(reading, table, n_tensors, alignment)
+    if end > size:
+        raise Short
+    data_offset = -(-end // alignment) * alignment if tensors else end
+    missing = data_offset + data_bytes - size
+    if missing > 0 and data_bytes:
+        raise Flaw(f"incomplete download: the file ends {missing} bytes before the last tensor", size)
+    if reading.searched_from:
+        _see_that_it_is_the_only_one(reading, table, end, size - data_offset - data_bytes < alignment)
+    rated_bytes.append(reading.buf[table:end])
+    return Header(
+        path,
+        metadata,
+        tensors,
+        _shard(metadata),
+        version,
+        reading.layout.byte_order,
+        alignment,
+        data_offset,
+        size,
+        blake2b(b"".join(rated_bytes), digest_size=16).digest(),
+    )
+
+
+def _see_that_it_is_the_only_one(reading: Reading, table: int, end: int, fills_the_file: bool) -> None:
+    """Raise Unsure if what was searched past, or what follows the header, may hold the true tensors."""
+    count = reading.buf.count
+    if not fills_the_file or count(_TOKEN_EMBEDDING, reading.searched_from) != count(_TOKEN_EMBEDDING, table, end):
+        raise Unsure
+
+
+def _shard(metadata: Mapping[str, Value]) -> Shard | None:
+    count = metadata.get("split.count", 0)
+    if not isinstance(count, int) or count < 2:
+        return None
+    number, n_tensors = metadata.get("split.no"), metadata.get("split.tensors.count")
+    if not isinstance(number, int) or not 0 <= number < count or not isinstance(n_tensors, int):
+        raise Flaw(f"damaged: a shard of {count} that does not say which it is", None)
+    return Shard(number, count, n_tensors)

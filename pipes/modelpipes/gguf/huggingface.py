@@ -19,7 +19,7 @@ from modelpipes.gguf.walk import Walk, read_small_file
 
 _PREFIX = "models--"
 # What llama-quantize and the makers of quantised models end a file's name with.
-_QUANTISATION = r".*[-._]((?:UD-)?(?:I?Q[1-8]_[A-Z0-9_]+|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32))"
+_QUANTISATION = r".*?[-._]((?:UD-)?(?:I?Q[1-8]_[A-Z0-9_]+|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32))"
 # Files that go with a model and are none.
 _COMPANIONS = ("mmproj", "imatrix")
 MAX_REVISION_BYTES = 64  # refs/main holds a commit's name, 40 digits

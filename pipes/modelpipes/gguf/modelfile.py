@@ -116,7 +116,7 @@ def group_shards(files: Iterable[Candidate], prefix: str = "") -> Iterator[Model
 class _Name(NamedTuple):
     base: str
     number: int  # of the shard, from 1
-    count: int  # of shards; 0 for a file that is none
+    n_shards: int  # 0 for a file that is none
     suffix: str
 
 

@@ -55,16 +55,18 @@ def ollama_name(registry: str, namespace: str, name: str, tag: str) -> str:
 
 def _below(store: str, folder: str, above: tuple[str, ...]) -> Iterator[ModelFile | Problem]:
     try:
-        with os.scandir(folder) as listing:
-            entries = sorted((entry.name, entry.is_dir()) for entry in listing if not entry.name.startswith("."))
+        names = sorted(os.listdir(folder))
     except OSError as error:
         yield Problem(folder, f"the folder cannot be read: {error.strerror}")
         return
-    for name, is_folder in entries:
+    for name in names:
         path = os.path.join(folder, name)
-        if is_folder and len(above) < 3:
-            yield from _below(store, path, (*above, name))
-        elif not is_folder and len(above) == 3:
+        if name.startswith("."):
+            continue
+        if os.path.isdir(path):
+            if len(above) < 3:
+                yield from _below(store, path, (*above, name))
+        elif len(above) == 3:
             found = _read_manifest(store, path, ollama_name(*above, name))
             if found is not None:
                 yield found

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from modelpipes.fit.compute import encoder, latent, linear, recurrent, rwkv, t5, vocoder
+from modelpipes.fit.compute import encoder, gemma, latent, linear, recurrent, rwkv, sparse, t5, vocoder
 from modelpipes.fit.compute.builder import Builder
 from modelpipes.fit.compute.transformer import transformer
 
 GRAPHS: dict[str, Callable[[Builder, list[int]], None]] = {
     **encoder.GRAPHS,
+    **gemma.GRAPHS,
     **latent.GRAPHS,
     **linear.GRAPHS,
     **recurrent.GRAPHS,
-    **sparse.GRAPHS,
     **rwkv.GRAPHS,
+    **sparse.GRAPHS,
     **t5.GRAPHS,
     **vocoder.GRAPHS,
 }

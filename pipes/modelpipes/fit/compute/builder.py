@@ -7,7 +7,7 @@ memory (scales, clamps, soft caps) are left out where nothing depends on them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.schedule import Graph
@@ -91,25 +91,34 @@ class Builder:
     def out_ids(self) -> Tensor:
         return t.graph_input(I32, self.n_outputs)
 
-    def attention_inputs(self, cells: int) -> AttentionInputs:
-        """`build_attn_inp_kv`: where keys and values go, and who may look at whom."""
+    def attention_inputs(self, cells: int, windowed: bool | None = None) -> AttentionInputs:
+        """`build_attn_inp_kv`: where keys and values go, and who may look at whom.
+
+        `windowed` tells the caches apart where layers with a window have one of their own.
+        """
         per_value = 1 if self.settings.flash_attn else self.h.n_embd_v_gqa_max
         mask_type = F16 if self.settings.flash_attn else F32
         return AttentionInputs(
             t.graph_input(I64, self.n_tokens),
             t.graph_input(I64, self.n_tokens * per_value),
             t.graph_input(mask_type, cells, self.n_tokens // self.n_streams, 1, self.n_streams),
-            self._rotation(self.settings.type_k, self.h.n_embd_head_k, grows=True),
-            self._rotation(self.settings.type_v, self.h.n_embd_head_v, grows=False),
+            self._rotation(self.settings.type_k, self.h.n_embd_head_k, windowed, grows=True),
+            self._rotation(self.settings.type_v, self.h.n_embd_head_v, windowed, grows=False),
         )
 
-    def _rotation(self, type: str, heads: tuple[int, ...], grows: bool) -> Tensor | None:
+    def _rotation(self, type: str, heads: tuple[int, ...], windowed: bool | None, *, grows: bool) -> Tensor | None:
         """The matrix that a quantised cache is rotated with (the constructor of `llama_kv_cache`)."""
         if type in ("f32", "f16", "bf16"):
             return None
-        sizes = {head for head, n in zip(heads, self.h.n_head_kv, strict=True) if n}
-        if len(sizes) != 1 or (head := sizes.pop()) % ROTATION:
+        h = self.h
+        sizes = {
+            head
+            for il, head in enumerate(heads)
+            if h.n_head_kv[il] and h.has_kv[il] and windowed in (None, h.is_swa[il])
+        }
+        if len(sizes) != 1 or heads[0] % ROTATION:
             return None
+        head = sizes.pop()
         rows = ROTATION
         while grows and head % (2 * rows) == 0:
             rows *= 2
@@ -267,13 +276,14 @@ class Builder:
     # feed-forward
     def ffn(
         self, il: int, cur: Tensor, up: str = "ffn_up", gate: str = "ffn_gate", down: str = "ffn_down",
+        gated: Callable[[Tensor, Tensor], Tensor] = t.glu_split,
     ) -> Tensor:  # fmt: skip
         """`build_ffn`: gated where there is a gate, halved where up and gate are one matrix."""
         weight_down = self.needed(il, down)
         weight_up, weight_gate = self.layer(il, up), self.layer(il, gate)
         tmp = cur if weight_up is None else self.linear(cur, weight_up, self.bias(il, up))
         if weight_gate is not None:
-            cur = t.glu_split(self.linear(cur, weight_gate, self.bias(il, gate)), tmp)
+            cur = gated(self.linear(cur, weight_gate, self.bias(il, gate)), tmp)
         elif tmp.ne[0] == 2 * weight_down.ne[0]:
             cur = t.glu(tmp)
         else:
@@ -284,6 +294,7 @@ class Builder:
         self, il: int, cur: Tensor, *, softmax_weight: bool = False, normed: bool = True,
         probs: Tensor | None = None, chosen: Tensor | None = None, weighted_first: bool = False,
         names: tuple[str, str, str] = ("ffn_up_exps", "ffn_gate_exps", "ffn_down_exps"),
+        gated: Callable[[Tensor, Tensor], Tensor] = t.glu_split,
     ) -> Tensor:  # fmt: skip
         """`build_moe_ffn`: choose experts for each token, run them side by side, add them up.
 
@@ -322,7 +333,7 @@ class Builder:
         cur = t.reshape(cur, n_embd, 1, n_tokens)
         if weighted_first:
             cur = t.mul(t.repeat(cur, n_embd, n_used, n_tokens), weights)
-        experts = self._experts(il, cur, chosen, names)
+        experts = self._experts(il, cur, chosen, names, gated)
         if not weighted_first:
             experts = t.mul(experts, weights)
         graph.expand(experts)
@@ -335,23 +346,29 @@ class Builder:
             out = graph.expand(t.add(out, other))
         return t.cont(out) if n_used == 1 else out
 
-    def _experts(self, il: int, cur: Tensor, chosen: Tensor, names: tuple[str, str, str]) -> Tensor:
+    def _experts(
+        self, il: int, cur: Tensor, chosen: Tensor, names: tuple[str, str, str],
+        gated: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:  # fmt: skip
         name_up, name_gate, name_down = names
         merged = self.layer(il, name_up.replace("_up_", "_gate_up_"))
 
         def product(weight: Tensor, cur: Tensor, name: str) -> Tensor:
             cur = t.mul_mat_id(weight, cur, chosen)
+            if (scale := self.weights.get(f"blk.{il}.{name}.scale")) is not None:  # one number for each expert
+                scales = t.repeat(t.reshape(scale, 1, scale.ne[0]), 1, scale.ne[0], cur.ne[2])
+                cur = t.mul(cur, t.get_rows(scales, chosen))
             bias = self.bias(il, name)
             return cur if bias is None else t.Tensor("add_id", cur.type, cur.ne, (cur, bias, chosen))
 
         if merged is not None:
             both = product(merged, cur, name_up.replace("_up_", "_gate_up_"))
             half = (both.ne[0] // 2, both.ne[1], both.ne[2])
-            cur = t.glu_split(t.view(both, half, both.nb[:3]), t.view(both, half, both.nb[:3]))
+            cur = gated(t.view(both, half, both.nb[:3]), t.view(both, half, both.nb[:3]))
         else:
             up = product(self.needed(il, name_up), cur, name_up)
             gate = self.layer(il, name_gate)
-            cur = t.activation(up) if gate is None else t.glu_split(product(gate, cur, name_gate), up)
+            cur = t.activation(up) if gate is None else gated(product(gate, cur, name_gate), up)
         return product(self.needed(il, name_down), cur, name_down)
 
     def _masked_groups(self, selection: Tensor, n_expert: int, n_tokens: int) -> Tensor:

@@ -46,8 +46,8 @@ STYLES = {
     "jamba": Style(mamba, rope=False, residual_first=(True, True), normed_experts=False),
     "granitehybrid": Style(mamba2, scaled=True),
     "plamo2": Style(plamo2_mamba, post_norms=True),
-    "lfm2": Style(short_convolution, residual_first=(True, False), output_norm="token_embd_norm"),
-    "lfm2moe": Style(short_convolution, residual_first=(True, False), output_norm="token_embd_norm"),
+    "lfm2": Style(short_convolution, residual_first=(True, True), output_norm="token_embd_norm"),
+    "lfm2moe": Style(short_convolution, residual_first=(True, True), output_norm="token_embd_norm"),
 }
 
 
@@ -71,7 +71,7 @@ def hybrid(style: Style, b: Builder, layers: list[int]) -> None:
     def scaled(cur: Tensor, key: str) -> Tensor:
         return t.scale(cur) if style.scaled and b.h.value(key) else cur
 
-    cur = scaled(b.embed(), "embedding_scale")
+    cur = b.graph.expand(scaled(b.embed(), "embedding_scale"))
     rope = style.rope and not (style.scaled and b.h.value("rope.scaling.finetuned") is False)
     inputs = _inputs(b, rope)
     out_ids = b.out_ids()

@@ -7,15 +7,17 @@ src/llama-graph.cpp `build_attn_inp_k_dsa` and the `build_attn` that takes the c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import Builder
 from modelpipes.fit.compute.latent import (
     KeyInputs,
+    Sizes,
     absorbed,
     attend_keys,
     compress,
+    experts,
     key_inputs,
     queries,
     query_rows,
@@ -25,6 +27,9 @@ from modelpipes.fit.compute.latent import (
 )
 from modelpipes.fit.compute.tensor import F16, F32, Tensor
 
+ROTATION = 64  # rows of the smallest Hadamard matrix (llama-kv-cache.cpp)
+UNTURNED = "hy_v4"  # its indexer's rows are not rotated
+
 
 @dataclass(frozen=True, slots=True)
 class SparseInputs:
@@ -32,7 +37,7 @@ class SparseInputs:
 
     latent: KeyInputs
     indexer: KeyInputs
-    rotation: Tensor
+    rotation: Tensor | None
 
 
 def sparse_inputs(b: Builder) -> SparseInputs:
@@ -40,71 +45,170 @@ def sparse_inputs(b: Builder) -> SparseInputs:
     rows = ROTATION
     while b.h.indexer_head_size % (2 * rows) == 0:
         rows *= 2
-    cells = b.context.cells
-    return SparseInputs(key_inputs(b, cells), key_inputs(b, cells, F16), t.graph_input(F32, rows, rows))
+    rotation = None if b.h.arch == UNTURNED else t.graph_input(F32, rows, rows)
+    return SparseInputs(key_inputs(b, b.context.cells), key_inputs(b, b.context.cells, F16), rotation)
 
 
-ROTATION = 64  # rows of the smallest Hadamard matrix (llama-kv-cache.cpp)
-
-
-def index(
-    b: Builder, inputs: KeyInputs, il: int, cur: Tensor, rows: Tensor, positions: Tensor, rotation: Tensor | None
-) -> Tensor:
-    """The cells that the indexer finds most telling, for each token: [top_k, n_tokens, 1, n_streams]."""
-    h, n, streams = b.h, b.n_tokens, b.n_streams
-    width, n_head = h.indexer_head_size, h.indexer_n_head
-    q = t.reshape(t.mul_mat(b.needed(il, "indexer.attn_q_b"), rows), width, n_head, n)
-    q = t.rope(q, positions)
+def index(b: Builder, inputs: SparseInputs, il: int, cur: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+    """The cells that the indexer finds most telling for each token: [top_k, n_tokens, 1, n_streams]."""
+    h, streams, cells = b.h, b.n_streams, inputs.indexer.cells
+    n, width, n_head = b.n_tokens // streams, h.indexer_head_size, h.indexer_n_head
+    q = t.rope(t.reshape(t.mul_mat(b.needed(il, "indexer.attn_q_b"), rows), width, n_head, b.n_tokens), positions)
     k = t.mul_mat(b.needed(il, "indexer.attn_k"), cur)
     k = b.norm(k, b.layer(il, "indexer.k_norm"), b.bias(il, "indexer.k_norm"), op="norm")
-    k = t.rope(t.reshape(k, width, 1, n), positions)
-    if rotation is not None:
-        q, k = t.mul_mat(rotation, q), t.mul_mat(rotation, k)
-    keys = store_keys(b, inputs, il, k, b.settings.type_k)
+    k = t.rope(t.reshape(k, width, 1, b.n_tokens), positions)
+    if inputs.rotation is not None:
+        q, k = t.mul_mat(inputs.rotation, q), t.mul_mat(inputs.rotation, k)
+    keys = store_keys(b, inputs.indexer, il, k, b.settings.type_k)
     weights = t.mul_mat(b.needed(il, "indexer.proj"), cur)
-    q = t.view(q, (width, n_head, n // streams, streams), (*q.nb[:3], q.nb[3] // streams))
-    weights = t.view(weights, (n_head, n // streams, 1, streams), (*weights.nb[:2], *(x // streams for x in weights.nb[2:])))
-    score = t.made("lightning_indexer", F32, (inputs.cells, n // streams, 1, streams), q, keys, t.scale(weights), inputs.mask)
-    return t.cont(t.top_k(score, min(inputs.cells, h.indexer_top_k)))
+    q = t.view(q, (width, n_head, n, streams), (*q.nb[:3], q.nb[2] * n))
+    weights = t.view(weights, (n_head, n, 1, streams), (*weights.nb[:2], weights.nb[1] * n, weights.nb[1] * n))
+    score = t.made(
+        "lightning_indexer", F32, (cells, n, 1, streams), q, keys, t.scale(weights), inputs.indexer.mask
+    )  # fmt: skip
+    return t.cont(t.top_k(score, min(cells, h.indexer_top_k)))
 
 
 def chosen_mask(mask: Tensor, chosen: Tensor) -> Tensor:
-    """A mask that leaves the chosen cells alone: all are hidden, these shown again, and the plain mask is added."""
+    """A mask that shows the chosen cells alone: all are hidden, these shown again, and the plain mask is added."""
     cells, n, _, streams = mask.ne
-    hidden = t.Tensor("fill", mask.type, mask.ne, (mask,))
+    hidden = t.unary("fill", mask)
     hidden = t.view(hidden, (1, cells, n, streams), hidden.nb[:3])
-    ids = t.view(chosen, (*chosen.ne[:2], chosen.ne[3]), (chosen.nb[0], chosen.nb[1], chosen.nb[2]))
-    zeros = t.leaf(F32, 1, *ids.ne[:3])
-    zeros = t.Tensor("fill", F32, zeros.ne, (zeros,))
+    ids = t.view(chosen, (chosen.ne[0], n, streams), (*chosen.nb[:2], chosen.nb[2]))
+    zeros = t.unary("fill", t.leaf(F32, 1, *ids.ne[:3]))
     shown = t.set_rows(hidden, zeros, ids)
-    shown = t.view(shown, mask.ne, mask.nb)
-    return t.add(shown, mask)
+    return t.add(t.view(shown, mask.ne, mask.nb), mask)
+
+
+def sparse_attention(
+    b: Builder, inputs: SparseInputs | KeyInputs, il: int, size: Sizes, cur: Tensor, positions: Tensor,
+    last: Tensor | None, indexed: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """A layer's attention without the output projection, and the cells chosen for it: its own choice, or the last."""
+    rows = query_rows(b, il, cur)
+    mask = None
+    plain = inputs
+    if isinstance(inputs, SparseInputs):
+        plain = inputs.latent
+        if indexed or last is None:
+            last = index(b, inputs, il, cur, rows, positions)
+        mask = chosen_mask(plain.mask, last)
+    assert isinstance(plain, KeyInputs)
+    latent, k_rope = compress(b, il, size, cur, positions)
+    query, key, value = absorbed(b, il, size, queries(b, il, size, rows), latent, k_rope, positions)
+    out = attend_keys(
+        b, plain, il, query, key, value, v_mla=b.needed(il, "attn_v_b"), mask=mask, sinks=b.layer(il, "attn_sinks")
+    )
+    return out, last
 
 
 def deepseek32(b: Builder, layers: list[int]) -> None:
-    """src/models/deepseek32.cpp and glm-dsa.cpp: layers without an indexer take the choice of the last one that has."""
+    """src/models/deepseek32.cpp, and glm-dsa.cpp, where some layers take the choice of an earlier one."""
     cur = b.embed()
     positions = b.positions()
     inputs = sparse_inputs(b)
-    chosen: Tensor | None = None
+    last: Tensor | None = None
 
     def attend(il: int, cur: Tensor) -> Tensor:
-        nonlocal chosen
-        rows = query_rows(b, il, cur)
-        if b.h.is_indexer_full[il] or chosen is None:
-            chosen = index(b, inputs.indexer, il, cur, rows, positions, inputs.rotation)
-        size = sizes(b, il)
-        latent, k_rope = compress(b, il, size, cur, positions)
-        query, key, value = absorbed(b, il, size, queries(b, il, size, rows), latent, k_rope, positions)
-        return attend_keys(
-            b, inputs.latent, il, query, key, value, v_mla=b.needed(il, "attn_v_b"),
-            mask=chosen_mask(inputs.latent.mask, chosen), wo=b.needed(il, "attn_output"),
-        )  # fmt: skip
+        nonlocal last
+        indexed = b.h.is_indexer_full[il] or b.h.arch == "deepseek32"
+        out, last = sparse_attention(b, inputs, il, sizes(b, il), cur, positions, last, indexed)
+        return t.mul_mat(b.needed(il, "attn_output"), out)
 
     trunk(b, layers, cur, b.out_ids(), attend)
+
+
+def dots3note(b: Builder, layers: list[int]) -> None:
+    """src/models/dots3note.cpp: layers with an indexer, and layers with a window and heads of other widths."""
+    h = b.h
+    cur = b.embed()
+    positions = b.positions()
+    full, window = sparse_inputs(b), key_inputs(b, b.context.cells_swa)
+
+    def attend(il: int, cur: Tensor) -> Tensor:
+        size = sizes(b, il)
+        if h.is_swa[il]:
+            head_k, head_v = h.number("attention.key_length_mla_swa"), h.number("attention.value_length_mla_swa")
+            size = replace(size, head_k=head_k, head_v=head_v, rank=h.number("attention.kv_lora_rank_swa"))
+        out, _ = sparse_attention(b, window if h.is_swa[il] else full, il, size, cur, positions, None, True)
+        gate = t.activation(t.mul_mat(b.needed(il, "attn_gate"), cur))
+        by_head = t.reshape(out, size.head_v, size.n_head, b.n_tokens)
+        out = t.mul(by_head, t.reshape(gate, 1, size.n_head, b.n_tokens))
+        return t.mul_mat(b.needed(il, "attn_output"), t.reshape(out, size.head_v * size.n_head, b.n_tokens))
+
+    trunk(b, layers, cur, b.out_ids(), attend)
+
+
+def hy_v4(b: Builder, layers: list[int]) -> None:
+    """src/models/hy-v4.cpp: several residual streams, mixed before and after attention and feed-forward."""
+    h = b.h
+    inputs: SparseInputs | KeyInputs
+    cur = b.embed()
+    positions = b.positions()
+    inputs = sparse_inputs(b) if h.indexer_top_k else key_inputs(b, b.context.cells)
+    out_ids = b.out_ids()
+    last: Tensor | None = None
+    cur = t.repeat(t.reshape(cur, h.n_embd, 1, b.n_tokens), h.n_embd, h.dsv4_hc_mult, b.n_tokens)
+    for il in layers:
+        mixed, post = _mix(b, cur, il, "attn")
+        mixed = b.norm(mixed, b.layer(il, "attn_norm"))
+        out, last = sparse_attention(b, inputs, il, sizes(b, il), mixed, positions, last, h.is_indexer_full[il])
+        out = t.mul(out, t.activation(t.mul_mat(b.needed(il, "attn_gate"), mixed)))
+        cur = _spread(b, t.mul_mat(b.needed(il, "attn_output"), out), cur, post)
+        mixed, post = _mix(b, cur, il, "ffn")
+        cur = _spread(b, experts(b, il, b.norm(mixed, b.layer(il, "ffn_norm"))), cur, post)
+    flat = t.get_rows(t.reshape(cur, h.n_embd * h.dsv4_hc_mult, b.n_tokens), out_ids)
+    cur = t.reshape(flat, h.n_embd, h.dsv4_hc_mult, b.n_outputs)
+    b.output(_reduce(cur, _stream_weights(b, cur, "output_hc")))
+
+
+def _stream_weights(b: Builder, cur: Tensor, name: str) -> Tensor:
+    """How much of every residual stream counts, for each token: [streams, n_tokens] (twice as many for layers)."""
+    flat = t.reshape(cur, cur.ne[0] * cur.ne[1], cur.ne[2])
+    return t.mul_mat(b.weights[f"{name}_fn.weight"], t.unary("rms_norm", flat))
+
+
+def _mix(b: Builder, cur: Tensor, il: int, part: str) -> tuple[Tensor, Tensor]:
+    """`build_hc_pre`: one stream made of all, and how much of the result goes back to each."""
+    streams, n = cur.ne[1], cur.ne[2]
+    weights = _stream_weights(b, cur, f"blk.{il}.hc_{part}")
+    scale, base = b.weights[f"blk.{il}.hc_{part}_scale.weight"], b.weights[f"blk.{il}.hc_{part}_base.weight"]
+    pre, post = (
+        t.scale(t.activation(t.add(t.mul(t.view(weights, (streams, n)), t.view(scale, (1,))), t.view(base, (streams,)))))
+        for _ in range(2)
+    )
+    return _reduce(cur, pre), post
+
+
+def _reduce(cur: Tensor, weights: Tensor) -> Tensor:
+    """`hy_v4_hc_reduce`."""
+    width, streams, n, _ = cur.ne
+    wide = t.cast(cur, F32)
+    out: Tensor | None = None
+    for _ in range(streams):
+        part = t.mul(t.view(wide, (width, n), (4, wide.nb[2])), t.view(weights, (1, n), (4, weights.nb[1])))
+        out = part if out is None else t.add(out, part)
+    assert out is not None
+    return t.cast(out, F32)
+
+
+def _spread(b: Builder, cur: Tensor, residual: Tensor, post: Tensor) -> Tensor:
+    """`build_hc_post`: the result of a part, added to every residual stream."""
+    width, streams, n, _ = residual.ne
+    cur, post, residual = t.cast(cur, F32), t.cast(post, F32), t.cast(residual, F32)
+    out: Tensor | None = None
+    for _ in range(streams):
+        stream = t.view(residual, (width, n), (4, residual.nb[2]))
+        part = t.add(stream, t.mul(cur, t.view(post, (1, n), (4, post.nb[1]))))
+        part = t.reshape(part, width, 1, n)
+        out = part if out is None else t.concat(out, part, 1)
+    assert out is not None
+    return t.cast(out, F32)
 
 
 GRAPHS: dict[str, Callable[[Builder, list[int]], None]] = {
     "deepseek32": deepseek32,
     "glm-dsa": deepseek32,
+    "dots3note": dots3note,
+    "hy_v4": hy_v4,
 }

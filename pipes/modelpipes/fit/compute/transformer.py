@@ -74,8 +74,9 @@ def transformer(b: Builder, layers: list[int]) -> None:
         cur = t.add(cur, t.get_rows(table, positions))
     if (weight := b.w("token_embd_norm")) is not None:
         cur = b.norm(cur, weight, b.weights.get("token_embd_norm.bias"), style.norm)
-    full = b.attention_inputs(context.cells)
-    window = b.attention_inputs(context.cells_swa) if h.swa_type != "none" else None
+    has_window = h.swa_type != "none"
+    full = b.attention_inputs(context.cells, False if has_window else None)
+    window = b.attention_inputs(context.cells_swa, True) if has_window else None
     out_ids = b.out_ids()
     for il in layers:
         windowed = window is not None and h.is_swa[il]
