@@ -16,6 +16,7 @@ from modelpipes.errors import FileError
 from modelpipes.safetext import SafeText, make_line, make_safe
 
 STDOUT, STDERR = 1, 2
+MIN_LAST = 16  # columns that the last one of a table keeps, however narrow the terminal
 
 
 def write_text(text: str) -> None:
@@ -38,13 +39,26 @@ def write_json(value: object) -> None:
     _write_stdout(line + b"\n")
 
 
-def write_table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> None:
+def width() -> int | None:
+    """Columns of the terminal on stdout; None where stdout is no terminal, which bounds nothing."""
+    try:
+        return os.get_terminal_size(STDOUT).columns or None
+    except OSError:
+        return None
+
+
+def write_table(rows: Sequence[Sequence[object]], headers: Sequence[str], width: int | None = None) -> None:
     """Write a table to stdout, columns of numbers to the right; raises as `write_text` does.
 
-    Drawn here because importing tabulate takes longer than all else that `list-seats` does.
+    With a `width` in columns, what is longer in the last column loses its beginning. Drawn here because
+    importing tabulate takes longer than all else that `list-seats` does.
     """
     cells = [list(headers), *(["" if cell is None else make_line(str(cell)) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    if width is not None and (last := max(width - sum(widths[:-1]) - 2 * (len(headers) - 1), MIN_LAST)) < widths[-1]:
+        for line in cells[1:]:
+            line[-1] = line[-1] if len(line[-1]) <= last else "…" + line[-1][1 - last :]
+        widths[-1] = last
     puts = [
         str.rjust if all(isinstance(row[i], int | float) for row in rows) else str.ljust for i in range(len(headers))
     ]

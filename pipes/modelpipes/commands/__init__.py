@@ -25,6 +25,7 @@ VERBS = {
     "seats": ("list-seats", "Who sits where, doing what; wait until they are ready."),
     "ask": ("ask-model", "Send one message, print the answer."),
     "chat": ("chat-models", "Lead a conversation: set-up, seats, talk, clean-up."),
+    "find": ("find-gguf", "Find model files, read headers, rate the fit."),
 }
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -31,6 +31,19 @@ class Seconds(click.ParamType[float]):
         return float("inf") if seconds is None else float(seconds)
 
 
+class Bytes(click.ParamType[int]):
+    """A size such as 14GB (10^9), 14G or 14GiB (2^30), or 500MB, in bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return units.parse_bytes(value) if isinstance(value, str) else int(value)
+        except UsageError as e:
+            self.fail(str(e), param, ctx)
+
+
+BYTES = Bytes()
 SECONDS = Seconds()
 SECONDS_OR_0 = Seconds(may_be_0=True)
 

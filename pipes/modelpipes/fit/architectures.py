@@ -18,10 +18,10 @@ Recurrence = Literal["none", "all", "no-kv-heads", "no-kv-heads-nor-ff", "interv
 class Window:
     """Which layers attend to a sliding window (`load_swa_pattern`), and how wide it is.
 
-    One of `period` layers is dense: the last or (`dense_first`) the first of them; 0: every layer that attends
-    has the window; None: the file lists the layers. `size` is the width where the file gives none; None: it must. `switchable`: a width of
-    0 means that there is no window. `fixed` is the width whatever the file says. `only_blocks`: the window is
-    used in models of so many blocks alone.
+    One of `period` layers is dense: the last or (`dense_first`) the first of them; 0: every layer that attends has
+    the window; None: the file lists the layers. `size` is the width where the file gives none; None: it must.
+    `switchable`: a width of 0 means that there is no window. `fixed` is the width whatever the file says.
+    `only_blocks`: the window is used in models of so many blocks alone.
     """
 
     period: int | None = None
@@ -56,7 +56,7 @@ class Architecture:
     nextn_loaded: tuple[str, ...] = ()
 
 
-LISTED = Window()
+LISTED_LAYERS = Window()
 UNTIED = Architecture(ties_output=False)
 ENCODER = Architecture(memory="none", ties_output=False)
 DIFFUSION = Architecture(memory="none", causal=False)
@@ -66,35 +66,26 @@ DELTA = Architecture(memory="hybrid", recurrence="interval", interval=4)
 NEMOTRON_H = Architecture(memory="hybrid", recurrence="no-kv-heads-nor-ff")
 LATENT = Architecture(latent=True)
 
-
-def windowed(
-    period: int | None = None,
-    *,
-    dense_first: bool = False,
-    size: int | None = None,
-    switchable: bool = False,
-    fixed: int = 0,
-    only_blocks: int = 0,
-    kind: WindowKind = "standard",
-) -> Architecture:
-    """A dense decoder, some of whose layers attend to a window."""
-    return Architecture(window=Window(period, dense_first, size, switchable, fixed, only_blocks, kind))
-
-
+NEXTN_FFN = ("ffn_gate", "ffn_down", "ffn_up", "exp_probs_b")
 NEXTN_EMBEDDINGS = ("nextn.embed_tokens", "nextn.shared_head_head", "nextn.shared_head_norm")
 
-ARCHITECTURES: dict[str, Architecture] = dict.fromkeys(
-    # Dense decoders and mixtures of experts with plain attention.
-    """
-    apertus arcee arctic baichuan bailingmoe bailingmoe2 bloom chameleon chatglm codeshell cogvlm command-r
-    dbrx deci deepseek deepseek2-ocr dots1 ernie4_5 ernie4_5-moe exaone falcon gemma glm4 glm4moe gpt2
-    gptneox granite granitemoe graniteswitch grok grovemoe hrm_text hunyuan-dense hunyuan-moe hunyuan_vl internlm2
-    jais jais2 llama maincoder minicpm minicpm3 minimax-m2 mistral3 mpt nanbeige nemotron olmo olmoe openelm orion
-    paddleocr pangu-embedded phi2 phi3 phimoe plamo plm pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe
-    qwen3tts qwen3vl qwen3vlmoe refact seed_oss smollm3 stablelm starcoder starcoder2 t5 t5encoder talkie xverse
-    """.split(),
-    Architecture(),
-) | {
+# Dense decoders and mixtures of experts with plain attention.
+PLAIN_ARCHITECTURES = [
+    "apertus", "arcee", "arctic", "baichuan", "bailingmoe", "bailingmoe2", "bloom", "chameleon", "chatglm",
+    "codeshell", "cogvlm", "command-r", "dbrx", "deci", "deepseek", "deepseek2-ocr", "dots1", "ernie4_5",
+    "ernie4_5-moe", "exaone", "falcon", "gemma", "glm4", "glm4moe", "gpt2", "gptneox", "granite", "granitemoe",
+    "graniteswitch", "grok", "grovemoe", "hrm_text", "hunyuan-dense", "hunyuan-moe", "hunyuan_vl", "internlm2",
+    "jais", "jais2", "llama", "llama-embed", "maincoder", "minicpm", "minicpm3", "minimax-m2", "mistral3",
+    "mpt", "nanbeige", "nemotron", "olmo", "olmoe", "openelm", "orion", "paddleocr", "pangu-embedded", "phi2",
+    "phi3", "phimoe", "plamo", "plm", "pockettts", "qwen", "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe",
+    "qwen3tts", "qwen3vl", "qwen3vlmoe", "refact", "seed_oss", "smollm3", "stablelm", "starcoder", "starcoder2",
+    "t5", "t5encoder", "talkie", "xverse",
+]  # fmt: skip
+
+PLAIN = Architecture()
+
+ARCHITECTURES: dict[str, Architecture] = dict.fromkeys(PLAIN_ARCHITECTURES, PLAIN) | {
+    # Their input is their output, or they have none.
     "bitnet": UNTIED,
     "eagle3": UNTIED,
     # Encoders and diffusion models: nothing is kept between batches.
@@ -118,44 +109,41 @@ ARCHITECTURES: dict[str, Architecture] = dict.fromkeys(
     "llada-moe": DIFFUSION,
     "rnd1": DIFFUSION,
     # Sliding windows.
-    "afmoe": windowed(4, size=0, switchable=True),
-    "cohere2": windowed(4),
+    "afmoe": Architecture(window=Window(4, size=0, switchable=True)),
+    "cohere2": Architecture(window=Window(4)),
     "cohere2moe": Architecture(window=Window(4, dense_first=True), nextn_loaded=NEXTN_EMBEDDINGS),
-    "dflash": windowed(size=0, switchable=True),
-    "exaone-moe": windowed(4),
-    "exaone4": windowed(4, size=4096, only_blocks=64),
-    "gemma2": windowed(2, size=4096),
-    "gemma3": windowed(6, size=0, switchable=True),
+    "dflash": Architecture(window=Window(size=0, switchable=True)),
+    "exaone-moe": Architecture(window=Window(4)),
+    "exaone4": Architecture(window=Window(4, size=4096, only_blocks=64)),
+    "gemma2": Architecture(window=Window(2, size=4096)),
+    "gemma3": Architecture(window=Window(6, size=0, switchable=True)),
     "gemma3n": Architecture(window=Window(5), kv_layers=20, embedding_copy=True),
-    "gemma4": Architecture(window=LISTED, embedding_copy=True),
-    "gemma4-assistant": Architecture(window=LISTED),
-    "gpt-oss": windowed(2),
-    "granite_swa": Architecture(window=LISTED),
-    "laguna": windowed(4, dense_first=True, size=0, switchable=True),
-    "llama4": windowed(4, size=8192, switchable=True, fixed=8192, kind="chunked"),
-    "maple": Architecture(window=LISTED),
-    "mellum": windowed(4, size=0, switchable=True),
-    "mimo2": Architecture(window=LISTED),
-    "muse-glimmer": windowed(4),
-    "olmo2": windowed(4, size=0, switchable=True),
-    "plamo3": windowed(8, size=0, switchable=True),
-    "smallthinker": windowed(4, dense_first=True, size=0, switchable=True, fixed=4096),
-    "spark2_5": Architecture(window=LISTED),
+    "gemma4": Architecture(window=LISTED_LAYERS, embedding_copy=True),
+    "gemma4-assistant": Architecture(window=LISTED_LAYERS),
+    "gpt-oss": Architecture(window=Window(2)),
+    "granite_swa": Architecture(window=LISTED_LAYERS),
+    "laguna": Architecture(window=Window(4, dense_first=True, size=0, switchable=True)),
+    "llama4": Architecture(window=Window(4, size=8192, switchable=True, fixed=8192, kind="chunked")),
+    "maple": Architecture(window=LISTED_LAYERS),
+    "mellum": Architecture(window=Window(4, size=0, switchable=True)),
+    "mimo2": Architecture(window=LISTED_LAYERS),
+    "muse-glimmer": Architecture(window=Window(4)),
+    "olmo2": Architecture(window=Window(4, size=0, switchable=True)),
+    "plamo3": Architecture(window=Window(8, size=0, switchable=True)),
+    "smallthinker": Architecture(window=Window(4, dense_first=True, size=0, switchable=True, fixed=4096)),
+    "spark2_5": Architecture(window=LISTED_LAYERS),
     "step35": Architecture(
-        window=LISTED,
-        nextn_loaded=("attn_q_norm", "attn_k_norm", "attn_gate", "ffn_gate", "ffn_down", "ffn_up", "exp_probs_b")
-        + NEXTN_EMBEDDINGS,
+        window=LISTED_LAYERS,
+        nextn_loaded=("attn_q_norm", "attn_k_norm", "attn_gate", *NEXTN_FFN, *NEXTN_EMBEDDINGS),
     ),
-    "hy_v3": Architecture(
-        nextn_loaded=("ffn_gate", "ffn_down", "ffn_up", "exp_probs_b", *NEXTN_EMBEDDINGS),
-    ),
+    "hy_v3": Architecture(nextn_loaded=(*NEXTN_FFN, *NEXTN_EMBEDDINGS)),
     # Latent attention.
     "deepseek2": LATENT,
     "mistral4": LATENT,
     "hy_v4": Architecture(memory="dsa", latent=True),
     "deepseek32": Architecture(memory="dsa", latent=True, nextn_loaded=("exp_probs_b",)),
     "glm-dsa": Architecture(memory="dsa", latent=True, nextn_loaded=("exp_probs_b",)),
-    "dots3note": Architecture(memory="dsa", latent=True, window=LISTED),
+    "dots3note": Architecture(memory="dsa", latent=True, window=LISTED_LAYERS),
     "deepseek4": Architecture(memory="dsv4", window=Window(0)),
     "minimax-m3": Architecture(memory="msa"),
     # Recurrent models, and such as mix recurrent layers with attention.
@@ -183,5 +171,3 @@ ARCHITECTURES: dict[str, Architecture] = dict.fromkeys(
     "kimi-k3": Architecture(memory="hybrid", recurrence="no-kv-heads", latent=True),
     "glm5-next": Architecture(memory="hybrid-indexed", recurrence="no-kv-heads", latent=True),
 }
-
-PLAIN = Architecture()

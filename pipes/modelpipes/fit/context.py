@@ -20,22 +20,14 @@ from modelpipes.fit.placement import (
     cuda_row_padding,
 )
 from modelpipes.fit.settings import Settings
+from modelpipes.gguf.types import TENSOR_TYPES, TYPE_IDS, row_bytes
 
 N_BATCH = 2048  # tokens of a logical batch: llama.cpp's default
 PADDING = 256  # cells; contexts and windows are padded so (llama_context, llama_kv_cache_iswa)
+MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 
-# Types that llama.cpp takes for caches: elements of a block, and its bytes.
-CACHE_TYPES = {
-    "f32": (1, 4),
-    "f16": (1, 2),
-    "bf16": (1, 2),
-    "q8_0": (32, 34),
-    "q4_0": (32, 18),
-    "q4_1": (32, 20),
-    "iq4_nl": (32, 18),
-    "q5_0": (32, 22),
-    "q5_1": (32, 24),
-}
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")  # common/arg.cpp
+STATE_TYPE = "f32"
 
 # DeepSeek V4 keeps every token within the window, and beyond it one for every 4 or 128 (llama-kv-cache-dsv4.cpp).
 DSV4_FINE = 4
@@ -113,11 +105,11 @@ def plan_context(hparams: Hparams, placement: Placement, settings: Settings) -> 
     Raises UsageError where it would refuse them, as a quantised V cache without flash attention.
     """
     flash_attn = settings.flash_attn and hparams.arch != "grok"  # llama_init_from_model
-    check_types(hparams, settings, flash_attn)
+    _check(hparams, settings, flash_attn)
     n_ctx, n_ctx_seq, n_ubatch = _lengths(hparams, settings)
     shape = _Shape(hparams, settings, n_ctx_seq, n_ubatch, transposed=not flash_attn)
     caches = tuple(cache for cache in _make_caches(shape) if cache.rows)
-    states = tuple(_make_states(hparams, max(settings.n_parallel, 1)))
+    states = tuple(_make_states(hparams, settings.n_parallel))
     kv, host_kv = _add_up(_cache_tensors(caches, settings), placement, settings)
     state, host_state = _add_up(_state_tensors(states), placement, settings)
     windows = [cache for cache in caches if cache.name == "window"]
@@ -138,28 +130,33 @@ def plan_context(hparams: Hparams, placement: Placement, settings: Settings) -> 
     )
 
 
-def row_bytes(type: str, n_elements: int) -> int:
-    """Bytes of one row of a cache (`ggml_row_size`)."""
-    block, size = CACHE_TYPES[type]
-    return n_elements // block * size
-
-
-def check_types(hparams: Hparams, settings: Settings, flash_attn: bool) -> None:
-    """Refuse the types of caches that `llama_init_from_model` refuses."""
+def _check(hparams: Hparams, settings: Settings, flash_attn: bool) -> None:
+    """Refuse what `llama_init_from_model` and the constructor of `llama_context` refuse."""
+    if not 0 < settings.n_parallel <= MAX_SEQUENCES:
+        raise UsageError(f"llama.cpp takes 1 to {MAX_SEQUENCES} sequences, not {settings.n_parallel}")
     for name in (settings.type_k, settings.type_v):
         if name not in CACHE_TYPES:
             raise UsageError(f"no cache can be of type {name}; llama.cpp takes {', '.join(CACHE_TYPES)}")
-    if hparams.facts.memory in ("none", "recurrent"):
-        return
-    if CACHE_TYPES[settings.type_v][0] > 1 and not flash_attn:
+    if _block_size(settings.type_v) > 1 and not flash_attn:
         raise UsageError(f"a V cache of type {settings.type_v} needs flash attention")
     if (hparams.is_mla or hparams.arch == "deepseek4") and settings.type_k != settings.type_v:
         raise UsageError(f"{hparams.arch} needs K and V caches of one type, not {settings.type_k}, {settings.type_v}")
-    for name, heads in ((settings.type_k, hparams.n_embd_head_k), (settings.type_v, hparams.n_embd_head_v)):
-        block = CACHE_TYPES[name][0]
-        for head in set(heads[: hparams.n_layer_trunk]):
-            if head % block:
-                raise UsageError(f"heads of {head} elements do not fit a cache of type {name} with blocks of {block}")
+    if flash_attn:
+        for name, heads in ((settings.type_k, hparams.n_embd_head_k), (settings.type_v, hparams.n_embd_head_v)):
+            for head in set(heads[: hparams.n_layer_trunk]):
+                _row_bytes(name, head)
+
+
+def _row_bytes(type: str, n_elements: int) -> int:
+    """Bytes of a row of a cache; UsageError where it is not whole blocks."""
+    try:
+        return row_bytes(type, n_elements)
+    except ValueError as error:
+        raise UsageError(f"this model has no cache of type {type}: {error}") from None
+
+
+def _block_size(type: str) -> int:
+    return TENSOR_TYPES[TYPE_IDS[type]].block_size
 
 
 def _lengths(hparams: Hparams, settings: Settings) -> tuple[int, int, int]:
@@ -319,7 +316,7 @@ def _cache_tensors(caches: Sequence[Cache], settings: Settings) -> Iterable[tupl
 def _state_tensors(states: Sequence[State]) -> Iterable[tuple[int, str, int, int]]:
     for state in states:
         for size in state.sizes:
-            yield state.layer, "f32", size, 1
+            yield state.layer, STATE_TYPE, size, 1
 
 
 def _add_up(
@@ -329,12 +326,12 @@ def _add_up(
     devices = [0] * settings.n_devices
     host = 0
     for layer, type, row, n_rows in tensors:
-        n_bytes = row_bytes(type, row) * n_rows
+        n_bytes = _row_bytes(type, row) * n_rows
         device = placement.layers[layer]
         if device is None:
             host += aligned(n_bytes, HOST_ALIGNMENT)
         elif settings.backend == "cuda":
-            if CACHE_TYPES[type][0] > 1 and row % CUDA_ROW:
+            if n_bytes and _block_size(type) > 1 and row % CUDA_ROW:
                 n_bytes += cuda_row_padding(row, n_bytes, row * n_rows)
             devices[device] += aligned(n_bytes, CUDA_ALIGNMENT)
         else:

@@ -5,31 +5,25 @@ The names are those of `llama_hparams`; what differs between architectures stand
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, NamedTuple
 
-from modelpipes.errors import FileError
+from modelpipes.errors import ModelFileError
 from modelpipes.fit.architectures import ARCHITECTURES, PLAIN, Architecture, Window, WindowKind
-
-if TYPE_CHECKING:
-    from modelpipes.gguf import Header
+from modelpipes.fit.keys import Counts, Flags, Keys
+from modelpipes.gguf.header import Header, Value
 
 Kind = Literal["model", "projector", "adapter", "imatrix", "vocabulary", "unknown"]
-Counts = tuple[int, ...]
-Flags = tuple[bool, ...]
 
 MAX_BLOCKS = 512  # LLAMA_MAX_LAYERS
 MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
-MAX_NUMBER = 2**32 - 1  # llama.cpp keeps them in 32 bits
 
 # GLM 5.2 files that do not list the layers with an indexer of their own: the first two, then one of four
 # (`GLM_5_2_DEFAULT_INDEXER_TYPES` in models/glm-dsa.cpp). Files of GLM 5 have shorter contexts, and all layers.
 GLM_5_2_CONTEXT = 1048576
 GLM_5_2_INDEXERS = (True, True) + (True, False, False, False) * 19
 
-_TYPES: dict[str, Kind] = {
-    "model": "model",
+_KINDS: dict[Value | None, Kind] = {
     "mmproj": "projector",
     "adapter": "adapter",
     "imatrix": "imatrix",
@@ -110,7 +104,7 @@ class Hparams:
     is_ple: Flags
     ple_conv_state: int
 
-    metadata: Mapping[str, object] = field(repr=False, compare=False)
+    header: Header = field(repr=False, compare=False)
 
     @property
     def n_layer_trunk(self) -> int:
@@ -122,9 +116,9 @@ class Hparams:
         """Whether the cache holds one compressed row for a token, and no values."""
         return self.n_embd_head_k_mla != 0 and self.n_embd_head_v_mla != 0
 
-    def value(self, key: str, default: object = None) -> object:
+    def value(self, key: str, default: Value | None = None) -> Value | None:
         """What the file says under the architecture's `key`, such as `expert_gating_func`."""
-        return self.metadata.get(f"{self.arch}.{key}", default)
+        return self.header.metadata.get(f"{self.arch}.{key}", default)
 
     def number(self, key: str, default: int = 0) -> int:
         """A number under the architecture's `key`; the default where there is none."""
@@ -167,195 +161,98 @@ class Hparams:
         return self.ssm_d_state * self.ssm_d_inner
 
 
-class _Keys:
-    """The hyper-parameters in a header, checked as they are read."""
-
-    def __init__(self, arch: str, metadata: Mapping[str, object]) -> None:
-        self.arch = arch
-        self.metadata = metadata
-
-    def get(self, key: str) -> object:
-        return self.metadata.get(f"{self.arch}.{key}")
-
-    def refuse(self, key: str, reason: str) -> FileError:
-        return FileError(f"{self.arch}.{key} {reason}: no language model that llama.cpp would load")
-
-    def check(self, key: str, value: object) -> int:
-        if isinstance(value, int) and 0 <= value <= MAX_NUMBER:
-            return int(value)
-        raise self.refuse(key, f"is {value!r:.40}, not a number from 0 to {MAX_NUMBER}")
-
-    def number(self, key: str, default: int = 0) -> int:
-        value = self.get(key)
-        return default if value is None else self.check(key, value)
-
-    def required(self, key: str) -> int:
-        value = self.get(key)
-        if value is None:
-            raise self.refuse(key, "is missing")
-        return self.check(key, value)
-
-    def listed(self, key: str) -> Counts | None:
-        """The numbers of an array; None where there is no array under the key."""
-        value = self.get(key)
-        if value is None or isinstance(value, (int, str)) or not isinstance(value, Sequence):
-            return None
-        return tuple(self.check(key, item) for item in value)
-
-    def each(self, key: str, n: int, default: Counts) -> Counts:
-        """One number for each of `n` blocks, or the same for all (`get_key_or_arr`)."""
-        value = self.get(key)
-        if value is None:
-            return default
-        listed = self.listed(key)
-        if listed is None:
-            return (self.check(key, value),) * n
-        if len(listed) != n:
-            raise self.refuse(key, f"has {len(listed)} entries for {n} blocks")
-        return listed
-
-    def flags(self, key: str, n: int) -> Flags | None:
-        """A flag for each of `n` blocks, as far as the file lists them (`get_arr`)."""
-        listed = self.listed(key)
-        if listed is None:
-            return None
-        return tuple(item != 0 for item in listed[:n]) + (False,) * (n - len(listed))
-
-
 def classify(header: Header) -> Kind:
     """What a GGUF file is for; only a `model` can be planned for.
 
     From `general.type` (gguf-py's `GGUFType`), and from the keys by which older files are known.
     """
     metadata = header.metadata
-    arch = metadata.get("general.architecture")
-    named = _TYPES.get(str(metadata.get("general.type")))
+    arch = header.architecture
+    named = _KINDS.get(str(metadata.get("general.type")))
     if arch == "clip" or named == "projector":
         return "projector"
     if named == "adapter" or "adapter.type" in metadata or arch == "controlvector":
         return "adapter"
     if named == "imatrix" or "imatrix.chunk_count" in metadata:
         return "imatrix"
-    if not isinstance(arch, str) or f"{arch}.block_count" not in metadata:
+    if arch is None or f"{arch}.block_count" not in metadata:
         return "vocabulary" if named == "vocabulary" or "tokenizer.ggml.model" in metadata else "unknown"
     # The first of several files may hold no tensors (`gguf-split --no-tensor-first-split`).
-    whole = header.tensors or metadata.get("split.count", 1) != 1
-    return "model" if whole else "vocabulary"
+    return "model" if header.tensors or header.shard is not None else "vocabulary"
 
 
 def read_hparams(header: Header) -> Hparams:
     """Hyper-parameters of the model that a header describes.
 
-    Raises FileError where llama.cpp would refuse the file: a key is missing, or is no number, or a list is not
-    as long as there are blocks.
+    A model in shards is given as the first one's header with the tensors of all. Raises ModelFileError where
+    llama.cpp would refuse the file: a key is missing, or is no number, or a list is not as long as there are
+    blocks.
     """
-    arch = header.metadata.get("general.architecture")
-    if not isinstance(arch, str) or not arch:
-        raise FileError("general.architecture is missing: no language model")
+    arch = header.architecture
+    if not arch:
+        raise ModelFileError(header.path, "general.architecture is missing: no language model")
+    keys = Keys(header, arch)
     facts = ARCHITECTURES.get(arch, PLAIN)
-    keys = _Keys(arch, header.metadata)
-    n_block, n_nextn = _read_blocks(keys, header)
-    n_layer = n_block
-    n_embd = keys.required("features_length" if arch == "wavtokenizer-dec" else "embedding_length")
+    blocks = _read_blocks(keys, facts, header)
+    n_layer, n_layer_trunk = len(blocks.n_head), len(blocks.n_head) - blocks.n_nextn
     n_ctx_train = keys.required("context_length")
-    n_expert, n_expert_used = _read_experts(keys, n_block)
-
-    zeros = (0,) * n_block
-    n_head = keys.each("attention.head_count", n_block, zeros)
-    n_head_kv = keys.each("attention.head_count_kv", n_block, n_head)
-    n_ff = keys.each("feed_forward_length", n_block, zeros)
-    n_ff_exp = keys.each("expert_feed_forward_length", n_block, zeros)
-    is_recr = _recurrent_layers(keys, facts, n_block, n_nextn, n_head_kv, n_ff)
-    n_swa, is_swa, swa_type = _read_window(keys, facts, n_block, n_nextn, is_recr)
-    router_layer = -1
-    if arch == "graniteswitch":  # load_arch_hparams adds a block with one head that routes between adapters
-        router_layer, n_layer, n_nextn = n_block, n_block + 1, 1
-        n_head, n_head_kv = (*n_head, 1), (*n_head_kv, 1)
-        n_ff, n_ff_exp, n_expert_used = (*n_ff, 0), (*n_ff_exp, 0), (*n_expert_used, 0)
-        is_recr, is_swa = (*is_recr, False), (*is_swa, False)
-    elif arch == "nanbeige":  # the blocks are run several times, each time with a cache of their own
-        loops = keys.number("num_loops", 1)
-        n_layer = _check_blocks(keys, "num_loops", n_block * loops)
-        n_head, n_head_kv, n_ff = n_head * loops, n_head_kv * loops, n_ff * loops
-        n_ff_exp, n_expert_used = n_ff_exp * loops, n_expert_used * loops
-        is_recr, is_swa = is_recr * loops, is_swa * loops
-
-    # Sizes of heads: of all layers, and of those with a window.
-    per_head = n_embd // n_head[0] if n_head[0] else 0
-    head_k = keys.number("attention.key_length", per_head) if n_head[0] else 0
-    head_v = keys.number("attention.value_length", per_head) if n_head[0] else 0
-    head_k_swa = keys.number("attention.key_length_swa", head_k)
-    head_v_swa = keys.number("attention.value_length_swa", head_v)
-    rot = keys.number("rope.dimension_count", head_k) if n_head[0] else 0
-    rot_swa = keys.number("rope.dimension_count_swa", rot)
-    if arch == "step35":
-        rot //= 2
-    n_lora_kv = keys.number("attention.kv_lora_rank")
-    if arch in ("glm5-next", "kimi-k3"):
-        head_v = n_lora_kv
-
-    n_vocab = _count_vocabulary(keys, header)
-    kpool = keys.number("attention.indexer.kpool")
-    ratios = keys.each("attention.compress_ratios", n_layer, ()) if arch == "qwen4exp" else None
-    if ratios is None:
-        ratios = (keys.listed("attention.compress_ratios") or ())[:n_layer]
-        ratios += (0,) * (n_layer - len(ratios))
-    elif not kpool:
-        kpool = max(ratios, default=0)
+    n_embd = keys.required("features_length" if arch == "wavtokenizer-dec" else "embedding_length")
     hc_mult = keys.number("hyper_connection.count")
-    ple_layers = keys.listed("ple.layers") or ()
-    ple_rows = max(keys.number("ple.conv_kernel") - 1, 0) * keys.number("ple.ngram_size") if ple_layers else 0
     n_embd_out = keys.number("embedding_length_out") or n_embd
     if arch in ("deepseek4", "qwen4exp"):
         n_embd_out = hc_mult * n_embd
+    heads = _read_heads(keys, n_embd, blocks)
+    n_vocab = _count_vocabulary(keys, header)
+    ratios = _read_ratios(keys, n_layer)
     kv_layers = n_layer if facts.kv_layers is None else facts.kv_layers
     if arch == "gemma4":
         kv_layers = max(n_layer - keys.number("attention.shared_kv_layers"), 0)
-
+    ple_layers = keys.listed("ple.layers") or ()
+    ple_rows = max(keys.number("ple.conv_kernel") - 1, 0) * keys.number("ple.ngram_size")
     return Hparams(
         arch=arch,
         known=arch in ARCHITECTURES,
         facts=facts,
         n_layer=n_layer,
-        n_layer_nextn=n_nextn,
+        n_layer_nextn=blocks.n_nextn,
         n_vocab=n_vocab,
         n_ctx_train=n_ctx_train,
         n_embd=n_embd,
         n_embd_inp=n_embd_out if arch == "gemma4-assistant" else n_embd * (1 + _deepstack_layers(keys)),
         n_embd_out=n_embd_out,
-        n_head=n_head,
-        n_head_kv=n_head_kv,
-        n_ff=n_ff,
-        n_embd_head_k=tuple(head_k_swa if swa else head_k for swa in is_swa),
-        n_embd_head_v=tuple(head_v_swa if swa else head_v for swa in is_swa),
-        n_rot=tuple(rot_swa if swa else rot for swa in is_swa),
+        n_head=blocks.n_head,
+        n_head_kv=blocks.n_head_kv,
+        n_ff=blocks.n_ff,
+        n_embd_head_k=heads.k,
+        n_embd_head_v=heads.v,
+        n_rot=heads.rot,
         causal_attn=facts.causal and keys.get("attention.causal") is not False,
-        n_expert=n_expert,
-        n_expert_used=n_expert_used[0],
-        n_expert_used_arr=n_expert_used,
-        n_ff_exp=n_ff_exp[0],
-        n_ff_exp_arr=n_ff_exp,
-        n_ff_shexp=_shared_width(keys, n_ff_exp),
+        n_expert=blocks.n_expert,
+        n_expert_used=blocks.n_expert_used[0],
+        n_expert_used_arr=blocks.n_expert_used,
+        n_ff_exp=blocks.n_ff_exp[0],
+        n_ff_exp_arr=blocks.n_ff_exp,
+        n_ff_shexp=_shared_width(keys, blocks.n_ff_exp),
         n_expert_shared=keys.number("expert_shared_count", int(arch == "laguna")),
         n_expert_groups=keys.number("expert_group_count"),
         n_group_used=keys.number("expert_group_used_count"),
         n_layer_dense_lead=n_layer if arch == "lfm2" else keys.number("leading_dense_block_count"),
         n_moe_layer_step=keys.number("interleave_moe_layer_step"),
-        n_swa=n_swa,
-        swa_type=swa_type,
-        is_swa=is_swa,
-        is_recr=is_recr,
+        n_swa=blocks.n_swa,
+        swa_type=blocks.swa_type,
+        is_swa=blocks.is_swa,
+        is_recr=blocks.is_recr,
         has_kv=tuple(layer < kv_layers for layer in range(n_layer)),
-        router_layer=router_layer,
-        n_lora_q=0 if _is_lite(arch, n_layer - n_nextn, n_vocab) else keys.number("attention.q_lora_rank"),
-        n_lora_kv=n_lora_kv,
+        router_layer=blocks.router_layer,
+        n_lora_q=0 if _is_lite(arch, n_layer_trunk, n_vocab) else keys.number("attention.q_lora_rank"),
+        n_lora_kv=keys.number("attention.kv_lora_rank"),
         n_embd_head_k_mla=keys.number("attention.key_length_mla") if facts.latent else 0,
         n_embd_head_v_mla=keys.number("attention.value_length_mla") if facts.latent else 0,
         indexer_n_head=keys.number("attention.indexer.head_count"),
         indexer_head_size=keys.number("attention.indexer.key_length"),
         indexer_top_k=keys.number("attention.indexer.top_k"),
-        indexer_kpool=kpool,
-        is_indexer_full=_indexed_layers(keys, n_layer, n_nextn, n_ctx_train),
+        indexer_kpool=max(ratios) if arch == "qwen4exp" else keys.number("attention.indexer.kpool"),
+        is_indexer_full=_indexed_layers(keys, n_layer, n_layer_trunk, n_ctx_train),
         dsv4_hc_mult=hc_mult,
         dsv4_compress_ratios=ratios,
         ssm_d_conv=keys.number("ssm.conv_kernel"),
@@ -364,40 +261,107 @@ def read_hparams(header: Header) -> Hparams:
         ssm_dt_rank=keys.number("ssm.time_step_rank"),
         ssm_n_group=0 if arch in ("mamba", "jamba") else keys.number("ssm.group_count"),
         n_embd_head_kda=keys.number("kda.head_dim"),
-        n_embd_head_la=head_k if arch == "minimax-01" else 0,
+        n_embd_head_la=heads.k[0] if arch == "minimax-01" else 0,
         wkv_head_size=keys.number("wkv.head_size"),
         token_shift_count=keys.number("token_shift_count", 2),
         n_shortconv_l_cache=keys.number("shortconv.l_cache"),
         is_ple=tuple(layer in ple_layers for layer in range(n_layer)),
         ple_conv_state=ple_rows * hc_mult * n_embd,
-        metadata=header.metadata,
+        header=header,
     )
 
 
-def _check_blocks(keys: _Keys, key: str, count: int) -> int:
+class _Blocks(NamedTuple):
+    """What differs between blocks."""
+
+    n_nextn: int
+    n_head: Counts
+    n_head_kv: Counts
+    n_ff: Counts
+    n_ff_exp: Counts
+    n_expert: int
+    n_expert_used: Counts
+    is_recr: Flags
+    n_swa: int
+    swa_type: WindowKind
+    is_swa: Flags
+    router_layer: int = -1
+
+    def with_router(self) -> _Blocks:
+        """With one more block, of one head, that routes between adapters (models/granite-switch.cpp)."""
+        return self._replace(
+            n_nextn=1,
+            n_head=(*self.n_head, 1),
+            n_head_kv=(*self.n_head_kv, 1),
+            n_ff=(*self.n_ff, 0),
+            n_ff_exp=(*self.n_ff_exp, 0),
+            n_expert_used=(*self.n_expert_used, 0),
+            is_recr=(*self.is_recr, False),
+            is_swa=(*self.is_swa, False),
+            router_layer=len(self.n_head),
+        )
+
+    def repeated(self, times: int) -> _Blocks:
+        """All of them several times, each time with a cache of its own (models/nanbeige.cpp)."""
+        return self._replace(
+            n_head=self.n_head * times,
+            n_head_kv=self.n_head_kv * times,
+            n_ff=self.n_ff * times,
+            n_ff_exp=self.n_ff_exp * times,
+            n_expert_used=self.n_expert_used * times,
+            is_recr=self.is_recr * times,
+            is_swa=self.is_swa * times,
+        )
+
+
+class _Heads(NamedTuple):
+    """Sizes of one head in each block."""
+
+    k: Counts
+    v: Counts
+    rot: Counts
+
+
+def _read_blocks(keys: Keys, facts: Architecture, header: Header) -> _Blocks:
+    n = _check_blocks(keys, "block_count", keys.required("block_count"))
+    n_nextn = keys.number("nextn_predict_layers")
+    if n_nextn > n:
+        raise keys.refuse("nextn_predict_layers", f"is {n_nextn}, more than there are blocks")
+    if keys.arch == "deepseek4" and n_nextn:  # they count only where they are in the file
+        probe = f"blk.{n - n_nextn}.nextn.eh_proj.weight"
+        n_nextn = n_nextn if any(tensor.name == probe for tensor in header.tensors) else 0
+    zeros = (0,) * n
+    n_expert, n_expert_used = _read_experts(keys, n)
+    n_head = keys.each("attention.head_count", n, zeros)
+    n_head_kv = keys.each("attention.head_count_kv", n, n_head)
+    n_ff = keys.each("feed_forward_length", n, zeros)
+    is_recr = _recurrent_layers(keys, facts, n_nextn, n_head_kv, n_ff)
+    n_swa, swa_type, is_swa = _read_window(keys, facts, n_nextn, is_recr)
+    n_ff_exp = keys.each("expert_feed_forward_length", n, zeros)
+    blocks = _Blocks(
+        n_nextn, n_head, n_head_kv, n_ff, n_ff_exp, n_expert, n_expert_used, is_recr, n_swa, swa_type, is_swa
+    )
+    if keys.arch == "graniteswitch":
+        return blocks.with_router()
+    if keys.arch == "nanbeige":
+        loops = keys.number("num_loops", 1)
+        _check_blocks(keys, "num_loops", n * loops)
+        return blocks.repeated(loops)
+    return blocks
+
+
+def _check_blocks(keys: Keys, key: str, count: int) -> int:
     if 0 < count <= MAX_BLOCKS:
         return count
     raise keys.refuse(key, f"makes {count} blocks; llama.cpp takes 1 to {MAX_BLOCKS}")
 
 
-def _read_blocks(keys: _Keys, header: Header) -> tuple[int, int]:
-    """All blocks, and how many of them are for next-token prediction."""
-    n_block = _check_blocks(keys, "block_count", keys.required("block_count"))
-    n_nextn = keys.number("nextn_predict_layers")
-    if n_nextn > n_block:
-        raise keys.refuse("nextn_predict_layers", f"is {n_nextn}, more than there are blocks")
-    if keys.arch == "deepseek4" and n_nextn:  # they count only where they are in the file
-        probe = f"blk.{n_block - n_nextn}.nextn.eh_proj.weight"
-        n_nextn = n_nextn if any(tensor.name == probe for tensor in header.tensors) else 0
-    return n_block, n_nextn
-
-
-def _read_experts(keys: _Keys, n_block: int) -> tuple[int, Counts]:
+def _read_experts(keys: Keys, n: int) -> tuple[int, Counts]:
     """How many experts there are, and how many a token uses in each block (`load_hparams`)."""
     n_expert = keys.number("expert_count")
-    used = keys.each("expert_used_count", n_block, (0,) * n_block)
+    used = keys.each("expert_used_count", n, (0,) * n)
     if keys.arch in ("hunyuan_vl", "hunyuan-dense") and n_expert <= 1:
-        return 0, (0,) * n_block
+        return 0, (0,) * n
     if n_expert > MAX_EXPERTS:
         raise keys.refuse("expert_count", f"is {n_expert}; llama.cpp takes up to {MAX_EXPERTS}")
     if max(used) > n_expert or (n_expert and not max(used)):
@@ -405,73 +369,104 @@ def _read_experts(keys: _Keys, n_block: int) -> tuple[int, Counts]:
     return n_expert, used
 
 
-def _recurrent_layers(
-    keys: _Keys, facts: Architecture, n_block: int, n_nextn: int, n_head_kv: Counts, n_ff: Counts
-) -> Flags:
+def _recurrent_layers(keys: Keys, facts: Architecture, n_nextn: int, n_head_kv: Counts, n_ff: Counts) -> Flags:
     """Which blocks keep a recurrent state (`is_recr_impl`)."""
-    n_trunk = n_block - n_nextn
+    n = len(n_head_kv)
+    n_trunk = n - n_nextn
     if facts.recurrence == "all":
-        return (True,) * n_block
+        return (True,) * n
     if facts.recurrence == "no-kv-heads":
-        last = n_block if keys.arch == "glm5-next" else n_trunk
-        return tuple(layer < last and n_head_kv[layer] == 0 for layer in range(n_block))
+        last = n if keys.arch == "glm5-next" else n_trunk
+        return tuple(layer < last and n_head_kv[layer] == 0 for layer in range(n))
     if facts.recurrence == "no-kv-heads-nor-ff":
-        return tuple(layer < n_trunk and n_head_kv[layer] == n_ff[layer] == 0 for layer in range(n_block))
+        return tuple(layer < n_trunk and n_head_kv[layer] == n_ff[layer] == 0 for layer in range(n))
     if facts.recurrence == "interval":
         if keys.get("attention.recurrent_layers") is not None:
-            return tuple(item != 0 for item in keys.each("attention.recurrent_layers", n_block, ()))
+            return tuple(item != 0 for item in keys.each("attention.recurrent_layers", n, ()))
         interval = keys.number("full_attention_interval", facts.interval)
         if not interval:
             raise keys.refuse("full_attention_interval", "is 0")
-        return tuple(layer < n_trunk and (layer + 1) % interval != 0 for layer in range(n_block))
-    return (False,) * n_block
+        return tuple(layer < n_trunk and (layer + 1) % interval != 0 for layer in range(n))
+    return (False,) * n
 
 
-def _read_window(
-    keys: _Keys, facts: Architecture, n_block: int, n_nextn: int, is_recr: Flags
-) -> tuple[int, Flags, WindowKind]:
-    """The width of the sliding window, the blocks that have it, and its kind."""
-    window, none = facts.window, (False,) * n_block
-    if window is None or (window.only_blocks and window.only_blocks != n_block - n_nextn):
-        return 0, none, "none"
+def _read_window(keys: Keys, facts: Architecture, n_nextn: int, is_recr: Flags) -> tuple[int, WindowKind, Flags]:
+    """The width of the sliding window, its kind, and the blocks that have it."""
+    window, none = facts.window, (False,) * len(is_recr)
+    if window is None or (window.only_blocks and window.only_blocks != len(is_recr) - n_nextn):
+        return 0, "none", none
     key = "attention.sliding_window"
     n_swa = keys.required(key) if window.size is None else keys.number(key, window.size)
     if window.switchable and not n_swa:
-        return 0, none, "none"
-    return window.fixed or n_swa, _windowed_layers(keys, window, n_block, n_nextn, is_recr), window.kind
+        return 0, "none", none
+    return window.fixed or n_swa, window.kind, _windowed_layers(keys, window, n_nextn, is_recr)
 
 
-def _windowed_layers(keys: _Keys, window: Window, n_block: int, n_nextn: int, is_recr: Flags) -> Flags:
+def _windowed_layers(keys: Keys, window: Window, n_nextn: int, is_recr: Flags) -> Flags:
     """The blocks with a sliding window (`load_swa_pattern`, `llama_hparams::set_swa_pattern`)."""
-    if window.period == 0:
+    n = len(is_recr)
+    is_dspark = keys.arch == "dflash" and keys.number("hyper_connection.count") > 0
+    if window.period == 0 or is_dspark:
         return tuple(not recurrent for recurrent in is_recr)
     key = "attention.sliding_window_pattern"
-    listed = keys.flags(key, n_block)
+    listed = keys.flags(key, n)
     if listed is not None:
         return listed
     if window.period is None:
         raise keys.refuse(key, "is missing, or no list")
     period = keys.number(key, window.period)
     if period == 0:
-        return (True,) * (n_block - n_nextn) + (False,) * n_nextn
+        return (True,) * (n - n_nextn) + (False,) * n_nextn
     dense = 0 if window.dense_first else period - 1
-    return tuple(layer < n_block - n_nextn and layer % period != dense for layer in range(n_block))
+    return tuple(layer < n - n_nextn and layer % period != dense for layer in range(n))
 
 
-def _indexed_layers(keys: _Keys, n_layer: int, n_nextn: int, n_ctx_train: int) -> Flags:
+def _read_heads(keys: Keys, n_embd: int, blocks: _Blocks) -> _Heads:
+    """The sizes of heads: one for all blocks, and one for those with a window (`load_hparams`)."""
+    k = v = rot = 0
+    if blocks.n_head[0]:
+        k = keys.number("attention.key_length", n_embd // blocks.n_head[0])
+        v = keys.number("attention.value_length", n_embd // blocks.n_head[0])
+        rot = keys.number("rope.dimension_count", k)
+    k_swa = keys.number("attention.key_length_swa", k)
+    v_swa = keys.number("attention.value_length_swa", v)
+    rot_swa = keys.number("rope.dimension_count_swa", rot)
+    if keys.arch == "step35":
+        rot //= 2
+    if keys.arch in ("glm5-next", "kimi-k3"):
+        v = keys.number("attention.kv_lora_rank")
+    return _Heads(
+        tuple(k_swa if swa else k for swa in blocks.is_swa),
+        tuple(v_swa if swa else v for swa in blocks.is_swa),
+        tuple(rot_swa if swa else rot for swa in blocks.is_swa),
+    )
+
+
+def _read_ratios(keys: Keys, n_layer: int) -> Counts:
+    """How many tokens each block condenses into one (`dsv4_compress_ratios`); 0: it does not."""
+    key = "attention.compress_ratios"
+    if keys.arch == "qwen4exp":
+        return keys.each(key, n_layer, (0,) * n_layer)
+    listed = (keys.listed(key) or ())[:n_layer]
+    if keys.arch == "deepseek4" and len(listed) < n_layer:
+        raise keys.refuse(key, f"has {len(listed)} entries for {n_layer} blocks")
+    return listed + (0,) * (n_layer - len(listed))
+
+
+def _indexed_layers(keys: Keys, n_layer: int, n_layer_trunk: int, n_ctx_train: int) -> Flags:
     """The layers with an indexer of their own, where others use the last one's choice (`is_indexer_full_impl`)."""
-    n_trunk = n_layer - n_nextn
     types = "attention.indexer.types"
     if keys.arch == "dots3note":
         return keys.flags(types, n_layer) or (False,) * n_layer
     if keys.get(types) is not None:
-        return tuple(item != 0 for item in keys.each(types, n_trunk, ())) + (False,) * n_nextn
+        listed = keys.each(types, n_layer_trunk, ())
+        return tuple(item != 0 for item in listed) + (False,) * (n_layer - n_layer_trunk)
     if keys.arch == "glm-dsa" and n_ctx_train >= GLM_5_2_CONTEXT:
         return (GLM_5_2_INDEXERS + (False,) * n_layer)[:n_layer]
     return (keys.arch in ("deepseek32", "glm-dsa", "glm5-next"),) * n_layer
 
 
-def _count_vocabulary(keys: _Keys, header: Header) -> int:
+def _count_vocabulary(keys: Keys, header: Header) -> int:
     """The number of tokens: what `token_embd.weight` has rows for, or else what the metadata says."""
     for tensor in header.tensors:
         if tensor.name == "token_embd.weight" and len(tensor.shape) > 1:
@@ -479,7 +474,7 @@ def _count_vocabulary(keys: _Keys, header: Header) -> int:
     return keys.number("vocab_size")
 
 
-def _shared_width(keys: _Keys, n_ff_exp: Counts) -> int:
+def _shared_width(keys: Keys, n_ff_exp: Counts) -> int:
     """The width of the experts that every token passes (`n_ff_shexp`)."""
     width = keys.number("expert_shared_feed_forward_length")
     if not width and keys.arch == "laguna":
@@ -489,16 +484,16 @@ def _shared_width(keys: _Keys, n_ff_exp: Counts) -> int:
     return width
 
 
-def _deepstack_layers(keys: _Keys) -> int:
+def _deepstack_layers(keys: Keys) -> int:
     """How many embeddings of an image's details come beside those of a token (`n_deepstack_layers`)."""
     mapping = keys.get("deepstack_mapping")  # of each block, -1: none
-    if isinstance(mapping, Sequence) and not isinstance(mapping, str):
+    if isinstance(mapping, list):
         return len({item for item in mapping if isinstance(item, int) and item >= 0})
     return keys.number("n_deepstack_layers")
 
 
-def _is_lite(arch: str, n_trunk: int, n_vocab: int) -> bool:
+def _is_lite(arch: str, n_layer_trunk: int, n_vocab: int) -> bool:
     """Whether DeepSeek-V2's loader leaves out the rank of queries (`is_lite` in models/deepseek2.cpp)."""
     if arch not in ("deepseek2", "mistral4"):
         return False
-    return n_trunk in (26, 27) or (n_trunk == 48 and n_vocab == 128256)
+    return n_layer_trunk in (26, 27) or (n_layer_trunk == 48 and n_vocab == 128256)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from modelpipes.errors import FileError
 from modelpipes.fit import cuda
-from modelpipes.fit.compute import build
+from modelpipes.fit.compute import APPROXIMATE, build
 from modelpipes.fit.compute.builder import Builder, MissingWeight
 from modelpipes.fit.compute.repeats import without_repeats
 from modelpipes.fit.compute.schedule import Device, buffer_sizes
@@ -21,8 +21,9 @@ from modelpipes.fit.context import Context, plan_context
 from modelpipes.fit.hparams import Hparams, classify, read_hparams
 from modelpipes.fit.placement import Placement, Weights, place, weigh
 from modelpipes.fit.settings import Settings
-from modelpipes.gguf import Header
+from modelpipes.gguf.header import Header
 
+FOLLOWED_BUILD = "b11434"  # of llama.cpp, whose rules these are
 KNOWN_MODELS = 64  # whose weights were added up and are kept: a plan tries one model under many settings
 FLOAT_BYTES = 4
 
@@ -92,7 +93,7 @@ class Predictor:
                 )
             ),
             Share(placement.host_model_bytes, context.host_bytes, compute[-1], logits),
-            "exact" if known and hparams.known else "generic",
+            "exact" if known and hparams.known and hparams.arch not in APPROXIMATE else "generic",
         )
 
     def host_weights(self, settings: Settings) -> tuple[int, int]:
@@ -138,8 +139,21 @@ def _read_model(header: Header) -> _Model:
     if header.shard is not None and len(header.tensors) < header.shard.n_tensors:
         raise FileError(f"{header.path}: one of {header.shard.count} shards; read the whole model with read_model")
     hparams = read_hparams(header)
-    tensors = {tensor.name: (tensor.shape, tensor.n_bytes) for tensor in header.tensors}
+    if any(tensor.n_bytes is None for tensor in header.tensors):
+        header = _with_sizes(header)
+    tensors = {tensor.name: (tensor.shape, tensor.n_bytes or 0) for tensor in header.tensors}
     return _Model(hparams, weigh(header, hparams), tensors, tuple(_block_kinds(tensors, hparams.n_layer)))
+
+
+def _with_sizes(header: Header) -> Header:
+    """Give tensors of a type that we do not know the bytes up to the next one's offset."""
+    ordered = sorted(header.tensors, key=lambda tensor: tensor.offset)
+    ends = [tensor.offset for tensor in ordered[1:]] + [header.file_size - header.data_offset]
+    sized = [
+        tensor if tensor.n_bytes is not None else tensor._replace(n_bytes=max(end - tensor.offset, 0))
+        for tensor, end in zip(ordered, ends, strict=True)
+    ]
+    return replace(header, tensors=tuple(sized))
 
 
 def _block_kinds(tensors: Mapping[str, tuple[tuple[int, ...], int]], n_layer: int) -> Iterator[int]:

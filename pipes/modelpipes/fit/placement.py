@@ -13,14 +13,13 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from modelpipes.errors import UsageError
+from modelpipes.errors import ModelFileError, UsageError
 from modelpipes.fit.hparams import Hparams
 from modelpipes.fit.settings import Settings
-
-if TYPE_CHECKING:
-    from modelpipes.gguf import Header, Tensor
+from modelpipes.gguf.header import Header, Tensor
+from modelpipes.gguf.types import TENSOR_TYPES
 
 Device = int | None  # None is the host
 
@@ -31,7 +30,7 @@ TABLE = -3
 HOST_ALIGNMENT = 32  # TENSOR_ALIGNMENT in ggml-cpu, also of RPC devices with a CPU behind them
 CUDA_ALIGNMENT = 128  # ggml_backend_cuda_buffer_type_get_alignment
 CUDA_ROW = 512  # MATRIX_ROW_PADDING: rows of quantised matrices are read in pieces of so many elements
-PLAIN_TYPES = frozenset({0, 1, 24, 25, 26, 27, 28, 30})  # F32, F16, I8, I16, I32, I64, F64, BF16: not quantised
+QUANTISED = frozenset(id for id, type in TENSOR_TYPES.items() if type.block_size > 1)
 
 # `--cpu-moe` (LLM_FFN_EXPS_REGEX in common/common.h); searched for, so that biases and scales match as well.
 EXPERTS = re.compile(r"\.ffn_(up|down|gate|gate_up)_(ch|)exps")
@@ -47,9 +46,10 @@ FIRST_LAYER = (
     "nextn.pre_projection.",
 )
 TABLES = ("rope_freqs.", "rope_factors_long.", "rope_factors_short.")  # one copy wherever a layer uses them
-NEVER_LOADED = ("masked_embd_",)
-BLOCKS = ("blk.", "dec.blk.", "enc.blk.", "posnet.", "convnext.")
-NEVER_LOADED_IN_BLOCKS = ".cross_attn_rel_b."
+NEVER_LOADED = ("masked_embd_", "cross_attn_rel_b.")
+BLOCK = re.compile(r"(?:(?:enc\.|dec\.)?blk|posnet|convnext)\.([0-9]{1,4})\.(.*)", re.DOTALL)
+EMBEDDING = "token_embd.weight"
+OUTPUT = "output.weight"
 
 
 class Size(NamedTuple):
@@ -104,44 +104,35 @@ class Placement:
 
 
 def weigh(header: Header, hparams: Hparams) -> Weights:
-    """Add up the weights of a model by where they go."""
-    n_layer = hparams.n_layer
-    plain, cuda = [0] * (n_layer + 1), [0] * (n_layer + 1)
+    """Add up the weights of a model by where they go.
+
+    A model in shards is given as for `read_hparams`. Raises ModelFileError for a tensor of an unknown type.
+    """
+    output = hparams.n_layer
+    rest: dict[int, Size] = {}
     experts: dict[int, Size] = {}
-    elsewhere = {INPUT: NOTHING, TABLE: NOTHING}
-    tied = NOTHING
-    has_output = False
+    ends: dict[str, Size] = {}
     for tensor in header.tensors:
         name = tensor.name
+        if tensor.n_bytes is None:
+            raise ModelFileError(header.path, f"tensor {name} is of type {tensor.type}, which llama.cpp does not know")
         home = locate(name, hparams)
-        if home == UNUSED:
-            continue
         size = size_of(tensor)
-        if home < 0:
-            elsewhere[home] = _sum(elsewhere[home], size)
-            if name == "token_embd.weight":
-                tied = size
-        elif "exps" in name and EXPERTS.search(name):
-            experts[home] = _sum(experts.get(home, NOTHING), size)
-        else:
-            plain[home] += size.plain
-            cuda[home] += size.cuda
-            if name == "output.weight":
-                has_output = True
-                output = size
-    if has_output and tied == NOTHING and hparams.arch == "codeshell":
-        # models/codeshell.cpp makes the input from the output, on the output's device, and then the output
-        plain[n_layer] += output.plain
-        cuda[n_layer] += output.cuda
-    if has_output or not hparams.facts.ties_output:
-        tied = NOTHING
+        group = experts if "exps" in name and EXPERTS.search(name) else rest
+        group[home] = _sum(group.get(home, NOTHING), size)
+        if name in (EMBEDDING, OUTPUT):
+            ends[name] = size
+    if hparams.arch == "codeshell" and EMBEDDING not in ends:
+        # models/codeshell.cpp makes the input from the output, on the output's device, and then the output.
+        rest[output] = _sum(rest.get(output, NOTHING), ends.get(OUTPUT, NOTHING))
+    is_tied = OUTPUT not in ends and hparams.facts.ties_output
     return Weights(
-        layers=tuple(map(Size, plain, cuda)),
-        experts=tuple(experts.get(layer, NOTHING) for layer in range(n_layer + 1)),
-        inputs=elsewhere[INPUT],
-        tables=elsewhere[TABLE],
+        layers=tuple(rest.get(layer, NOTHING) for layer in range(output + 1)),
+        experts=tuple(experts.get(layer, NOTHING) for layer in range(output + 1)),
+        inputs=rest.get(INPUT, NOTHING),
+        tables=rest.get(TABLE, NOTHING),
         table_layers=tuple(_table_layers(hparams)),
-        tied=tied,
+        tied=ends.get(EMBEDDING, NOTHING) if is_tied else NOTHING,
         tied_always_copied=hparams.facts.embedding_copy,
     )
 
@@ -179,12 +170,13 @@ def place(weights: Weights, hparams: Hparams, settings: Settings) -> Placement:
 
 def locate(name: str, hparams: Hparams) -> int:
     """The layer that a tensor goes with (`n_layer`: the output), or INPUT, TABLE or UNUSED."""
-    if name.startswith(BLOCKS):
-        return _locate_in_block(name, hparams)
+    block = BLOCK.match(name)
+    if block is not None:
+        return _locate_in_block(int(block[1]), block[2], hparams)
     if name.startswith(INPUTS):
         return INPUT
     if name.startswith(FIRST_LAYER):
-        # LFM2 calls the norm of its output so (LLM_TENSOR_OUTPUT_NORM_LFM2)
+        # LFM2 calls the norm of its output so (LLM_TENSOR_OUTPUT_NORM_LFM2).
         return hparams.n_layer if hparams.arch.startswith("lfm2") else 0
     if name.startswith(TABLES):
         return TABLE
@@ -193,9 +185,9 @@ def locate(name: str, hparams: Hparams) -> int:
 
 def size_of(tensor: Tensor) -> Size:
     """Bytes that a tensor takes in a buffer (`ggml_backend_buft_get_alloc_size`, and the alignment)."""
-    n_bytes = tensor.n_bytes
+    n_bytes = tensor.n_bytes or 0
     cuda = n_bytes
-    if tensor.shape[0] % CUDA_ROW and tensor.type not in PLAIN_TYPES:
+    if n_bytes and tensor.type in QUANTISED and tensor.shape[0] % CUDA_ROW:
         cuda += cuda_row_padding(tensor.shape[0], n_bytes, math.prod(tensor.shape))
     return Size(aligned(n_bytes, HOST_ALIGNMENT), aligned(cuda, CUDA_ALIGNMENT))
 
@@ -249,27 +241,17 @@ def _sum(a: Size, b: Size) -> Size:
     return Size(a.plain + b.plain, a.cuda + b.cuda)
 
 
-def _locate_in_block(name: str, hparams: Hparams) -> int:
-    parts = name.split(".", 3)
-    at = 2 if parts[1] == "blk" else 1
-    if not parts[at].isdecimal():
-        return hparams.n_layer
-    layer = int(parts[at])
-    if NEVER_LOADED_IN_BLOCKS in name:
+def _locate_in_block(layer: int, name: str, hparams: Hparams) -> int:
+    """As `locate`, for what follows the number of a block in a tensor's name."""
+    if name.startswith(NEVER_LOADED):
         return UNUSED
     if layer >= hparams.n_layer:  # blocks of a head go with the output (llama_model_base::create_tensor)
         return hparams.n_layer
-    if layer >= hparams.n_layer_trunk and _is_skipped(name, hparams):
-        return UNUSED
-    return layer
-
-
-def _is_skipped(name: str, hparams: Hparams) -> bool:
-    """Whether a tensor of a block for next-token prediction stays in the file, as without `load_mtp`."""
-    if hparams.n_layer_trunk == 0:  # gemma4-assistant has no other blocks
-        return False
+    if layer < hparams.n_layer_trunk or hparams.n_layer_trunk == 0:  # gemma4-assistant has no trunk
+        return layer
+    # Of blocks for next-token prediction most stays in the file, as without `load_mtp`.
     kept = hparams.facts.nextn_loaded
-    return not kept or not name.split(".", 2)[2].startswith(kept)
+    return layer if kept and name.startswith(kept) else UNUSED
 
 
 def _table_layers(hparams: Hparams) -> Iterator[int]:

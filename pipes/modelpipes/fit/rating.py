@@ -9,7 +9,7 @@ from typing import Literal
 from modelpipes.fit.hparams import Hparams
 from modelpipes.fit.memory import Memory, Predictor
 from modelpipes.fit.settings import Settings
-from modelpipes.gguf import Header
+from modelpipes.gguf.header import Header
 
 Fit = Literal["fits", "tight", "partial", "no"]
 
@@ -31,6 +31,8 @@ class Room:
 class Rating:
     """How a model fits, and under which settings.
 
+    `fit` is None where nothing was rated.
+
     `memory` is for the settings asked for, all layers on the devices. `reason` says in words what `fit` does not.
     `max_context` is the largest context at which all of it fits with the reserve kept free (0: none of
     LEAST_CONTEXT or more). `gpu_layers` of `n_layers` (the output is one) go to the devices, with the experts
@@ -39,7 +41,7 @@ class Rating:
 
     memory: Memory
     n_ctx: int
-    fit: Fit
+    fit: Fit | None
     reason: str
     max_context: int
     gpu_layers: int
@@ -47,15 +49,21 @@ class Rating:
     cpu_moe: bool = False
 
 
-def rate(header: Header, settings: Settings, room: Room) -> Rating:
-    """Rate a model on the devices of a room; a context beyond the trained one is cut to it."""
+def rate(header: Header, settings: Settings, room: Room | None) -> Rating:
+    """Rate a model on the devices of a room; a context beyond the trained one is cut to it.
+
+    Without a room, only the memory is predicted, on the settings' devices.
+    """
     predict = Predictor(header)
     hparams = predict.hparams
     trained = hparams.n_ctx_train
     n_ctx = min(settings.n_ctx, trained) if trained else settings.n_ctx
-    whole = replace(settings, n_ctx=n_ctx, n_gpu_layers=None, cpu_moe=False, n_devices=len(room.device_bytes))
-    memory = predict(whole)
+    whole = replace(settings, n_ctx=n_ctx, n_gpu_layers=None, cpu_moe=False)
     n_layers = hparams.n_layer + 1
+    if room is None:
+        return Rating(predict(whole), n_ctx, None, "", 0, n_layers, n_layers)
+    whole = replace(whole, n_devices=len(room.device_bytes))
+    memory = predict(whole)
     slack = spare_bytes(memory, room)
 
     def spare_at(steps: int) -> int:

@@ -8,11 +8,12 @@ it at once: each replaces it whole, and the last one wins.
 from __future__ import annotations
 
 import os
-import stat
 import zlib
 from typing import Generic, TypeVar
 
 import msgspec
+
+from modelpipes.gguf.smallfile import read_file, replace_file
 
 T = TypeVar("T")
 
@@ -75,11 +76,11 @@ class Cache(Generic[T]):
             del self._entries[key]
         body = self._encoder.encode(self._entries)
         data = self._head + zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big") + body
-        self._is_changed = len(data) > MAX_FILE_BYTES or not _replace(self._path, data)
+        self._is_changed = len(data) > MAX_FILE_BYTES or not replace_file(self._path, data)
         return not self._is_changed
 
     def _load(self) -> dict[bytes, _Entry]:
-        data = _read(self._path)
+        data = read_file(self._path, MAX_FILE_BYTES)
         start = len(self._head) + _CHECKSUM_BYTES
         body = memoryview(data)[start:]
         checksum = zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big")
@@ -100,47 +101,3 @@ class Cache(Generic[T]):
         ]
         for key in gone:
             del self._entries[key]
-
-
-def _read(path: str) -> bytes:
-    try:
-        # Non-blocking: a pipe in its place must not make us wait.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return b""
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-            return b""
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read()
-    except OSError:
-        return b""
-    finally:
-        os.close(descriptor)
-
-
-def _replace(path: str, data: bytes) -> bool:
-    """Put a file in place of another, whole or not at all; whether it worked."""
-    temporary = f"{path}.{os.urandom(8).hex()}"
-    try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except OSError:
-        return False
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except OSError:
-        return False
-    finally:
-        _remove(temporary)
-    return True
-
-
-def _remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError:
-        pass  # it took its place, or the folder is not ours any more

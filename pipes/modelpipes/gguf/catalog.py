@@ -9,7 +9,7 @@ import msgspec
 
 from modelpipes.errors import FileError, UsageError
 from modelpipes.gguf.modelfile import SUFFIX, ModelFile, Problem, printable, stem
-from modelpipes.gguf.places import default_places
+from modelpipes.gguf.places import default_places, remembered
 from modelpipes.gguf.scan import find_model_files
 
 MAX_SHOWN = 4  # names or paths in one message
@@ -59,6 +59,8 @@ class Catalog(msgspec.Struct, frozen=True):
 def resolve(name_or_path: str) -> str:
     """The absolute path that a command's model FILE means: a path, or a name as `Catalog.find` takes it.
 
+    Names are looked up where models usually lie and where `find-gguf` last looked.
+
     A file wins over a name, a name over a folder. What is written as a path is not looked up. Raises as
     `Catalog.find`.
     """
@@ -67,7 +69,7 @@ def resolve(name_or_path: str) -> str:
     if name_or_path.startswith(("/", ".", "~")) or (os.path.lexists(path) and not is_folder):
         return path
     try:
-        return Catalog.scan().find(name_or_path).path
+        return Catalog.scan([*default_places(), *remembered()]).find(name_or_path).path
     except FileError:
         if is_folder:
             return path

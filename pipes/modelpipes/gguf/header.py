@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
 from modelpipes.errors import ModelFileError
-from modelpipes.gguf.layout import (
-    BIG,
-    LEAST_ENTRY_BYTES,
-    LEAST_TENSOR_BYTES,
-    LITTLE,
-    MAX_HEADER_BYTES,
-    WORK_OF_ENTRY,
-    WORK_OF_TENSOR,
-    ByteOrder,
-    Flaw,
-    Layout,
-    Reading,
-    Short,
-    Unsure,
-)
+from modelpipes.gguf.layout import BIG, LEAST_ENTRY_BYTES, LEAST_TENSOR_BYTES, ByteOrder
 from modelpipes.gguf.metadata import ALIGNMENT_KEY, ArrayInfo, TextInfo, Value, read_metadata
+from modelpipes.gguf.reading import Flaw, Reading
+from modelpipes.gguf.strings import Unsure
 from modelpipes.gguf.tensors import Tensor, read_tensors
 
 __all__ = ["ArrayInfo", "Header", "Shard", "Tensor", "TextInfo", "Value", "read_header"]
@@ -34,16 +21,14 @@ __all__ = ["ArrayInfo", "Header", "Shard", "Tensor", "TextInfo", "Value", "read_
 _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = 2, 3
 _PREAMBLE_BYTES: Final = 24
-# A header without a vocabulary fits in the first, nearly all others in the second.
-_FIRST_READ_BYTES: Final = 64 << 10
-_SECOND_READ_BYTES: Final = 8 << 20
+# The tensor that all language models have: the mark of a header.
+_TOKEN_EMBEDDING: Final = b"token_embd.weight"
+# In `Reading.charge`'s coin.
+_WORK_OF_ENTRY: Final = 40
+_WORK_OF_TENSOR: Final = 35
 _DEFAULT_ALIGNMENT: Final = 32
 # More than a page of any machine; 32 is what all files have.
 _MAX_ALIGNMENT: Final = 1 << 20
-# As src/llama-hparams.h has it.
-_MAX_LAYERS: Final = 512
-# Every language model has this tensor.
-_TOKEN_EMBEDDING: Final = b"token_embd.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +75,15 @@ def read_header(path: str | bytes | os.PathLike[str], strict: bool = False) -> H
     """Read the header of one file; of a shard, what that shard alone says (see `shards.read_model`).
 
     Raises ModelFileError for whatever is no whole, readable model file, and nothing else. Never blocks on a
-    FIFO. No header costs more than some 50 ms and 64 MB: one beyond 32 MiB or 900,000 entries is refused,
-    twice what the largest of real life need.
+    FIFO. Whatever the file says, a reading ends within some 50 ms and a few megabytes: a header beyond 32 MiB
+    or 850,000 entries is refused; the largest of real life has half the bytes and 780,000.
 
-    A vocabulary is searched past, not walked: 2 ms instead of 20. What was found is taken only if the whole
-    header closes (every key, every tensor, contiguous, to the file's last byte), if the strings before each
-    end found reach exactly to it (see `strings.end_of_strings`), and if nowhere in what was read another
-    tensor table can lie; else it is walked. That excludes every accident and every imitation inside texts
-    shorter than 256 bytes. It cannot exclude a file made for it by hand, with a longer text in its
-    vocabulary that holds dozens of false texts and keys besides: `strict` always walks, and is what to use
-    before anything rests on a file from nobody knows where.
+    The end of a vocabulary is searched for instead of walked to: 2 ms instead of 20. An end is taken only if
+    the texts before it reach exactly to it and nothing in a text shorter than 256 bytes can imitate it (see
+    `strings.end_of_texts`), and if in the end the whole header closes: every key, every tensor, contiguous,
+    to the last byte of the file. Else all is walked. What that cannot exclude is a file made for it by hand:
+    a longer text in its vocabulary that holds dozens of false texts and false keys after them; `strict` always
+    walks: use it before anything rests on a file of unknown origin.
     """
     name = os.fsdecode(path)
     fd = -1
@@ -108,7 +92,16 @@ def read_header(path: str | bytes | os.PathLike[str], strict: bool = False) -> H
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise ModelFileError(name, "not a regular file")
-        return _read(name, fd, status.st_size, not strict)
+        if not strict:
+            reading = Reading(fd, status.st_size, searches=True)
+            try:
+                return _parse(name, reading)
+            except Unsure:
+                pass
+            except Flaw:
+                if not reading.has_searched:
+                    raise
+        return _parse(name, Reading(fd, status.st_size, searches=False))
     except Flaw as flaw:
         raise ModelFileError(name, flaw.reason, flaw.offset) from None
     except OSError as error:
@@ -120,75 +113,24 @@ def read_header(path: str | bytes | os.PathLike[str], strict: bool = False) -> H
             os.close(fd)
 
 
-def _read(path: str, fd: int, size: int, searches: bool) -> Header:
-    limit = min(size, MAX_HEADER_BYTES)
-    wanted = min(_FIRST_READ_BYTES, limit)
-    while True:
-        buf = os.pread(fd, wanted, 0)
-        is_all = len(buf) >= limit or len(buf) < wanted  # shorter: the file shrank meanwhile
-        layout, version = _preamble(buf)
-        reading = Reading(buf, layout, searches and layout is LITTLE)
-        try:
-            return _parse(path, reading, version, size)
-        except Unsure:
-            searches = False
-        except Flaw:
-            if not reading.searched_from:
-                raise
-            searches = False
-        except (Short, struct.error, OverflowError):
-            if not is_all:
-                pass
-            elif reading.searched_from:
-                searches = False
-            elif len(buf) < size:
-                raise Flaw(f"damaged: a header of more than {MAX_HEADER_BYTES >> 20} MiB", len(buf)) from None
-            else:
-                raise Flaw("incomplete download: the file ends inside its header", len(buf)) from None
-        # What is walked is not walked twice: all that can be needed at once.
-        wanted = _SECOND_READ_BYTES if searches and wanted < _SECOND_READ_BYTES else limit
-        wanted = min(wanted, limit)
-        buf = b""
-        del reading
-
-
-def _preamble(buf: bytes) -> tuple[Layout, int]:
-    if buf[:4] != _MAGIC:
-        raise Flaw("not a GGUF file" if buf else "an empty file", 0)
-    if len(buf) < _PREAMBLE_BYTES:
-        raise Flaw("incomplete download: the file ends inside its header", len(buf))
-    layout = LITTLE
-    (version,) = layout.u32(buf, 4)
-    if version and version & 0xFFFF == 0:
-        layout = BIG
-        (version,) = layout.u32(buf, 4)
-    if version == 1:
-        raise Flaw("GGUF version 1, which llama.cpp no longer loads: convert the model again", 4)
-    if version not in _VERSIONS:
-        raise Flaw(f"GGUF version {version}, which is not known", 4)
-    return layout, version
-
-
-def _parse(path: str, reading: Reading, version: int, size: int) -> Header:
+def _parse(path: str, reading: Reading) -> Header:
+    version = _read_version(reading)
     n_tensors, n_kv = reading.layout.two_u64(reading.buf, 8)
-    reading.charge(WORK_OF_ENTRY * n_kv + WORK_OF_TENSOR * n_tensors, 8)
-    if LEAST_ENTRY_BYTES * n_kv + LEAST_TENSOR_BYTES * n_tensors > size - _PREAMBLE_BYTES:
-        raise Short
-    metadata, rated_bytes, table = read_metadata(reading, _PREAMBLE_BYTES, n_kv)
+    reading.charge(_WORK_OF_ENTRY * n_kv + _WORK_OF_TENSOR * n_tensors, 8)
+    if LEAST_ENTRY_BYTES * n_kv + LEAST_TENSOR_BYTES * n_tensors > reading.size - _PREAMBLE_BYTES:
+        raise Flaw("incomplete download: the file ends inside its header", reading.size)
+    metadata, rated_bytes, pos = read_metadata(reading, _PREAMBLE_BYTES, n_kv)
     alignment = metadata.get(ALIGNMENT_KEY, _DEFAULT_ALIGNMENT)
     assert isinstance(alignment, int)  # read_metadata has seen to that
     if not 0 < alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
-        raise Flaw(f"damaged: an alignment of {alignment}", table)
-    tensors, end, data_bytes = read_tensors(reading, table, n_tensors, alignment)
-    if end > size:
-        raise Short
+        raise Flaw(f"damaged: an alignment of {alignment}", None)
+    tensors, table, end, data_bytes = read_tensors(reading, pos, n_tensors, alignment)
     data_offset = -(-end // alignment) * alignment if tensors else end
-    missing = data_offset + data_bytes - size
-    if missing > 0 and data_bytes:
-        raise Flaw(f"incomplete download: the file ends {missing} bytes before the last tensor", size)
-    if reading.searched_from:
-        _see_that_it_is_the_only_one(reading, table, end, size - data_offset - data_bytes < alignment)
-    rated_bytes.append(reading.buf[table:end])
+    unused_bytes = reading.size - data_offset - data_bytes
+    if unused_bytes < 0 and (data_bytes or end > reading.size):
+        raise Flaw(f"incomplete download: the file ends {-unused_bytes} bytes before the last tensor", reading.size)
+    if reading.has_searched and (unused_bytes >= alignment or _TOKEN_EMBEDDING in reading.buf[end - reading.base :]):
+        raise Unsure  # something else than this header accounts for the file, or a second one follows
     return Header(
         path,
         metadata,
@@ -198,16 +140,28 @@ def _parse(path: str, reading: Reading, version: int, size: int) -> Header:
         reading.layout.byte_order,
         alignment,
         data_offset,
-        size,
-        blake2b(b"".join(rated_bytes), digest_size=16).digest(),
+        reading.size,
+        blake2b(b"".join(rated_bytes + table), digest_size=16).digest(),
     )
 
 
-def _see_that_it_is_the_only_one(reading: Reading, table: int, end: int, fills_the_file: bool) -> None:
-    """Raise Unsure if what was searched past, or what follows the header, may hold the true tensors."""
-    count = reading.buf.count
-    if not fills_the_file or count(_TOKEN_EMBEDDING, reading.searched_from) != count(_TOKEN_EMBEDDING, table, end):
-        raise Unsure
+def _read_version(reading: Reading) -> int:
+    """The file's version of GGUF; the reading goes on in the file's byte order."""
+    buf = reading.buf
+    if buf[:4] != _MAGIC:
+        raise Flaw("not a GGUF file" if buf else "an empty file", 0)
+    if len(buf) < _PREAMBLE_BYTES:
+        raise Flaw("incomplete download: the file ends inside its header", len(buf))
+    (version,) = reading.layout.u32(buf, 4)
+    if version and version & 0xFFFF == 0:
+        reading.layout, reading.searches = BIG, False
+        (version,) = BIG.u32(buf, 4)
+    if version == 1:
+        raise Flaw("GGUF version 1, which llama.cpp no longer loads: convert the model again", 4)
+    if version not in _VERSIONS:
+        raise Flaw(f"GGUF version {version}, which is not known", 4)
+    assert isinstance(version, int)
+    return version
 
 
 def _shard(metadata: Mapping[str, Value]) -> Shard | None:

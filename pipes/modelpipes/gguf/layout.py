@@ -1,4 +1,4 @@
-"""The bytes of a GGUF header: its numbers in both byte orders, what bounds a reading, how one ends early.
+"""How GGUF writes numbers, in both byte orders, and which types of values it has.
 
 Source: ggml/docs/gguf.md and ggml/src/gguf.cpp of llama.cpp b11434.
 """
@@ -30,14 +30,8 @@ NUMBERS = {
     12: ("f64", "d"),
 }
 MAX_DIMS = 4
-
-# The largest header of real life has 16 MB (gemma 4: 262,144 tokens, 514,906 merges).
-MAX_HEADER_BYTES = 32 << 20
-# In strings walked past, of about 45 ns each; the largest real header has 780,000 strings. What else costs
-# time is charged in the same coin, so that no header takes more than some 50 ms.
-MAX_WORK = 900_000
-WORK_OF_ENTRY = 20
-WORK_OF_TENSOR = 25
+# The specification allows 65,535; real ones have less than 80.
+MAX_KEY_BYTES = 255
 # The least bytes of one: a key of one letter and a byte; an empty name without dimensions.
 LEAST_ENTRY_BYTES = 8 + 1 + 4 + 1
 LEAST_TENSOR_BYTES = 8 + 0 + 4 + 4 + 8
@@ -67,39 +61,6 @@ LITTLE = Layout("little")
 BIG = Layout("big")
 
 
-class Flaw(Exception):
-    """What is wrong with a header, and at which byte."""
-
-    def __init__(self, reason: str, offset: int | None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.offset = offset
-
-
-class Short(Exception):
-    """More of the file is needed than was read. `struct.error` and OverflowError say the same."""
-
-
-class Unsure(Exception):
-    """Where an array of strings ends was not proven: it has to be walked."""
-
-
-class Reading:
-    """One attempt at a header: the bytes read so far, and what the attempt may still cost."""
-
-    __slots__ = ("buf", "layout", "searched_from", "searches", "work")
-
-    def __init__(self, buf: bytes, layout: Layout, searches: bool) -> None:
-        self.buf = buf
-        self.layout = layout
-        self.searches = searches
-        """Whether long arrays of strings are searched past, instead of walked."""
-        self.searched_from = 0
-        """Where the first array that was searched past ends; 0 if none was."""
-        self.work = MAX_WORK
-
-    def charge(self, work: int, offset: int) -> None:
-        """Raise Flaw once a header costs more to read than any real one."""
-        self.work -= work
-        if self.work < 0:
-            raise Flaw("damaged: more entries than any real header has", offset)
+def is_key(raw: bytes) -> bool:
+    """Whether these bytes can be a key: ASCII, as the specification has it, and printable."""
+    return 0 < len(raw) <= MAX_KEY_BYTES and raw.isascii() and raw.decode("ascii").isprintable()

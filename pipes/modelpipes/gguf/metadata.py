@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
-from modelpipes.gguf.layout import ARRAY, MAX_HEADER_BYTES, NUMBERS, STRING, U32, Flaw, Reading, Short
-from modelpipes.gguf.strings import end_of_strings
+from modelpipes.gguf.layout import ARRAY, NUMBERS, STRING, U32, is_key
+from modelpipes.gguf.reading import MAX_HEADER_BYTES, OUTSIDE, Reading
+from modelpipes.gguf.strings import end_of_texts
 
 # Enough for anything about layers; vocabularies are longer.
-MAX_KEPT_ITEMS = 1024
+MAX_KEPT_ITEMS: Final = 1024
 # Names, licences and addresses are shorter; chat templates are longer.
-MAX_KEPT_TEXT_BYTES = 1024
-# The specification's own bound.
-MAX_KEY_BYTES = 65535
+MAX_KEPT_TEXT_BYTES: Final = 1024
 
-ALIGNMENT_KEY = "general.alignment"
+ALIGNMENT_KEY: Final = "general.alignment"
 # What a rating may look at under prefixes that otherwise only describe.
-_RATED = frozenset(
+_RATED: Final = frozenset(
     (
+        ALIGNMENT_KEY,
         "general.architecture",
         "general.file_type",
         "general.quantization_version",
@@ -44,54 +44,61 @@ class TextInfo(NamedTuple):
 
 
 Value: TypeAlias = int | float | bool | str | list[int] | list[float] | list[bool] | list[str] | ArrayInfo | TextInfo
+_NOT_KEPT: Final = ArrayInfo, TextInfo
 
 
 def read_metadata(reading: Reading, pos: int, count: int) -> tuple[dict[str, Value], list[bytes], int]:
     """Read `count` entries from `pos`: what they say, the bytes of those that ratings rest on, the end.
 
-    Raises Flaw, or Short (as struct.error, too) where the bytes read so far do not suffice.
+    Raises Flaw, and Unsure if the reading searches.
     """
     buf = reading.buf
     u32, u64, numbers = reading.layout.u32, reading.layout.u64, reading.layout.numbers
     metadata: dict[str, Value] = {}
     rated_bytes: list[bytes] = []
-    for index in range(count):
+    while len(metadata) < count:
         start = pos
-        (length,) = u64(buf, pos)
-        pos += 8 + length
-        (kind,) = u32(buf, pos)
-        key, is_rated = _key(buf[start + 8 : pos])
-        if not key:
-            raise Flaw(f"damaged: key {index + 1} of {count} is no name", start)
-        if key in metadata:
-            raise Flaw(f"damaged: two values for {key}", start)
-        pos += 4
-        number = numbers.get(kind)
-        if number:
-            metadata[key] = number[0](buf, pos)[0]
-            pos += number[1]
-        elif kind == STRING:
-            metadata[key], pos = _read_text(reading, pos)
-        elif kind == ARRAY:
-            metadata[key], pos = _read_array(reading, pos, key, is_last=index + 1 == count)
-        else:
-            raise Flaw(f"damaged: {key} has a value of type {kind}, which GGUF has not", pos - 4)
+        try:
+            (length,) = u64(buf, pos)
+            pos += 8 + length
+            (kind,) = u32(buf, pos)
+            key, is_rated = _key(buf[start + 8 : pos])
+            if not key or key in metadata:
+                raise reading.flaw(f"damaged: {f'two values for {key}' if key else 'a key that is no name'}", start)
+            pos += 4
+            head = buf[start : pos + 12]
+            number = numbers.get(kind)
+            value: Value
+            if number:
+                (value,) = number[0](buf, pos)
+                pos += number[1]
+            elif kind == STRING:
+                value, pos = _read_text(reading, pos)
+            elif kind == ARRAY:
+                value, pos = _read_array(reading, pos, key, is_last=len(metadata) + 1 == count)
+            else:
+                raise reading.flaw(f"damaged: {key} has a value of type {kind}, which GGUF has not", pos - 4)
+        except OUTSIDE:
+            reading.move(start)
+            buf, pos = reading.buf, 0
+            continue
+        metadata[key] = value
         if is_rated:
-            # What is not kept cannot count either: its type and length do.
-            is_kept = type(metadata[key]) not in (ArrayInfo, TextInfo)
-            rated_bytes.append(buf[start : pos if is_kept else start + length + 24])
+            # What is not kept cannot count, but for its type and length.
+            rated_bytes.append(head if type(value) in _NOT_KEPT else buf[start:pos])
             if key == ALIGNMENT_KEY and kind != U32:
-                raise Flaw(f"damaged: {key} is not of type u32", start)
+                raise reading.flaw(f"damaged: {key} is not of type u32", start)
+        buf = reading.buf  # an array may have moved it
     return metadata, rated_bytes, pos
 
 
 @lru_cache(maxsize=4096)  # the same few hundred keys in all files
 def _key(raw: bytes) -> tuple[str, bool]:
-    """A key, and whether ratings rest on it; "" for what is no key (a control character, say)."""
-    key = raw.decode("utf-8", "replace")
-    if not 0 < len(raw) <= MAX_KEY_BYTES or not key.isprintable():
+    """A key, and whether ratings rest on it; "" for what can be none."""
+    if not is_key(raw):
         return "", False
-    return key, key in _RATED or key == ALIGNMENT_KEY or not key.startswith(("general.", "tokenizer."))
+    key = raw.decode("ascii")
+    return key, key in _RATED or not key.startswith(("general.", "tokenizer."))
 
 
 def _read_text(reading: Reading, pos: int) -> tuple[str | TextInfo, int]:
@@ -101,10 +108,11 @@ def _read_text(reading: Reading, pos: int) -> tuple[str | TextInfo, int]:
     end = pos + length
     if length > MAX_KEPT_TEXT_BYTES:
         if length > MAX_HEADER_BYTES:
-            raise Flaw(f"damaged: a text of {length} bytes", pos - 8)
-        return TextInfo(length), end  # where it ends beyond what was read, the next thing read says so
+            raise reading.flaw(f"damaged: a text of {length} bytes", pos - 8)
+        return TextInfo(length), end  # where the window ends before, the next thing read says so
     if end > len(buf):
-        raise Short
+        raise struct.error
+    reading.charge(length >> 2, pos)
     return str(buf[pos:end], "utf-8", "replace"), end
 
 
@@ -114,7 +122,7 @@ def _read_array(reading: Reading, pos: int, key: str, is_last: bool) -> tuple[Va
     number = reading.layout.numbers.get(kind)
     least = length * (number[1] if number else 8)
     if least > MAX_HEADER_BYTES:
-        raise Flaw(f"damaged: {key} claims {length} items", pos)
+        raise reading.flaw(f"damaged: {key} claims {length} items", pos)
     if number:
         name, letter = NUMBERS[kind]
         end = start + least
@@ -124,9 +132,9 @@ def _read_array(reading: Reading, pos: int, key: str, is_last: bool) -> tuple[Va
         return list(struct.unpack_from(f"{reading.layout.sign}{length}{letter}", reading.buf, start)), end
     if kind != STRING:
         what = "an array of arrays" if kind == ARRAY else f"an array of type {kind}, which GGUF has not"
-        raise Flaw(f"damaged: {key} is {what}", pos)
+        raise reading.flaw(f"damaged: {key} is {what}", pos)
     if length > MAX_KEPT_ITEMS:
-        return ArrayInfo("string", length), end_of_strings(reading, start, length, is_last)
+        return ArrayInfo("string", length), end_of_texts(reading, start, length, is_last)
     texts = []
     pos = start
     is_kept = True

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+
+from modelpipes.gguf.smallfile import read_file, replace_file
+from modelpipes.paths import cache_dir
 
 SEARCH_PATH = "SEARCH_PATH"
+MAX_REMEMBERED = 32  # folders; a scan of one that has nothing costs a millisecond
+MAX_MEMORY_BYTES = 1 << 20
 
 
 def default_places() -> list[str]:
@@ -32,6 +38,26 @@ def known_places() -> list[str]:
         "/opt/models",
     ]
     return [place for place in dict.fromkeys(places) if place]
+
+
+def remember(folders: Sequence[str]) -> None:
+    """Keep that models were looked for in these folders: their names are to mean something later, too."""
+    known = remembered()
+    wanted = [os.path.abspath(folder) for folder in folders]
+    kept = [*wanted, *(folder for folder in known if folder not in wanted)][:MAX_REMEMBERED]
+    if kept != known:
+        lines = "".join(f"{folder}\0" for folder in kept)
+        replace_file(_memory_path(), os.fsencode(lines))
+
+
+def remembered() -> list[str]:
+    """Folders that were looked in, the last first."""
+    found = read_file(_memory_path(), MAX_MEMORY_BYTES)
+    return [os.fsdecode(folder) for folder in found.split(b"\0") if folder]
+
+
+def _memory_path() -> str:
+    return os.path.join(cache_dir(), "folders")
 
 
 def lm_studio_places() -> list[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from modelpipes.fit.compute import encoder, gemma, latent, linear, recurrent, rwkv, sparse, t5, vocoder
+from modelpipes.fit.compute import blocks, condensed, encoder, gemma, latent, linear, recurrent, rwkv, sparse, special, t5, vocoder
 from modelpipes.fit.compute.builder import Builder
 from modelpipes.fit.compute.transformer import transformer
 
 GRAPHS: dict[str, Callable[[Builder, list[int]], None]] = {
+    **blocks.GRAPHS,
+    **condensed.GRAPHS,
     **encoder.GRAPHS,
     **gemma.GRAPHS,
     **latent.GRAPHS,
@@ -16,9 +18,13 @@ GRAPHS: dict[str, Callable[[Builder, list[int]], None]] = {
     **recurrent.GRAPHS,
     **rwkv.GRAPHS,
     **sparse.GRAPHS,
+    **special.GRAPHS,
     **t5.GRAPHS,
     **vocoder.GRAPHS,
 }
+
+# Drafters and routers whose graphs lean on another model: the general graph stands in, some hundred MiB off.
+APPROXIMATE = frozenset({"dflash", "eagle3", "graniteswitch"})
 
 
 def build(b: Builder, layers: list[int]) -> None:

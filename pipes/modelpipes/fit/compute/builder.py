@@ -20,6 +20,11 @@ ROTATION = 64  # rows of the smallest Hadamard matrix (llama-kv-cache.cpp)
 # `llama_model_rope_type`
 MULTI_ROPE = frozenset("qwen2vl paddleocr qwen3vl qwen3vlmoe qwen35 qwen35moe clef qwen4exp qwen3tts".split())
 MAYBE_MULTI_ROPE = frozenset("glm4 glm4moe hunyuan_vl bailingmoe3".split())
+# Those whose graphs hand `build_moe_ffn` the experts' scales (NVFP4 files have them, and Gemma 4's)
+SCALED_EXPERTS = frozenset(
+    """cohere2moe deepseek32 dots3note gemma4 glm-dsa hy_v3 llama mellum mistral3 nemotron_h nemotron_h_moe qwen35moe
+    qwen3moe qwen3next qwen4exp""".split()
+)
 NO_MIXED_BATCH = frozenset({"cogvlm", "deepseek4", "granite-switch", "eagle3", "dflash", "gemma4-assistant"})
 
 
@@ -42,6 +47,7 @@ class Builder:
         self.n_seqs = settings.n_parallel
         self.n_tokens = -(-tokens // self.n_seqs) * self.n_seqs
         self.n_streams = context.n_streams
+        self.inputs: Tensor | None = None  # what `embed` gave, with all that is in it for later layers
         self.n_embd_inp = hparams.n_embd * (1 + hparams.number("n_deepstack_layers"))
         self._caches: dict[tuple[str, int], Tensor] = {}
 
@@ -64,17 +70,23 @@ class Builder:
     # inputs
     def embed(self, scaled: bool = False) -> Tensor:
         """`build_inp_embd`: rows of the token table, or given embeddings, or both in one batch."""
-        table = self.weights["token_embd.weight"]
+        table = self.weights.get("token_embd.weight") or self.weights["output.weight"]
         tokens = t.graph_input(I32, self.n_tokens)
         given = t.graph_input(F32, self.n_embd_inp, self.n_tokens)
+        more = self.n_embd_inp - self.h.n_embd
         cur = t.get_rows(table, tokens)
+        cur = t.pad(cur, more) if more else cur
         self.graph.expand(cur)
         self.graph.expand(given)
         if self.h.arch not in NO_MIXED_BATCH:
             mixed = t.graph_input(F32, self.n_embd_inp, self.n_tokens)
             slots = t.graph_input(I64, self.n_tokens)
             rows = t.get_rows(table, t.graph_input(I32, self.n_tokens))
+            rows = t.pad(rows, more) if more else rows
             self.graph.expand(t.set_rows(t.cont(mixed), rows, slots))
+        if more:  # of pictures, layers beyond the first get something too: `deepstack`
+            self.inputs = cur
+            cur = t.view(cur, (self.h.n_embd, self.n_tokens))
         if scaled:
             cur = t.mul(cur, t.graph_input(F32, 1, self.n_tokens))
         return self.graph.expand(cur)
@@ -246,7 +258,7 @@ class Builder:
         if self.settings.flash_attn and bias is None:
             if v_transposed:
                 v = t.transpose(v)
-            k, v = (tensor if tensor.is_cached() else t.cast(tensor, F16) for tensor in (k, v))
+            k, v = (t.cast(tensor, F16) if tensor.type == F32 else tensor for tensor in (k, v))
             cur = t.flash_attn_ext(q, k, v, mask, sinks)
             if v_mla is not None:
                 cur = t.mul_mat(v_mla, t.permute(cur, 0, 2, 1, 3))
@@ -281,6 +293,7 @@ class Builder:
         """`build_ffn`: gated where there is a gate, halved where up and gate are one matrix."""
         weight_down = self.needed(il, down)
         weight_up, weight_gate = self.layer(il, up), self.layer(il, gate)
+        inner_norm = self.layer(il, "ffn_sub_norm")
         tmp = cur if weight_up is None else self.linear(cur, weight_up, self.bias(il, up))
         if weight_gate is not None:
             cur = gated(self.linear(cur, weight_gate, self.bias(il, gate)), tmp)
@@ -288,6 +301,7 @@ class Builder:
             cur = t.glu(tmp)
         else:
             cur = t.activation(tmp)
+        cur = cur if inner_norm is None else self.norm(cur, inner_norm)
         return self.linear(cur, weight_down, self.bias(il, down))
 
     def moe(
@@ -355,7 +369,8 @@ class Builder:
 
         def product(weight: Tensor, cur: Tensor, name: str) -> Tensor:
             cur = t.mul_mat_id(weight, cur, chosen)
-            if (scale := self.weights.get(f"blk.{il}.{name}.scale")) is not None:  # one number for each expert
+            scale = self.weights.get(f"blk.{il}.{name}.scale") if self.h.arch in SCALED_EXPERTS else None
+            if scale is not None:  # one number for each expert
                 scales = t.repeat(t.reshape(scale, 1, scale.ne[0]), 1, scale.ne[0], cur.ne[2])
                 cur = t.mul(cur, t.get_rows(scales, chosen))
             bias = self.bias(il, name)
@@ -388,7 +403,8 @@ class Builder:
     def output(self, cur: Tensor, op: str = "rms_norm") -> None:
         """The last norm, and the product that gives the logits."""
         cur = self.norm(cur, self.w("output_norm"), self.weights.get("output_norm.bias"), op=op)
-        weight = self.weights.get("output.weight")
+        # bitnet takes the input's table as it lies on the host, not a copy
+        weight = self.weights.get("token_embd.weight" if self.h.arch == "bitnet" else "output.weight")
         if weight is not None:
             cur = self.linear(cur, weight, self.weights.get("output.bias"))
         self.graph.expand(cur)

@@ -14,14 +14,14 @@ from modelpipes.fit.compute.state import StateInputs, read_state, state_cache, s
 from modelpipes.fit.compute.tensor import F32, Tensor
 
 
-def shifted_inputs(b: Builder, inputs: StateInputs, il: int, cur: Tensor) -> Tensor:
+def shifted_inputs(b: Builder, inputs: StateInputs, cache: Tensor, cur: Tensor) -> Tensor:
     """`build_conv_state`: `cur` [channels, tokens of a sequence, n_seqs] behind the last inputs before it."""
-    cache = state_cache(b, il, "r")
     channels, _, n_seqs, _ = cur.ne
     kept = cache.ne[0] // channels
     before = t.reshape(read_state(b, inputs, cache), kept, channels, n_seqs)
     shifted = t.concat(before, t.transpose(cur), 0)
-    write_state(b, cache, t.view(shifted, (kept, channels, n_seqs), shifted.nb))
+    last = t.view(shifted, before.ne, shifted.nb)
+    write_state(b, cache, t.cont(last) if b.h.arch == "qwen4exp" else last)
     return shifted
 
 
@@ -60,7 +60,8 @@ def linear_attention(b: Builder, inputs: StateInputs, il: int, cur: Tensor) -> T
     beta, alpha = gates(b, il, cur)
     alpha = t.activation(t.add(alpha, b.weights[f"blk.{il}.ssm_dt.bias"]))
     decay = t.reshape(t.mul(alpha, b.weights[f"blk.{il}.ssm_a"]), 1, v_heads, n_tokens, n_seqs)
-    conv = short_conv(shifted_inputs(b, inputs, il, mixed), b.needed(il, "ssm_conv1d"))
+    shifted = shifted_inputs(b, inputs, state_cache(b, il, "r"), mixed)
+    conv = short_conv(shifted, b.needed(il, "ssm_conv1d"))
     row = conv.nb[1]
     strides = (4, 4 * size, row, row * n_tokens)
     q = unit(t.view(conv, (size, k_heads, n_tokens, n_seqs), strides))

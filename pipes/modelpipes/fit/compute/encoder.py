@@ -113,23 +113,22 @@ class Modern:
 
 def modern(b: Builder, layers: list[int], style: Modern) -> None:
     """The graphs of models/modern-bert.cpp, neo-bert.cpp, eurobert.cpp, gemma-embedding.cpp, dream.cpp, ..."""
-    n_head_blocks = b.h.value("decision.block_count", 0)
-    assert isinstance(n_head_blocks, int)
+    n_head_blocks = b.h.number("decision.block_count")
     cur = b.embed(style.scaled_input)
     if b.w("token_embd_norm") is not None:
         cur = b.norm(cur, b.w("token_embd_norm"), None, style.norm)
     positions = b.positions()
     masks = Masks(b)
     out_ids = b.out_ids()
-    n_trunk = len(layers) - n_head_blocks
-    for il in layers[:n_trunk]:
+    trunk = [il for il in layers if il < b.h.n_layer - n_head_blocks]
+    for il in trunk:
         cur = _modern_block(b, il, cur, style, positions, masks.of(il), out_ids if il == layers[-1] else None)
     if style.logits:
         b.output(cur, style.norm)
         return
     cur = b.norm(cur, b.w("output_norm") or b.w("enc.output_norm"), None, style.norm)
     if n_head_blocks:
-        cur = _decide(b, layers[n_trunk:], cur, masks.full, out_ids)
+        cur = _decide(b, layers[len(trunk) :], cur, masks.full, out_ids)
     b.graph.expand(cur)
 
 
@@ -152,10 +151,7 @@ def _modern_block(
         cur, residual = t.get_rows(cur, out_ids), t.get_rows(residual, out_ids)
     residual = t.add(normed(cur, "post_attention_norm"), residual)
     cur = normed(residual, "ffn_norm")
-    if b.layer(il, "ffn_gate_inp") is None:
-        cur = b.ffn(il, cur)
-    else:
-        cur = b.moe(il, cur, normed=style.normed_experts)
+    cur = b.ffn(il, cur) if b.layer(il, "ffn_gate_inp") is None else b.moe(il, cur, normed=style.normed_experts)
     return t.add(normed(cur, "post_ffw_norm"), residual)
 
 

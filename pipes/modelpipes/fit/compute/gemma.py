@@ -36,6 +36,12 @@ class Attention:
         return b.attend(inputs, cells, il, q, k, v, shared=shared, wo=b.needed(il, "attn_output"))
 
 
+def _all_layers(b: Builder, layers: list[int]) -> list[int]:
+    """All of them where some read a cache on another device: every one of these needs a copy."""
+    borrowing = not all(b.h.has_kv) and len(set(b.homes)) > 1
+    return list(range(b.h.n_layer_trunk)) if borrowing else layers
+
+
 def _slice(cur: Tensor) -> Tensor:
     """One plane of three dimensions."""
     return t.view(cur, cur.ne[:2], cur.nb[:2])
@@ -78,7 +84,7 @@ def gemma3n(b: Builder, layers: list[int]) -> None:
     repeated = t.repeat(cur, n_embd, n, N_ALTUP - 1)
     added = _with_magnitude(t.mul_mat(b.weights["altup_proj.weight"], repeated), magnitude)
     cur = t.concat(cur, added, 2)
-    for il in layers:
+    for il in _all_layers(b, layers):
         cur = _gemma3n_block(b, il, cur, attention, embeddings)
     magnitude = _magnitude(_slice(cur))
     others = t.mul_mat(b.weights["altup_unembd_proj.weight"], _rest(cur))
@@ -125,9 +131,7 @@ def _gemma3n_block(b: Builder, il: int, stream: Tensor, attention: Attention, em
     return t.concat(_slice(corrected), t.add(_rest(corrected), first), 2)
 
 
-def _gemma3n_qkv(
-    b: Builder, il: int, cur: Tensor, positions: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _gemma3n_qkv(b: Builder, il: int, cur: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if b.h.has_kv[il]:
         q, k, v = b.qkv(il, cur)
         q, k = (b.norm(cur, b.layer(il, f"attn_{name}_norm")) for cur, name in ((q, "q"), (k, "k")))
@@ -177,10 +181,9 @@ def gemma4(b: Builder, layers: list[int]) -> None:
     """`llama_model_gemma4::graph`."""
     cur = b.embed(scaled=True)
     attention = Attention(b)
-    width = b.h.value("embedding_length_per_layer_input", 0)
-    assert isinstance(width, int)
+    width = b.h.number("embedding_length_per_layer_input")
     embeddings = _layer_embeddings(b, cur, width) if width else None
-    for il in layers:
+    for il in _all_layers(b, layers):
         residual = cur
         cur = b.norm(cur, b.layer(il, "attn_norm"))
         cur = attention(il, *_gemma4_qkv(b, il, cur, attention.positions))
@@ -197,9 +200,7 @@ def gemma4(b: Builder, layers: list[int]) -> None:
     b.graph.expand(b.linear(cur, b.weights["output.weight"]))
 
 
-def _gemma4_qkv(
-    b: Builder, il: int, cur: Tensor, positions: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _gemma4_qkv(b: Builder, il: int, cur: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Heads of keys and values have the same width; values may be the keys before their norm."""
     h, n = b.h, b.n_tokens
     head = h.n_embd_head_k[il]

@@ -83,10 +83,11 @@ Gated = Callable[[Tensor, Tensor], Tensor]
 
 
 def limited(b: Builder, key: str, il: int) -> Gated:
-    """How a layer's gate is applied: with a limit where the file gives one."""
+    """How a layer's gate is applied: with a limit where the file gives one, in GLM 5 Next by the same operation."""
     limits = b.h.value(key, 0.0)
     limit = limits[il] if isinstance(limits, list) else limits
-    return clamped_glu if isinstance(limit, float) and limit > 1e-6 else t.glu_split
+    is_limited = isinstance(limit, float) and limit > 1e-6
+    return clamped_glu if is_limited and b.h.arch != "glm5-next" else t.glu_split
 
 
 def feed_forward(b: Builder, il: int, cur: Tensor, normed: bool = True) -> Tensor:

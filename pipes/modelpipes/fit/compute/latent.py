@@ -33,28 +33,28 @@ def key_inputs(b: Builder, cells: int, mask_type: str | None = None) -> KeyInput
     return KeyInputs(cells, ids, t.graph_input(mask_type, cells, b.n_tokens // b.n_streams, 1, b.n_streams))
 
 
-def store_keys(b: Builder, inputs: KeyInputs, il: int, k: Tensor, type: str) -> Tensor:
-    """Store a row for each token in a cache of one head, and see all of it: `cpy_k` and `get_k`."""
-    width, cells, streams = k.ne[0], inputs.cells, b.n_streams
-    cache = b.cache("k", il, width, cells, type)
+def store_rows(b: Builder, ids: Tensor, cells: int, il: int, rows: Tensor, type: str) -> Tensor:
+    """Store a row for each token, of one or more heads, and see the whole cache: `cpy_k` and `get_k`."""
+    width, n_head, streams = rows.ne[0], rows.ne[1], b.n_streams
+    cache = b.cache("k", il, width * n_head, cells, type)
     merged = cache
     if streams > 1:  # the rows' numbers count through all streams
-        merged = t.reshape(cache, width, cells * streams)
+        merged = t.reshape(cache, width * n_head, cells * streams)
         merged.size = cache.size
-    rows = t.view(k, (width, b.n_tokens), (k.nb[0], k.nb[2]))
-    b.graph.expand(t.set_rows(merged, rows, inputs.ids))
-    return t.cache_view(cache, (width, 1, cells, streams), row_bytes(type, width), cache.size)
+    rows = t.view(rows, (width * n_head, rows.ne[2]), (rows.nb[0], rows.nb[2]))
+    b.graph.expand(t.set_rows(merged, rows, ids))
+    return t.cache_view(cache, (width, n_head, cells, streams), row_bytes(type, width), cache.size)
 
 
 def attend_keys(
     b: Builder, inputs: KeyInputs, il: int, q: Tensor, k: Tensor, v: Tensor, *, v_mla: Tensor | None = None,
     mask: Tensor | None = None, sinks: Tensor | None = None, wo: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """`build_attn` over a cache of keys; `mask` stands for the inputs' own. Gives [n_head * n_embd_head_v, n_tokens]."""
+    """`build_attn` over a cache of keys; `mask` stands for that of the inputs."""
     for tensor in (q, v, k):
         b.graph.expand(tensor)
     type_k = b.settings.type_k
-    keys = store_keys(b, inputs, il, k, type_k)
+    keys = store_rows(b, inputs.ids, inputs.cells, il, k, type_k)
     # Without flash attention values are transposed, in the cache's type: taken for half precision.
     values = t.Tensor("view", F32 if type_k == "f32" else F16, (v.ne[0], *keys.ne[1:]), (keys,), keys.nb, keys)
     cur = b.mha(q, keys, values, inputs.mask if mask is None else mask, sinks=sinks, v_mla=v_mla)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from modelpipes.fit.compute import delta, kda
+from modelpipes.fit.compute import delta, kda, pooled
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import AttentionInputs, Builder
 from modelpipes.fit.compute.state import StateInputs, read_state, state_cache, state_inputs, write_state
@@ -95,5 +95,6 @@ def minimax_01(b: Builder, layers: list[int]) -> None:
 GRAPHS: dict[str, Callable[[Builder, list[int]], None]] = {
     **delta.GRAPHS,
     **kda.GRAPHS,
+    **pooled.GRAPHS,
     "minimax-01": minimax_01,
 }

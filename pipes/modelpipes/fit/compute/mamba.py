@@ -1,4 +1,4 @@
-"""Layers that mix a sequence through a state instead of attention: Mamba, Mamba 2, PLaMo 2's and LFM 2's short one.
+"""Layers that mix a sequence without attention: Mamba, Mamba 2, PLaMo 2's Mamba and LFM 2's short convolution.
 
 Follows llama.cpp b11434: src/models/mamba-base.cpp, `build_plamo2_mamba_layer` in src/models/plamo2.cpp and
 `build_shortconv_block` in src/models/lfm2.cpp. Each takes and gives (n_embd, n_tokens).

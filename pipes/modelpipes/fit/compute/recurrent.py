@@ -149,8 +149,7 @@ def attention(b: Builder, inputs: Inputs, il: int, cur: Tensor) -> Tensor:
     if q_norm is not None and k_norm is not None:
         q, k = b.norm(q, q_norm), b.norm(k, k_norm)
     if inputs.positions is not None:
-        factors = b.layer(il, "rope_freqs") or b.w("rope_freqs") if b.h.arch == "granitehybrid" else None
-        q, k = t.rope(q, inputs.positions, factors), t.rope(k, inputs.positions, factors)
+        q, k = t.rope(q, inputs.positions), t.rope(k, inputs.positions)
     return b.attend(
         inputs.attention, inputs.cells, il, q, k, v,
         wo=b.layer(il, "attn_output"), wo_bias=b.bias(il, "attn_output"),

@@ -20,56 +20,56 @@ MIXES = 5  # of a token with the one before it in RWKV 6: for w, k, v, r and g
 TimeMix = Callable[[Builder, StateInputs, int, Tensor, Tensor], Tensor]
 
 
-class TimeMix6:
+def time_mix6(b: Builder, states: StateInputs, il: int, cur: Tensor, before: Tensor) -> Tensor:
     """`build_rwkv6_time_mix`; where there is no `time_mix_first`, with gated linear attention."""
+    n_tokens, n_embd = b.n_tokens, b.h.n_embd
+    first = b.layer(il, "time_mix_first")
+    change = t.reshape(_sub(before, cur), n_embd, n_tokens)
+    cur = t.reshape(cur, n_embd, n_tokens)
+    w, k, v, r, g = _mixed6(b, il, change, cur)
+    r, k, v = (
+        b.linear(x, b.needed(il, f"time_mix_{name}"), b.bias(il, f"time_mix_{name}"))
+        for x, name in ((r, "receptance"), (k, "key"), (v, "value"))
+    )
+    g = t.activation(t.mul_mat(b.needed(il, "time_mix_gate"), g))
+    k, v = (_kv_heads(b, il, x) for x in (k, v))
+    r = _heads(b, r)
+    w = t.mul_mat(b.needed(il, "time_mix_decay_w1"), w)
+    w = t.add(t.mul_mat(b.needed(il, "time_mix_decay_w2"), t.activation(w)), b.needed(il, "time_mix_decay"))
+    w = _heads(b, t.activation(t.activation(t.activation(w))))
+    if first is None:
+        k = _sub(k, t.mul(k, w))
+        cur = _attend(b, states, il, "gated_linear_attn", k, v, r, w)
+    else:
+        cur = _attend(b, states, il, "rwkv_wkv6", k, v, r, first, w)
+    cur = t.reshape(cur, n_embd, n_tokens) if first is None else _head_norm(b, il, cur)
+    return _by_sequence(b, t.mul_mat(b.needed(il, "time_mix_output"), t.mul(cur, g)))
 
-    def __call__(self, b: Builder, states: StateInputs, il: int, cur: Tensor, before: Tensor) -> Tensor:
-        n_tokens, n_embd = b.n_tokens, b.h.n_embd
-        first = b.layer(il, "time_mix_first")
-        change = t.reshape(_sub(before, cur), n_embd, n_tokens)
-        cur = t.reshape(cur, n_embd, n_tokens)
-        w, k, v, r, g = self.mixed(b, il, change, cur)
-        r, k, v = (
-            b.linear(x, b.needed(il, f"time_mix_{name}"), b.bias(il, f"time_mix_{name}"))
-            for x, name in ((r, "receptance"), (k, "key"), (v, "value"))
-        )
-        g = t.activation(t.mul_mat(b.needed(il, "time_mix_gate"), g))
-        k, v = (self.heads(b, il, x) for x in (k, v))
-        r = _heads(b, r)
-        w = t.mul_mat(b.needed(il, "time_mix_decay_w1"), w)
-        w = t.add(t.mul_mat(b.needed(il, "time_mix_decay_w2"), t.activation(w)), b.needed(il, "time_mix_decay"))
-        w = _heads(b, t.activation(t.activation(t.activation(w))))
-        if first is None:
-            k = _sub(k, t.mul(k, w))
-            cur = _attend(b, states, il, "gated_linear_attn", k, v, r, w)
-        else:
-            cur = _attend(b, states, il, "rwkv_wkv6", k, v, r, first, w)
-        cur = t.reshape(cur, n_embd, n_tokens) if first is None else _head_norm(b, il, cur)
-        return _by_sequence(b, t.mul_mat(b.needed(il, "time_mix_output"), t.mul(cur, g)))
 
-    def mixed(self, b: Builder, il: int, change: Tensor, cur: Tensor) -> list[Tensor]:
-        """The tokens mixed with the ones before them in different measures."""
-        n_tokens, n_embd = b.n_tokens, b.h.n_embd
-        into, out = b.needed(il, "time_mix_w1"), b.needed(il, "time_mix_w2")
-        parts = t.add(t.mul(change, b.needed(il, "time_mix_lerp_x")), cur)
-        parts = t.activation(t.mul_mat(into, parts))
-        parts = t.cont(t.permute(t.reshape(parts, into.ne[1] // MIXES, 1, MIXES, n_tokens), 0, 1, 3, 2))
-        parts = t.mul_mat(t.reshape(out, out.ne[0], out.ne[1], 1, MIXES), parts)
-        fused = b.layer(il, "time_mix_lerp_fused")
-        if fused is not None:
-            change, cur = t.reshape(change, n_embd, 1, n_tokens), t.reshape(cur, n_embd, 1, n_tokens)
-            return _parts(b, t.add(t.mul(t.add(parts, fused), change), cur), MIXES)
-        measures = (b.needed(il, f"time_mix_lerp_{name}") for name in "wkvrg")
-        views = _parts(b, parts, MIXES)
-        return [t.add(t.mul(t.add(x, m), change), cur) for x, m in zip(views, measures, strict=True)]
+def _mixed6(b: Builder, il: int, change: Tensor, cur: Tensor) -> list[Tensor]:
+    """The tokens mixed with the ones before them in different measures."""
+    n_tokens, n_embd = b.n_tokens, b.h.n_embd
+    into, out = b.needed(il, "time_mix_w1"), b.needed(il, "time_mix_w2")
+    parts = t.add(t.mul(change, b.needed(il, "time_mix_lerp_x")), cur)
+    parts = t.activation(t.mul_mat(into, parts))
+    parts = t.cont(t.permute(t.reshape(parts, into.ne[1] // MIXES, 1, MIXES, n_tokens), 0, 1, 3, 2))
+    parts = t.mul_mat(t.reshape(out, out.ne[0], out.ne[1], 1, MIXES), parts)
+    fused = b.layer(il, "time_mix_lerp_fused")
+    if fused is not None:
+        change, cur = t.reshape(change, n_embd, 1, n_tokens), t.reshape(cur, n_embd, 1, n_tokens)
+        return _parts(b, t.add(t.mul(t.add(parts, fused), change), cur), MIXES)
+    measures = (b.needed(il, f"time_mix_lerp_{name}") for name in "wkvrg")
+    views = _parts(b, parts, MIXES)
+    return [t.add(t.mul(t.add(x, m), change), cur) for x, m in zip(views, measures, strict=True)]
 
-    def heads(self, b: Builder, il: int, cur: Tensor) -> Tensor:
-        """Heads of keys or values, repeated where there are fewer."""
-        size, n_kv = b.h.wkv_head_size, b.h.n_head_kv[il]
-        n_head = b.h.n_embd // size
-        if n_kv not in (0, n_head):
-            cur = t.repeat(t.reshape(cur, size, 1, n_kv, b.n_tokens), size, n_head // n_kv, n_kv, b.n_tokens)
-        return _heads(b, cur)
+
+def _kv_heads(b: Builder, il: int, cur: Tensor) -> Tensor:
+    """Heads of keys or values, repeated where there are fewer."""
+    size, n_kv = b.h.wkv_head_size, b.h.n_head_kv[il]
+    n_head = b.h.n_embd // size
+    if n_kv not in (0, n_head):
+        cur = t.repeat(t.reshape(cur, size, 1, n_kv, b.n_tokens), size, n_head // n_kv, n_kv, b.n_tokens)
+    return _heads(b, cur)
 
 
 class TimeMix7:
@@ -116,7 +116,7 @@ class TimeMix7:
 
 def rwkv(version: int, b: Builder, layers: list[int]) -> None:
     """RWKV's own blocks: a state keeps the last normed inputs of time mixing and of channel mixing."""
-    mix: TimeMix = TimeMix6() if version == 6 else TimeMix7()
+    mix: TimeMix = time_mix6 if version == 6 else TimeMix7()
     n_embd, n_tokens = b.h.n_embd, b.n_tokens
     cur = b.norm(b.embed(), b.w("token_embd_norm"), b.weights.get("token_embd_norm.bias"), "norm")
     states = state_inputs(b)
@@ -143,7 +143,7 @@ def rwkv(version: int, b: Builder, layers: list[int]) -> None:
 
 def qwen2(version: int, b: Builder, layers: list[int]) -> None:
     """Qwen 2's blocks with time mixing for attention."""
-    mix: TimeMix = TimeMix6() if version == 6 else TimeMix7()
+    mix: TimeMix = time_mix6 if version == 6 else TimeMix7()
     n_embd, n_tokens = b.h.n_embd, b.n_tokens
     cur = b.embed()
     states = state_inputs(b)

@@ -22,7 +22,7 @@ from modelpipes.fit.compute.latent import (
     queries,
     query_rows,
     sizes,
-    store_keys,
+    store_rows,
     trunk,
 )
 from modelpipes.fit.compute.tensor import F16, F32, Tensor
@@ -42,11 +42,16 @@ class SparseInputs:
 
 def sparse_inputs(b: Builder) -> SparseInputs:
     """`build_attn_inp_k_dsa`."""
-    rows = ROTATION
-    while b.h.indexer_head_size % (2 * rows) == 0:
-        rows *= 2
-    rotation = None if b.h.arch == UNTURNED else t.graph_input(F32, rows, rows)
+    rotation = None if b.h.arch == UNTURNED else hadamard(b.h.indexer_head_size)
     return SparseInputs(key_inputs(b, b.context.cells), key_inputs(b, b.context.cells, F16), rotation)
+
+
+def hadamard(head: int) -> Tensor:
+    """The largest matrix that rows of keys can be turned with (the constructor of `llama_kv_cache`)."""
+    rows = ROTATION
+    while head % (2 * rows) == 0:
+        rows *= 2
+    return t.graph_input(F32, rows, rows)
 
 
 def index(b: Builder, inputs: SparseInputs, il: int, cur: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
@@ -59,7 +64,7 @@ def index(b: Builder, inputs: SparseInputs, il: int, cur: Tensor, rows: Tensor, 
     k = t.rope(t.reshape(k, width, 1, b.n_tokens), positions)
     if inputs.rotation is not None:
         q, k = t.mul_mat(inputs.rotation, q), t.mul_mat(inputs.rotation, k)
-    keys = store_keys(b, inputs.indexer, il, k, b.settings.type_k)
+    keys = store_rows(b, inputs.indexer.ids, cells, il, k, b.settings.type_k)
     weights = t.mul_mat(b.needed(il, "indexer.proj"), cur)
     q = t.view(q, (width, n_head, n, streams), (*q.nb[:3], q.nb[2] * n))
     weights = t.view(weights, (n_head, n, 1, streams), (*weights.nb[:2], weights.nb[1] * n, weights.nb[1] * n))
@@ -69,15 +74,25 @@ def index(b: Builder, inputs: SparseInputs, il: int, cur: Tensor, rows: Tensor, 
     return t.cont(t.top_k(score, min(cells, h.indexer_top_k)))
 
 
-def chosen_mask(mask: Tensor, chosen: Tensor) -> Tensor:
+def chosen_mask(mask: Tensor, chosen: Tensor, zeros: Tensor) -> Tensor:
     """A mask that shows the chosen cells alone: all are hidden, these shown again, and the plain mask is added."""
     cells, n, _, streams = mask.ne
     hidden = t.unary("fill", mask)
     hidden = t.view(hidden, (1, cells, n, streams), hidden.nb[:3])
     ids = t.view(chosen, (chosen.ne[0], n, streams), (*chosen.nb[:2], chosen.nb[2]))
-    zeros = t.unary("fill", t.leaf(F32, 1, *ids.ne[:3]))
     shown = t.set_rows(hidden, zeros, ids)
     return t.add(t.view(shown, mask.ne, mask.nb), mask)
+
+
+def shown_zeros(b: Builder, mask: Tensor, type: str = F32) -> Tensor:
+    """What shows the chosen cells: a leaf, which takes memory from the start of the graph until its layer is done."""
+    cells, n, _, streams = mask.ne
+    return t.unary("fill", t.leaf(type, 1, min(cells, b.h.indexer_top_k), n, streams))
+
+
+def every_layer(b: Builder) -> list[int]:
+    """All layers, whichever were asked for: what each holds from the start adds up, so that none may be left out."""
+    return list(range(b.h.n_layer_trunk))
 
 
 def sparse_attention(
@@ -92,7 +107,7 @@ def sparse_attention(
         plain = inputs.latent
         if indexed or last is None:
             last = index(b, inputs, il, cur, rows, positions)
-        mask = chosen_mask(plain.mask, last)
+        mask = chosen_mask(plain.mask, last, shown_zeros(b, plain.mask))
     assert isinstance(plain, KeyInputs)
     latent, k_rope = compress(b, il, size, cur, positions)
     query, key, value = absorbed(b, il, size, queries(b, il, size, rows), latent, k_rope, positions)
@@ -102,7 +117,7 @@ def sparse_attention(
     return out, last
 
 
-def deepseek32(b: Builder, layers: list[int]) -> None:
+def deepseek32(b: Builder, _: list[int]) -> None:
     """src/models/deepseek32.cpp, and glm-dsa.cpp, where some layers take the choice of an earlier one."""
     cur = b.embed()
     positions = b.positions()
@@ -115,10 +130,10 @@ def deepseek32(b: Builder, layers: list[int]) -> None:
         out, last = sparse_attention(b, inputs, il, sizes(b, il), cur, positions, last, indexed)
         return t.mul_mat(b.needed(il, "attn_output"), out)
 
-    trunk(b, layers, cur, b.out_ids(), attend)
+    trunk(b, every_layer(b), cur, b.out_ids(), attend)
 
 
-def dots3note(b: Builder, layers: list[int]) -> None:
+def dots3note(b: Builder, _: list[int]) -> None:
     """src/models/dots3note.cpp: layers with an indexer, and layers with a window and heads of other widths."""
     h = b.h
     cur = b.embed()
@@ -130,13 +145,13 @@ def dots3note(b: Builder, layers: list[int]) -> None:
         if h.is_swa[il]:
             head_k, head_v = h.number("attention.key_length_mla_swa"), h.number("attention.value_length_mla_swa")
             size = replace(size, head_k=head_k, head_v=head_v, rank=h.number("attention.kv_lora_rank_swa"))
-        out, _ = sparse_attention(b, window if h.is_swa[il] else full, il, size, cur, positions, None, True)
+        out = sparse_attention(b, window if h.is_swa[il] else full, il, size, cur, positions, None, True)[0]
         gate = t.activation(t.mul_mat(b.needed(il, "attn_gate"), cur))
         by_head = t.reshape(out, size.head_v, size.n_head, b.n_tokens)
         out = t.mul(by_head, t.reshape(gate, 1, size.n_head, b.n_tokens))
         return t.mul_mat(b.needed(il, "attn_output"), t.reshape(out, size.head_v * size.n_head, b.n_tokens))
 
-    trunk(b, layers, cur, b.out_ids(), attend)
+    trunk(b, every_layer(b), cur, b.out_ids(), attend)
 
 
 def hy_v4(b: Builder, layers: list[int]) -> None:
@@ -149,7 +164,7 @@ def hy_v4(b: Builder, layers: list[int]) -> None:
     out_ids = b.out_ids()
     last: Tensor | None = None
     cur = t.repeat(t.reshape(cur, h.n_embd, 1, b.n_tokens), h.n_embd, h.dsv4_hc_mult, b.n_tokens)
-    for il in layers:
+    for il in every_layer(b) if h.indexer_top_k else layers:
         mixed, post = _mix(b, cur, il, "attn")
         mixed = b.norm(mixed, b.layer(il, "attn_norm"))
         out, last = sparse_attention(b, inputs, il, sizes(b, il), mixed, positions, last, h.is_indexer_full[il])
@@ -159,10 +174,10 @@ def hy_v4(b: Builder, layers: list[int]) -> None:
         cur = _spread(b, experts(b, il, b.norm(mixed, b.layer(il, "ffn_norm"))), cur, post)
     flat = t.get_rows(t.reshape(cur, h.n_embd * h.dsv4_hc_mult, b.n_tokens), out_ids)
     cur = t.reshape(flat, h.n_embd, h.dsv4_hc_mult, b.n_outputs)
-    b.output(_reduce(cur, _stream_weights(b, cur, "output_hc")))
+    b.output(_reduce(cur, stream_weights(b, cur, "output_hc")))
 
 
-def _stream_weights(b: Builder, cur: Tensor, name: str) -> Tensor:
+def stream_weights(b: Builder, cur: Tensor, name: str) -> Tensor:
     """How much of every residual stream counts, for each token: [streams, n_tokens] (twice as many for layers)."""
     flat = t.reshape(cur, cur.ne[0] * cur.ne[1], cur.ne[2])
     return t.mul_mat(b.weights[f"{name}_fn.weight"], t.unary("rms_norm", flat))
@@ -171,10 +186,12 @@ def _stream_weights(b: Builder, cur: Tensor, name: str) -> Tensor:
 def _mix(b: Builder, cur: Tensor, il: int, part: str) -> tuple[Tensor, Tensor]:
     """`build_hc_pre`: one stream made of all, and how much of the result goes back to each."""
     streams, n = cur.ne[1], cur.ne[2]
-    weights = _stream_weights(b, cur, f"blk.{il}.hc_{part}")
+    weights = stream_weights(b, cur, f"blk.{il}.hc_{part}")
     scale, base = b.weights[f"blk.{il}.hc_{part}_scale.weight"], b.weights[f"blk.{il}.hc_{part}_base.weight"]
     pre, post = (
-        t.scale(t.activation(t.add(t.mul(t.view(weights, (streams, n)), t.view(scale, (1,))), t.view(base, (streams,)))))
+        t.scale(
+            t.activation(t.add(t.mul(t.view(weights, (streams, n)), t.view(scale, (1,))), t.view(base, (streams,))))
+        )
         for _ in range(2)
     )
     return _reduce(cur, pre), post

@@ -1,11 +1,12 @@
 """Graphs of T5: its encoder, and its decoder, which attends to what the encoder made of a whole context.
 
-Follows llama.cpp b11434, src/models/t5.cpp. A context for the whole model is sized by the decoder's graph.
+Follows llama.cpp b11434, src/models/t5.cpp. A context for the whole model is sized by the decoder's graph. All
+blocks are built, whatever `layers`: each leaves the memory more scattered, so that no two of them take the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from modelpipes.fit.compute import tensor as t
@@ -31,8 +32,9 @@ class Block:
         return self.b.weights.get(f"{self.stack}.blk.{self.il if il is None else il}.{name}.weight")
 
 
-def encoder(b: Builder, layers: list[int]) -> None:
+def encoder(b: Builder, layers: Sequence[int]) -> None:
     """`llama_model_t5::graph<true>`."""
+    layers = range(b.h.n_layer)
     cur = b.embed()
     buckets = t.graph_input(I32, b.n_tokens, b.n_tokens)
     mask = t.graph_input(_mask_type(b), b.n_tokens, b.n_tokens)
@@ -49,7 +51,7 @@ def encoder(b: Builder, layers: list[int]) -> None:
     b.graph.expand(b.norm(cur, b.w("enc.output_norm")))
 
 
-def decoder(b: Builder, layers: list[int]) -> None:
+def decoder(b: Builder, layers: Sequence[int]) -> None:
     """`llama_model_t5::graph<false>`."""
     context = b.context
     cur = b.embed()
@@ -58,9 +60,7 @@ def decoder(b: Builder, layers: list[int]) -> None:
     inputs = b.attention_inputs(context.cells)
     cross_mask = t.graph_input(_mask_type(b), b.h.n_ctx_train, b.n_tokens)
     out_ids = _out_ids(b)
-    n_blocks = b.h.value("decoder_block_count", b.h.n_layer)
-    assert isinstance(n_blocks, int)
-    layers = [il for il in layers if il < n_blocks]
+    layers = range(min(b.h.number("decoder_block_count", b.h.n_layer), b.h.n_layer))
     for il in layers:
         block = Block(b, "dec", il)
         residual = cur

@@ -17,6 +17,11 @@ from modelpipes.fit.compute.tensor import Tensor
 Parallel = Literal["", "ffn+attention", "attention+ffn", "ffn+input"]
 
 
+# Which layers turn queries and keys by their positions: of `three-of-four`, not every fourth.
+Rope = Literal["all", "none", "windowed", "three-of-four"]
+NO_ROPE_STEP = 4  # llama_hparams::n_no_rope_layer_step
+
+
 @dataclass(frozen=True, slots=True)
 class Style:
     """How an architecture differs from LLaMA's."""
@@ -24,7 +29,8 @@ class Style:
     norm: str = "rms_norm"
     bare_norm: bool = False  # norms that have no weights
     scaled_input: bool = False  # the embeddings are multiplied token by token
-    rope: bool = True
+    scaled_embeddings: bool | None = False  # all by one number; None: where the file says so
+    rope: Rope = "all"
     table_of_positions: bool = False  # learned positions are added to the embeddings
     parallel: Parallel = ""
     ffn_norm: str = "ffn_norm"
@@ -35,30 +41,41 @@ class Style:
     late_rows: bool = False  # every token goes through the last block, not only those with an output
 
 
+BAICHUAN_7B_LAYERS = 32  # its larger sister has no rope
+
 LAYER_NORM = Style(norm="norm")
 FILE_NORMED = Style(normed_experts=None)
 UNNORMED = Style(normed_experts=False)
 
 STYLES: dict[str, Style] = {
     **dict.fromkeys("chameleon codeshell jais2 nemotron orion stablelm starcoder2".split(), LAYER_NORM),
-    **dict.fromkeys("bloom jais".split(), Style(norm="norm", rope=False)),
-    **dict.fromkeys("gpt2 mpt starcoder".split(), Style(norm="norm", rope=False, table_of_positions=True)),
-    **dict.fromkeys("cohere2 command-r gptneox".split(), Style(norm="norm", parallel="ffn+input")),
-    **dict.fromkeys("afmoe bailingmoe bailingmoe2 dots1 exaone-moe glm4moe hy_v3 laguna".split(), FILE_NORMED),
+    **dict.fromkeys("bloom jais".split(), Style(norm="norm", rope="none")),
+    **dict.fromkeys("gpt2 mpt starcoder".split(), Style(norm="norm", rope="none", table_of_positions=True)),
+    **dict.fromkeys("command-r gptneox".split(), Style(norm="norm", parallel="ffn+input")),
+    "cohere2": Style(norm="norm", parallel="ffn+input", rope="windowed"),
+    **dict.fromkeys("bailingmoe bailingmoe2 dots1 glm4moe laguna".split(), FILE_NORMED),
+    **dict.fromkeys("gemma gemma2 grok minicpm".split(), Style(scaled_embeddings=True)),
+    **dict.fromkeys("granite granitemoe granite_swa graniteswitch".split(), Style(scaled_embeddings=None)),
+    "afmoe": Style(normed_experts=None, scaled_embeddings=True, rope="three-of-four"),
+    "exaone-moe": Style(normed_experts=None, rope="windowed"),
+    "exaone4": Style(rope="windowed"),
+    "muse-glimmer": Style(rope="windowed"),
+    "smollm3": Style(rope="three-of-four"),
     **dict.fromkeys("deepseek olmoe qwen2moe".split(), UNNORMED),
-    "cohere2moe": Style(parallel="ffn+attention", normed_experts=None, late_rows=True),
+    "cohere2moe": Style(rope="windowed", parallel="ffn+attention", normed_experts=None, late_rows=True),
     "dbrx": Style(norm="norm", ffn_norm="attn_output_norm"),
     "falcon": Style(norm="norm", parallel="ffn+attention"),
     "gemma3": Style(scaled_input=True),
     "gpt-oss": Style(
         softmax_weight=True, normed_experts=False, ffn_norm="post_attention_norm", late_rows=True
     ),
+    "hy_v3": Style(normed_experts=None, late_rows=True),
     "mimo2": Style(late_rows=True),
     "olmo": Style(norm="norm", bare_norm=True),
     "phi2": Style(norm="norm", parallel="attention+ffn"),
     "plamo": Style(parallel="ffn+attention"),
-    "refact": Style(rope=False, dense=True),
-    "smallthinker": Style(early_router=True),
+    "refact": Style(rope="none", dense=True),
+    "smallthinker": Style(early_router=True, rope="windowed"),
     "step35": Style(normed_experts=None, late_rows=True),
 }  # fmt: skip
 PLAIN = Style()
@@ -69,6 +86,9 @@ def transformer(b: Builder, layers: list[int]) -> None:
     h, context = b.h, b.context
     style = STYLES.get(h.arch, PLAIN)
     cur = b.embed(style.scaled_input)
+    multiplied = style.scaled_embeddings
+    if b.h.value("embedding_scale") if multiplied is None else multiplied:
+        cur = b.graph.expand(t.scale(cur))
     positions = b.positions()
     if style.table_of_positions and (table := b.w("position_embd")) is not None:
         cur = t.add(cur, t.get_rows(table, positions))
@@ -84,6 +104,8 @@ def transformer(b: Builder, layers: list[int]) -> None:
         assert inputs is not None
         rows = out_ids if il == layers[-1] and not style.late_rows else None
         cur = block(b, style, il, cur, positions, inputs, cells, rows)
+        if b.inputs is not None and il < b.h.number("n_deepstack_layers"):
+            cur = t.add(cur, t.view(b.inputs, (h.n_embd, b.n_tokens)))
     if style.late_rows:
         cur = t.get_rows(cur, out_ids)
     b.output(cur, style.norm)
@@ -94,6 +116,8 @@ def block(
     rows: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Attention and feed-forward of one layer; of the chosen `rows` only, behind the last attention."""
+    if not b.h.n_head[il] or not b.h.n_head_kv[il]:
+        return without_attention(b, style, il, residual, rows)
     normed = norm(b, style, il, "attn_norm", residual)
     second = b.layer(il, "attn_norm_2")
     attended = normed if second is None else norm(b, style, il, "attn_norm_2", residual)
@@ -101,6 +125,9 @@ def block(
     cur = attention(b, style, il, attended, positions, inputs, cells)
     if rows is not None:
         cur, residual = t.get_rows(cur, rows), t.get_rows(residual, rows)
+    if b.h.arch == "deci" and not b.h.n_ff[il]:
+        return residual  # what attention found is lost, in llama.cpp as well
+    if rows is not None:
         probs = None if probs is None else t.get_rows(probs, rows)
     if style.parallel and (b.h.arch != "gptneox" or b.h.value("use_parallel_residual", True)):
         return beside(b, style, il, cur, normed, residual, rows)
@@ -117,6 +144,18 @@ def block(
     cur = feed_forward(b, style, il, cur, probs)
     cur = norm(b, style, il, "layer_output_norm", norm(b, style, il, "post_ffw_norm", cur))
     return t.add(cur, ffn_input)
+
+
+def without_attention(b: Builder, style: Style, il: int, residual: Tensor, rows: Tensor | None) -> Tensor:
+    """A layer that was pruned: one product, or nothing, in place of attention; perhaps no feed-forward (deci)."""
+    wo = b.layer(il, "attn_output")
+    cur = residual if wo is None else t.mul_mat(wo, norm(b, style, il, "attn_norm", residual))
+    if rows is not None:
+        cur, residual = t.get_rows(cur, rows), t.get_rows(residual, rows)
+    if not b.h.n_ff[il]:
+        return residual
+    cur = cur if wo is None else t.add(cur, residual)
+    return t.add(b.ffn(il, norm(b, style, il, "ffn_norm", cur)), cur)
 
 
 def beside(
@@ -150,22 +189,36 @@ def attention(
     q, k, v = b.qkv(il, normed)
     q = head_norm(b, style, il, "attn_q_norm", q)
     k = head_norm(b, style, il, "attn_k_norm", k)
-    if style.rope:
+    if has_rope(b, style, il):
         q, k = t.rope(q, positions), t.rope(k, positions)
-    gate = b.layer(il, "attn_gate")
+    gate, inner_norm = b.layer(il, "attn_gate"), b.layer(il, "attn_sub_norm")
     wo, wo_bias = b.layer(il, "attn_output"), b.bias(il, "attn_output")
     sinks = b.layer(il, "attn_sinks")
-    if gate is None:
+    if gate is None and inner_norm is None:
         return b.attend(inputs, cells, il, q, k, v, sinks=sinks, wo=wo, wo_bias=wo_bias)
-    cur = b.attend(inputs, cells, il, q, k, v, sinks=sinks)
-    opened = t.activation(t.mul_mat(gate, normed))
-    if opened.ne[0] != cur.ne[0]:  # one gate for each head
-        n_head = opened.ne[0]
-        heads = t.reshape(cur, cur.ne[0] // n_head, n_head, cur.ne[1])
-        cur = t.reshape(t.mul(heads, t.reshape(opened, 1, n_head, cur.ne[1])), *cur.ne)
-    else:
-        cur = t.mul(cur, opened)
+    cur = norm(b, style, il, "attn_sub_norm", b.attend(inputs, cells, il, q, k, v, sinks=sinks))
+    if gate is not None:
+        cur = gated(cur, t.activation(t.mul_mat(gate, normed)))
     return cur if wo is None else b.linear(cur, wo, wo_bias)
+
+
+def gated(cur: Tensor, gate: Tensor) -> Tensor:
+    """Attention times its gate: number by number, or head by head."""
+    if gate.ne[0] == cur.ne[0]:
+        return t.mul(cur, gate)
+    n_head = gate.ne[0]
+    heads = t.reshape(cur, cur.ne[0] // n_head, n_head, cur.ne[1])
+    return t.reshape(t.mul(heads, t.reshape(gate, 1, n_head, cur.ne[1])), *cur.ne)
+
+
+def has_rope(b: Builder, style: Style, il: int) -> bool:
+    """Whether positions turn a layer's queries and keys."""
+    h = b.h
+    if style.rope == "windowed":
+        return h.swa_type == "none" or h.is_swa[il]
+    if style.rope == "three-of-four":
+        return (il + 1) % NO_ROPE_STEP != 0
+    return style.rope == "all" and (h.arch != "baichuan" or h.n_layer == BAICHUAN_7B_LAYERS)
 
 
 def head_norm(b: Builder, style: Style, il: int, name: str, cur: Tensor) -> Tensor:

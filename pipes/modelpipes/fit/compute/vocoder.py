@@ -16,12 +16,10 @@ ATTENTION, LAST = 2, 5  # the posnet's blocks that are no pairs of convolutions
 
 
 def wavtokenizer(b: Builder, layers: list[int]) -> None:
-    """`llama_model_wavtokenizer_dec::graph`; `layers` are the ConvNeXt blocks."""
+    """`llama_model_wavtokenizer_dec::graph`; its few ConvNeXt blocks are built all, whatever `layers`."""
     cur = _turned(b.embed())
     cur = _convolved(b, "conv1d", cur)
-    n_posnet = b.h.value("posnet.block_count", 0)
-    assert isinstance(n_posnet, int)
-    for il in range(n_posnet):
+    for il in range(b.h.number("posnet.block_count")):
         if il == ATTENTION:
             cur = _attention(b, f"posnet.{il}", cur)
         elif il == LAST:
@@ -29,7 +27,7 @@ def wavtokenizer(b: Builder, layers: list[int]) -> None:
         else:
             cur = _convolutions(b, f"posnet.{il}", cur)
     cur = _turned(b.norm(_turned(cur), *_pair(b, "token_embd_norm"), "norm"))
-    for il in layers:
+    for il in range(b.h.number("convnext.block_count")):
         cur = _convnext(b, f"convnext.{il}", cur)
     b.output(_turned(cur), "norm")
 

@@ -1,0 +1,88 @@
+"""Options of the commands that reckon with a card: which one, what is kept free, and how models are to run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import msgspec
+
+from modelpipes import gpu, hostmemory, output
+from modelpipes.commands import options
+from modelpipes.errors import UsageError
+from modelpipes.fit.context import CACHE_TYPES
+from modelpipes.fit.rating import DEFAULT_RESERVE_BYTES, Room
+from modelpipes.units import format_bytes
+
+# Free memory moves by some MiB from one second to the next; what rests on it should not.
+DEVICE_STEP = 64 << 20
+HOST_STEP = 1 << 30
+
+
+def prediction_options(command: Any) -> Any:
+    """--kv-type, --parallel and --[no-]flash-attn."""
+    for option in (
+        click.option("--flash-attn/--no-flash-attn", default=True, help="Flash attention.  [yes]"),
+        click.option("--parallel", type=click.IntRange(1, 256), default=1, metavar="N",
+                     help="Conversations at a time, which share the context.  [1]"),
+        click.option("--kv-type", type=click.Choice(list(CACHE_TYPES)), metavar="TYPE",
+                     help="Of the cache of keys and values: f16, q8_0, q4_0, …  [f16]"),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def card_options(command: Any) -> Any:
+    """--gpu, --vram and --reserve."""
+    for option in (
+        click.option("--reserve", type=options.BYTES, default=DEFAULT_RESERVE_BYTES, metavar="SIZE",
+                     help="Memory of the card to keep free.  [1GiB]"),
+        click.option("--vram", type=options.BYTES, metavar="SIZE", help="Memory of each card, whatever it has."),
+        click.option("--gpu", default="auto", metavar="CARD",
+                     help="auto, a card's name as rtx4080, or '2x NAME'.  [auto]"),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def choose_cards(name: str, vram_bytes: int | None) -> tuple[gpu.Card, ...]:
+    """The cards to reckon with; says on stderr where it had to assume one."""
+    found = gpu.parse_gpu(name)
+    for problem in found.problems:
+        output.say(problem)
+    if vram_bytes is not None:
+        if vram_bytes == 0:
+            raise UsageError("--vram 0 leaves no card: --no-gpu-fit rates nothing")
+        return tuple(
+            msgspec.structs.replace(card, total_bytes=vram_bytes, free_bytes=vram_bytes, processes=())
+            for card in found.cards
+        )
+    if any(card.stand_in for card in found.cards):
+        card = found.cards[0]
+        output.say(
+            f"reckoning with an {card.name} and its {format_bytes(card.total_bytes)} (--gpu NAME or --vram SIZE to change)"
+        )
+    return found.cards
+
+
+def room_of(cards: tuple[gpu.Card, ...], reserve_bytes: int) -> Room:
+    """What models may use of these cards, and of the host, now."""
+    free = tuple(card.free_bytes // DEVICE_STEP * DEVICE_STEP if card.uuid else card.free_bytes for card in cards)
+    host = hostmemory.available_bytes()
+    return Room(free, host // HOST_STEP * HOST_STEP or host, reserve_bytes)
+
+
+def describe_cards(cards: tuple[gpu.Card, ...], *, is_given: bool) -> dict[str, Any]:
+    """The cards as JSON says them. `source` is nvml, name, vram or stand-in."""
+    first = cards[0]
+    source = "vram" if is_given else "nvml" if first.uuid else "stand-in" if first.stand_in else "name"
+    return {
+        "name": first.name if len(cards) == 1 else f"{len(cards)}x {first.name}",
+        "source": source,
+        "total_bytes": sum(card.total_bytes for card in cards),
+        "free_bytes": sum(card.free_bytes for card in cards),
+        "cards": [
+            {"index": card.index, "name": card.name, "total_bytes": card.total_bytes, "free_bytes": card.free_bytes}
+            for card in cards
+        ],
+    }
