@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import msgspec
 
@@ -47,8 +47,10 @@ def width() -> int | None:
         return None
 
 
-def write_table(rows: Sequence[Sequence[object]], headers: Sequence[str], width: int | None = None) -> None:
-    """Write a table to stdout, columns of numbers to the right; raises as `write_text` does.
+def write_table(
+    rows: Sequence[Sequence[object]], headers: Sequence[str], width: int | None = None, right: Container[str] = ()
+) -> None:
+    """Write a table to stdout, columns of numbers and those named in `right` to the right; raises as `write_text`.
 
     With a `width` in columns, what is longer in the last column loses its beginning. Drawn here because
     importing tabulate takes longer than all else that `list-seats` does.
@@ -60,7 +62,8 @@ def write_table(rows: Sequence[Sequence[object]], headers: Sequence[str], width:
             line[-1] = line[-1] if len(line[-1]) <= last else "…" + line[-1][1 - last :]
         widths[-1] = last
     puts = [
-        str.rjust if all(isinstance(row[i], int | float) for row in rows) else str.ljust for i in range(len(headers))
+        str.rjust if header in right or all(isinstance(row[i], int | float) for row in rows) else str.ljust
+        for i, header in enumerate(headers)
     ]
     lines = ["  ".join(p(c, w) for p, c, w in zip(puts, line, widths, strict=True)) for line in cells]
     write_text("".join(line.rstrip() + "\n" for line in lines))

@@ -23,6 +23,7 @@ DAY_S = 86400
 PROGRESS_S = 0.5
 # Columns that a narrow terminal does without, the least needed first.
 DROPPED_FIRST = ("trained", "arch", "size", "params", "quant", "max ctx")
+NUMBERS = ("params", "size", "trained", "memory", "max ctx")  # columns
 MIN_PATH = 16
 FORMATS = ("table", "json", "jsonl", "csv")
 
@@ -196,7 +197,7 @@ def write_table(lines: list[Line], head: dict[str, Any]) -> None:
         if width is None or taken + MIN_PATH <= width:
             break
         rows.pop(name, None)
-    output.write_table(list(zip(*rows.values(), strict=True)), list(rows), width)
+    output.write_table(list(zip(*rows.values(), strict=True)), list(rows), width, NUMBERS)
 
 
 def amount(size_bytes: int | None) -> str:

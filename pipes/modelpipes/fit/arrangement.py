@@ -1,9 +1,11 @@
-"""Several models on the devices of a room: which lies where, what is left, and what the host must take over."""
+"""Several models on the devices of a room: which lies where, what is left, and what the host takes over."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TypeAlias
 
 from modelpipes.fit.hparams import Hparams
 from modelpipes.fit.memory import Memory, Predictor
@@ -12,7 +14,7 @@ from modelpipes.fit.settings import Settings
 from modelpipes.gguf.header import Header
 
 MIB = 1 << 20
-# Of devices for models. What people have needs some hundreds; beyond, the best found so far is taken.
+# Choices of devices for models. What people have needs some hundreds; beyond, the best found so far is taken.
 MAX_TRIES = 5_000
 
 
@@ -25,16 +27,17 @@ class Placed:
     memory: Memory
 
 
-Arrangement = Mapping[int, Placed]  # by the model's number, in the order asked for
+Arrangement: TypeAlias = Mapping[int, Placed]  # by the model's number, in the order asked for
+NOBODY: Arrangement = MappingProxyType({})
 
 
 class Arranger:
-    """Arranges models of the list that it was made for; they are named by their numbers in it."""
+    """Arranges models of the list that it is made for, known by their numbers in it."""
 
     def __init__(self, headers: Sequence[Header], room: Room) -> None:
         """Raises FileError where a file is no language model."""
         self._predictors = [Predictor(header) for header in headers]
-        self._keys = [header.signature for header in headers]
+        self._signatures = [header.signature for header in headers]
         self._known: dict[tuple[bytes, Settings], Memory] = {}
         self.room = room
 
@@ -42,15 +45,14 @@ class Arranger:
         return self._predictors[model].hparams
 
     def predict(self, model: int, settings: Settings) -> Memory:
-        """As `predict_memory`; asked again, it remembers."""
-        key = self._keys[model], settings
-        found = self._known.get(key)
-        if found is None:
-            found = self._known[key] = self._predictors[model](settings)
-        return found
+        """As `predict_memory`, and remembered."""
+        key = self._signatures[model], settings
+        if key not in self._known:
+            self._known[key] = self._predictors[model](settings)
+        return self._known[key]
 
     def host_work(self, placed: Arrangement) -> int:
-        """Bytes of weights that the host reads when each model makes one token."""
+        """Bytes of weights that the host reads while each model makes one token."""
         return sum(host_work(self._predictors[model], each.settings) for model, each in placed.items())
 
     def left_bytes(self, placed: Iterable[Placed]) -> list[int]:
@@ -66,29 +68,29 @@ class Arranger:
 
     def spare_bytes(self, placed: Arrangement) -> int:
         """What the fullest of the devices in use, or the host, has left; negative: what is missing."""
-        every = placed.values()
-        left = self.left_bytes(every)
-        used = {device for each in every for device in each.devices}
-        return min([self.host_left_bytes(every), *(left[device] for device in used)])
+        left = self.left_bytes(placed.values())
+        used = {device for each in placed.values() for device in each.devices}
+        return min([self.host_left_bytes(placed.values()), *(left[device] for device in used)])
 
-    def whole(self, wanted: Mapping[int, Settings], n_split: int = 0) -> Arrangement | None:
-        """All layers of every model on the devices: each on one, the `n_split` largest on all that have room.
+    def whole(
+        self, wanted: Mapping[int, Settings], n_split: int = 0, beside: Arrangement = NOBODY
+    ) -> Arrangement | None:
+        """All layers of the models on the devices, each on one, the `n_split` largest on all that have room.
 
-        What is missing is for `spare_bytes` to say. None where there are no two devices to split over. Without
-        devices, all is on the host.
+        Those that they lie beside stay as they are. What is missing is for `spare_bytes` to say; None where there
+        are no two devices to split over. In a room without devices, all is on the host.
         """
         n_devices = len(self.room.device_bytes)
         alone = {model: replace(each, n_devices=min(n_devices, 1)) for model, each in wanted.items()}
         if not n_devices:
-            return {model: Placed(each, (), self.predict(model, each)) for model, each in alone.items()}
+            return {**beside, **{model: Placed(each, (), self.predict(model, each)) for model, each in alone.items()}}
         sizes = {model: self.predict(model, each).devices[0].total_bytes for model, each in alone.items()}
         order = sorted(wanted, key=lambda model: -sizes[model])
         split, rest = order[:n_split], order[n_split:]
-        devices = choose_devices([sizes[model] for model in rest], self.left_bytes(()))
-        placed = {
-            model: Placed(alone[model], (device,), self.predict(model, alone[model]))
-            for model, device in zip(rest, devices, strict=True)
-        }
+        devices = choose_devices([sizes[model] for model in rest], self.left_bytes(beside.values()))
+        placed = dict(beside)
+        for model, device in zip(rest, devices, strict=True):
+            placed[model] = Placed(alone[model], (device,), self.predict(model, alone[model]))
         if split:
             left = self.left_bytes(placed.values())
             roomy = tuple(device for device, n_bytes in enumerate(left) if n_bytes >= MIB)
@@ -98,45 +100,51 @@ class Arranger:
             for model in split:
                 settings = replace(wanted[model], n_devices=len(roomy), tensor_split=shares)
                 placed[model] = Placed(settings, roomy, self.predict(model, settings))
-        return {model: placed[model] for model in wanted}
+        return placed
 
-    def partial(self, wanted: Mapping[int, Settings], n_split: int = 0) -> Arrangement | None:
-        """As `whole`, but with as much on the host as the devices lack; every model keeps a layer on a device.
+    def partial(
+        self, wanted: Mapping[int, Settings], n_split: int = 0, beside: Arrangement = NOBODY
+    ) -> Arrangement | None:
+        """As `whole`, but with on the host what the devices lack room for; each model keeps a layer on a device.
 
-        Experts go first, of which the host reads a few for each token; then layers, the largest model's first.
-        None where that does not suffice, or the host has no room for it.
+        Experts go first, of which the host reads only a few for each token; then layers, of the largest model
+        first. None where that does not suffice, or the host lacks room as well.
         """
-        start = self.whole(wanted, n_split)
+        start = self.whole(wanted, n_split, beside)
         if start is None:
             return None
         placed = dict(start)
-        for model in sorted((each for each in placed if self.hparams(each).n_expert), key=self._used_experts):
+        mixtures = [model for model in wanted if self.hparams(model).n_expert]
+        for model in sorted(mixtures, key=self._used_experts):
             self._give_way(placed, model, replace(placed[model].settings, cpu_moe=True))
-        for model in sorted(placed, key=lambda each: -self._device_bytes(start[each])):
+        for model in sorted(wanted, key=lambda model: -sum(each.total_bytes for each in placed[model].memory.devices)):
             self._give_way(placed, model, replace(placed[model].settings, n_gpu_layers=1))
         return placed if self.spare_bytes(placed) >= 0 else None
 
     def _give_way(self, placed: dict[int, Placed], model: int, at_most: Settings) -> None:
-        """Move as much of a model to the host as its devices lack; where nothing suffices, `at_most`."""
+        """Move as much of a model to the host as its devices lack; if nothing suffices, `at_most`."""
         others = [each for number, each in placed.items() if number != model]
         left, host_left = self.left_bytes(others), self.host_left_bytes(others)
         now, devices = placed[model].settings, placed[model].devices
+        hparams = self.hparams(model)
 
         def spare(settings: Settings) -> int:
             shares = self.predict(model, settings).devices
             return min(left[device] - share.total_bytes for device, share in zip(devices, shares, strict=True))
 
+        def with_most_layers(settings: Settings) -> Settings:
+            n_layers = largest(1, hparams.n_layer + 1, lambda n: spare(replace(settings, n_gpu_layers=n)))
+            return replace(settings, n_gpu_layers=n_layers)
+
         if spare(now) >= 0:
             return
-        possible = []
-        variants = {now, replace(now, cpu_moe=True)} if self.hparams(model).n_expert else {now}
-        for variant in sorted(variants, key=lambda each: each.cpu_moe):
-            some = [replace(variant, n_gpu_layers=n) for n in range(1, self.hparams(model).n_layer + 2)]
-            n_layers = largest(1, len(some), lambda n, some=some: spare(some[n - 1]))  # type: ignore[misc]
-            if n_layers and self.predict(model, some[n_layers - 1]).host.total_bytes <= host_left:
-                possible.append(some[n_layers - 1])
-        predictor = self._predictors[model]
-        chosen = min(possible, key=lambda each: host_work(predictor, each), default=at_most)
+        variants = [now, replace(now, cpu_moe=True)] if hparams.n_expert else [now]
+        possible = [
+            each
+            for each in map(with_most_layers, variants)
+            if each.n_gpu_layers and self.predict(model, each).host.total_bytes <= host_left
+        ]
+        chosen = min(possible, key=lambda each: host_work(self._predictors[model], each), default=at_most)
         placed[model] = Placed(chosen, devices, self.predict(model, chosen))
 
     def _used_experts(self, model: int) -> float:
@@ -144,15 +152,11 @@ class Arranger:
         hparams = self.hparams(model)
         return hparams.n_expert_used / hparams.n_expert
 
-    @staticmethod
-    def _device_bytes(placed: Placed) -> int:
-        return sum(share.total_bytes for share in placed.memory.devices)
-
 
 def choose_devices(sizes: Sequence[int], left_bytes: Sequence[int]) -> tuple[int, ...]:
-    """A device for each size, such that the fullest of those in use is left the most.
+    """A device for each size, such that the fullest of those in use has the most left.
 
-    Tried first: in the order given, each where most is left; so give the largest first.
+    First tried is each in turn where most is left: give the largest first.
     """
     best: tuple[int, ...] = ()
     best_spare: int | None = None
@@ -165,12 +169,11 @@ def choose_devices(sizes: Sequence[int], left_bytes: Sequence[int]) -> tuple[int
         if len(chosen) == len(sizes):
             best, best_spare = chosen, spare
             return
-        size = sizes[len(chosen)]
-        for n_bytes in sorted(set(left), reverse=True):  # devices with equal room are as good as each other
+        tries += 1
+        for n_bytes in sorted(set(left), reverse=True):  # of devices with equal room one is as good as the other
             device = left.index(n_bytes)
-            rest = n_bytes - size
-            tries += 1
+            rest = n_bytes - sizes[len(chosen)]
             choose((*chosen, device), (*left[:device], rest, *left[device + 1 :]), min(spare, rest))
 
-    choose((), tuple(left_bytes), max(left_bytes, default=0) + 1)
+    choose((), tuple(left_bytes), max(left_bytes))
     return best

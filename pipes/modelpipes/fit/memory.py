@@ -17,6 +17,7 @@ from modelpipes.fit.compute.builder import Builder, MissingWeight
 from modelpipes.fit.compute.repeats import without_repeats
 from modelpipes.fit.compute.schedule import Device, buffer_sizes
 from modelpipes.fit.compute.tensor import Tensor, stored
+from modelpipes.fit.compute.transformer import has_rope
 from modelpipes.fit.context import Context, plan_context
 from modelpipes.fit.hparams import Hparams, classify, read_hparams
 from modelpipes.fit.placement import Placement, Weights, place, weigh
@@ -210,10 +211,12 @@ def _compute_bytes(
     homes = [last if device is None else device for device in (*placement.layers, placement.output)]
     settings = replace(settings, flash_attn=context.flash_attn)
     builder = Builder(_WeightTable(model, placement, last), hparams, context, settings, homes)
+    deep = hparams.number("n_deepstack_layers")
     labels = [
-        (homes[il], model.kinds[il], hparams.is_swa[il], hparams.is_recr[il], hparams.has_kv[il], hparams.n_head[il])
+        (homes[il], model.kinds[il], hparams.is_swa[il], hparams.is_recr[il], hparams.has_kv[il], il < deep,
+         has_rope(hparams, il))
         for il in range(hparams.n_layer_trunk)
-    ]
+    ]  # fmt: skip
     try:
         build(builder, without_repeats(labels))
     except MissingWeight:
@@ -232,7 +235,7 @@ def _rough_compute_bytes(h: Hparams, homes: list[int], context: Context, setting
     heads, head = max(h.n_head, default=0), max(h.n_embd_head_k, default=0)
     cells = context.cells
     mask = cells * n * (2 if settings.flash_attn else FLOAT_BYTES)
-    wide = max(3 * max(h.n_ff, default=0), 2 * heads * head, h.n_expert_used * (h.n_embd + max(h.n_ff_exp, default=0)))
+    wide = max(3 * max(h.n_ff, default=0), 2 * heads * head, h.n_expert_used * (h.n_embd + h.n_ff_exp))
     attention = 0 if settings.flash_attn else cells * n * heads * FLOAT_BYTES
     outputs = (settings.n_outputs or settings.n_parallel) * h.n_vocab
     largest = mask + max(FLOAT_BYTES * n * (4 * h.n_embd + wide), attention + FLOAT_BYTES * n * 6 * h.n_embd,

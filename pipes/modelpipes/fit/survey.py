@@ -20,7 +20,7 @@ from modelpipes.paths import cache_dir
 
 CACHE_FILE = "models.cache"
 CACHE_VERSION = f"1 {FOLLOWED_BUILD}"
-KEPT_RATINGS = 4  # of each file: for the last settings and cards that were asked for
+KEPT_ANSWERS = 4  # of each file: for the last settings and cards that were asked for
 
 
 class Facts(msgspec.Struct, frozen=True, array_like=True):
@@ -45,9 +45,23 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True):
     why_not: str = ""
 
 
+class _Answer(msgspec.Struct, frozen=True, array_like=True):
+    """A rating, or why there is none; with so many bytes of host memory to be had."""
+
+    rating: Rating | None
+    why_not: str
+    host_bytes: int
+
+    def holds(self, host_bytes: int) -> bool:
+        """Whether it is the answer with another amount of host memory, too."""
+        if host_bytes == self.host_bytes or self.rating is None:
+            return True
+        return self.rating.fit in ("fits", "tight") and self.rating.memory.host.total_bytes <= host_bytes
+
+
 class _Cached(msgspec.Struct, array_like=True):
     facts: Facts
-    ratings: dict[str, tuple[Rating | None, str]]
+    answers: dict[str, _Answer]
 
 
 class Survey:
@@ -58,10 +72,11 @@ class Survey:
         self._settings = settings
         self._room = room
         self._strict = strict
-        self._question = repr((settings, room))
+        self._question = repr((settings, room and (room.device_bytes, room.reserve_bytes)))
+        self._host_bytes = room.host_bytes if room else 0
         path = os.path.join(cache_dir(), CACHE_FILE)
         self._cache = Cache(path, _Cached, CACHE_VERSION) if cached else None
-        self._known: dict[bytes, tuple[Rating | None, str]] = {}
+        self._known: dict[bytes, _Answer] = {}
         self.n_read = 0  # headers, from the disk
         self.n_rated = 0  # files
 
@@ -76,36 +91,36 @@ class Survey:
 
     def _judge(self, file: ModelFile) -> Verdict:
         cached = self._cache.get(file.path, file.stamp) if self._cache and not self._strict else None
-        if cached is not None and self._question in cached.ratings:
-            return Verdict(cached.facts, *cached.ratings[self._question])
+        answer = cached and cached.answers.get(self._question)
+        if cached and answer and answer.holds(self._host_bytes):
+            return Verdict(cached.facts, answer.rating, answer.why_not)
         header = read_model(file.path, strict=self._strict)
         self.n_read += 1
         facts = cached.facts if cached is not None else facts_of(header)
         answer = self._rate(header, facts)
         if self._cache:
-            ratings = cached.ratings if cached is not None else {}
-            ratings[self._question] = answer
-            for old in list(ratings)[:-KEPT_RATINGS]:
-                del ratings[old]
-            self._cache.put(file.path, file.stamp, _Cached(facts, ratings))
-        return Verdict(facts, *answer)
+            answers = {**(cached.answers if cached is not None else {}), self._question: answer}
+            for old in list(answers)[:-KEPT_ANSWERS]:
+                del answers[old]
+            self._cache.put(file.path, file.stamp, _Cached(facts, answers))
+        return Verdict(facts, answer.rating, answer.why_not)
 
     def save(self) -> None:
         """Keep what was learnt for the next time, if the disk takes it."""
         if self._cache:
             self._cache.save()
 
-    def _rate(self, header: Header, facts: Facts) -> tuple[Rating | None, str]:
+    def _rate(self, header: Header, facts: Facts) -> _Answer:
         if facts.kind != "model":
-            return None, f"{facts.kind}: not rated"
+            return _Answer(None, f"{facts.kind}: not rated", self._host_bytes)
         known = self._known.get(header.signature)
         if known is None:
             try:
-                known = rate(header, self._settings, self._room), ""
+                known = _Answer(rate(header, self._settings, self._room), "", self._host_bytes)
             except ModelFileError:
                 raise
             except PipesError as error:  # what llama.cpp would refuse too
-                known = None, str(error)
+                known = _Answer(None, str(error), self._host_bytes)
             self._known[header.signature] = known
         return known
 

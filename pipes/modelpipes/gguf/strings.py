@@ -25,7 +25,7 @@ _TEXTS_LOOKED_AT: Final = 64
 _BEHIND_BYTES: Final = 16 << 10
 _AHEAD_BYTES: Final = 4 << 10
 # Some patterns are found slowly, 2.5 ms a MiB. Where that happens walking is as good.
-_MAX_SEARCH_S: Final = 0.01
+_MAX_SEARCH_S: Final = 0.006
 _SIX_ZEROS: Final = bytes(6)
 _u32 = LITTLE.u32
 _u64 = LITTLE.u64

@@ -211,7 +211,8 @@ class Builder:
         streams = self.n_streams
         seen_k = t.cache_view(keys, (size_k, n_kv, cells, streams), row_k, keys.size)
         if transposed:
-            seen_v = t.cache_view(values, (cells, n_kv, size_v, streams), 2 * cells, values.size)
+            unseen = row_bytes(settings.type_v, cells * (width_v - size_v * n_kv))  # by a layer that is not the widest
+            seen_v = t.cache_view(values, (cells, n_kv, size_v, streams), 2 * cells, values.size - unseen)
         else:
             seen_v = t.cache_view(values, (size_v, n_kv, cells, streams), row_v, values.size)
         cur = self.mha(q, seen_k, seen_v, inputs.mask, sinks=sinks, bias=bias, v_transposed=transposed)
@@ -270,7 +271,10 @@ class Builder:
                 kq = t.add(kq, bias)
             kq = t.soft_max(kq, mask, sinks)
             if not v_transposed:
+                cached = v.is_cached()
                 v = t.cont(t.transpose(v))
+                if cached:  # in the cache's type, which may be quantised
+                    v.size = row_bytes(self.settings.type_v, v.n_elements)
             cur = t.mul_mat(v, kq)
             if v_mla is not None:
                 cur = t.mul_mat(v_mla, cur)
@@ -343,6 +347,8 @@ class Builder:
             weights = t.reshape(weights, n_used, n_tokens)
             total = t.unary("clamp", t.sum_rows(weights))
             weights = t.reshape(t.unary("div", weights, total), 1, n_used, n_tokens)
+        if h.value("expert_weights_scale", 0.0) not in (0.0, 1.0):  # takes memory: the argument is a view
+            weights = t.scale(weights)
         graph.expand(weights)
         cur = t.reshape(cur, n_embd, 1, n_tokens)
         if weighted_first:
@@ -400,9 +406,12 @@ class Builder:
         return t.reshape(masked, n_expert, n_tokens)
 
     # the end
-    def output(self, cur: Tensor, op: str = "rms_norm") -> None:
-        """The last norm, and the product that gives the logits."""
+    def output(self, cur: Tensor, op: str = "rms_norm", rows: Tensor | None = None) -> None:
+        """The last norm, and the product that gives the logits: of all, or of the `rows` only."""
         cur = self.norm(cur, self.w("output_norm"), self.weights.get("output_norm.bias"), op=op)
+        if rows is not None:
+            cur.is_output = True  # a draft model may read it (t_h_nextn)
+            cur = t.get_rows(cur, rows)
         # bitnet takes the input's table as it lies on the host, not a copy
         weight = self.weights.get("token_embd.weight" if self.h.arch == "bitnet" else "output.weight")
         if weight is not None:

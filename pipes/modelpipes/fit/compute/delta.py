@@ -161,10 +161,14 @@ def late_output(b: Builder, cur: Tensor, out_ids: Tensor) -> None:
     """The last norm of all tokens, kept for a block that predicts further ones, and the logits of some."""
     cur = b.norm(cur, b.w("output_norm"))
     cur.is_output = True
-    b.graph.expand(t.mul_mat(b.weights["output.weight"], t.get_rows(cur, out_ids)))
+    cur = t.get_rows(cur, out_ids)
+    if b.h.arch == "qwen35" and (weight := b.w("cls.output")) is not None:
+        b.graph.expand(b.linear(cur, weight, b.weights.get("cls.output.bias"))).is_output = True
+    b.graph.expand(t.mul_mat(b.weights["output.weight"], cur))
 
 
 def delta(b: Builder, layers: list[int]) -> None:
+    """src/models/qwen3next.cpp, qwen35.cpp and qwen35moe.cpp."""
     cur = b.embed()
     states, inputs = state_inputs(b), b.attention_inputs(b.context.cells)
     positions = b.positions()

@@ -100,6 +100,7 @@ def feed_forward(b: Builder, il: int, cur: Tensor, normed: bool = True) -> Tenso
 
 
 def kimi_linear(b: Builder, layers: list[int]) -> None:
+    """src/models/kimi-linear.cpp: attention without positions."""
     cur = b.embed()
     states, inputs, out_ids = state_inputs(b), latent_inputs(b), b.out_ids()
     for il in layers:
@@ -117,6 +118,7 @@ def kimi_linear(b: Builder, layers: list[int]) -> None:
 
 
 def bailingmoe3(b: Builder, layers: list[int]) -> None:
+    """src/models/bailingmoe3.cpp: attention has a gate for each head."""
     cur = b.embed()
     states, inputs = state_inputs(b), latent_inputs(b)
     positions, out_ids = b.positions(), b.out_ids()
@@ -164,6 +166,7 @@ class Residuals:
 
 
 def kimi_k3(b: Builder, layers: list[int]) -> None:
+    """src/models/kimi-k3.cpp; no two blocks are alike: each has more to look back at than the last."""
     stream = b.embed()
     states, inputs, out_ids = state_inputs(b), latent_inputs(b), b.out_ids()
     residuals = Residuals(b)

@@ -26,6 +26,7 @@ class Decays:
 
 
 def decays(b: Builder) -> Decays:
+    """The inputs that the graph of minimax-01.cpp makes."""
     heads, n_seqs = b.h.n_head[0], b.n_seqs
     n = b.n_tokens // n_seqs
     return Decays(
@@ -37,6 +38,7 @@ def decays(b: Builder) -> Decays:
 
 
 def decayed(exponent: Tensor) -> Tensor:
+    """What is left: the exponential of a layer's part of it."""
     return t.activation(t.scale(exponent))
 
 
@@ -76,6 +78,7 @@ def attention(b: Builder, inputs: AttentionInputs, il: int, cur: Tensor, positio
 
 
 def minimax_01(b: Builder, layers: list[int]) -> None:
+    """src/models/minimax-01.cpp: the normed input of a part, not the plain one, is added to its result."""
     cur = b.embed()
     states, inputs = state_inputs(b), b.attention_inputs(b.context.cells)
     positions, out_ids, decay = b.positions(), b.out_ids(), decays(b)

@@ -1,8 +1,8 @@
 """Graphs of models that mix recurrent layers with attention to cells which an indexer chooses by the pool.
 
 Follows llama.cpp b11434: src/models/glm5-next.cpp and qwen4exp.cpp, and llama-memory-hybrid-idx.cpp for the pools:
-a few neighbouring cells each. Batches of up to 16 tokens, for which GLM 5 Next gathers the cells, are not
-told apart.
+a few neighbouring cells each. Each layer has its own view of some inputs, of which a device gets copies: to leave
+out layers changes what it needs. Batches of up to 16 tokens, for which GLM 5 Next gathers the cells, are not told apart.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def pool_inputs(b: Builder) -> PoolInputs:
 
 
 def chosen_pools(b: Builder, n_pools: int) -> int:
+    """How many pools a token looks at."""
     return min(n_pools, b.h.indexer_top_k // b.h.indexer_kpool)
 
 
@@ -98,6 +99,7 @@ def pooled_keys(b: Builder, inputs: PoolInputs, il: int, rows: Tensor, pool: Poo
 
 
 def pool_scores(inputs: PoolInputs, q: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
+    """`ggml_lightning_indexer`: [pools, n_tokens]."""
     return t.made("lightning_indexer", F32, (keys.ne[2], q.ne[2]), q, keys, weights, inputs.mask)
 
 
@@ -123,6 +125,7 @@ def chosen_mask(mask: Tensor, cells: Tensor, live: Tensor, spare: Tensor) -> Ten
 
 
 def filled(type: str, width: int, n: int) -> Tensor:
+    """Rows of one number, [1, width, n]."""
     return t.reshape(t.repeat(t.unary("fill", t.leaf(type, width)), width, n), 1, width, n)
 
 
@@ -218,17 +221,20 @@ def spread(b: Builder, cur: Tensor, streams: Tensor, after: Tensor, between: Ten
 
 
 def chosen_streams(streams: Tensor, out_ids: Tensor) -> Tensor:
+    """The streams of the tokens that give logits."""
     width, count, n, _ = streams.ne
     rows = t.get_rows(t.reshape(streams, width * count, n), out_ids)
     return t.reshape(rows, width, count, rows.ne[1])
 
 
 def stream_views(streams: Tensor) -> list[Tensor]:
+    """Each stream by itself: [width, n_tokens]."""
     width, count, n, _ = streams.ne
     return [t.view(streams, (width, n), (4, streams.nb[2])) for _ in range(count)]
 
 
 def glm5_next(b: Builder, layers: list[int]) -> None:
+    """src/models/glm5-next.cpp: several residual streams, mixed before and after attention and feed-forward."""
     cur = b.embed()
     states, keys, pools = state_inputs(b), key_inputs(b, b.context.cells), pool_inputs(b)
     out_ids, last = b.out_ids(), None
@@ -252,9 +258,7 @@ def glm5_next(b: Builder, layers: list[int]) -> None:
 
 
 # Qwen 4
-def qwen_selection(
-    b: Builder, inputs: PoolInputs, il: int, cur: Tensor, positions: Tensor, mask: Tensor
-) -> Tensor:
+def qwen_selection(b: Builder, inputs: PoolInputs, il: int, cur: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
     """`build_qsa_sel`: pools are averages, normed and turned after that; gives a mask."""
     h, n, size, width = b.h, b.n_tokens, b.h.indexer_kpool, b.h.indexer_head_size
 
@@ -336,6 +340,7 @@ def remember(b: Builder, inputs: StateInputs, il: int, rows: Tensor, streams: Te
 
 
 def qwen4(b: Builder, layers: list[int]) -> None:
+    """src/models/qwen4exp.cpp: several residual streams, mixed in place of norms."""
     h = b.h
     cur = b.embed()
     states, inputs = state_inputs(b), b.attention_inputs(b.context.cells)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 LONGEST_PATTERN = 8  # blocks: the longest that a public model repeats is 8 (jamba)
-KEPT = 3  # of a pattern's repeats: the first, which finds the memory fresh, one that does not, and the last
+KEPT = 4  # of a pattern's repeats: the first, which finds the memory fresh, two that do not, and the last
 
 
 def without_repeats(labels: Sequence[Hashable]) -> list[int]:

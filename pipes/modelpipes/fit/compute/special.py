@@ -170,6 +170,8 @@ def cogvlm(b: Builder, layers: list[int]) -> None:
 def chameleon(b: Builder, layers: list[int]) -> None:
     """`llama_model_chameleon::graph`: norms before or (swin) behind each step; no logits for parts of images."""
     swin = bool(b.h.value("swin_norm", False))
+    if swin:  # all layers: feed-forward reads what came before the residual, and no two take the same memory
+        layers = list(range(b.h.n_layer))
 
     def normed(cur: Tensor, name: str, at: bool) -> Tensor:
         return b.norm(cur, b.layer(il, name)) if swin is at else cur

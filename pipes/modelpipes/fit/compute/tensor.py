@@ -221,7 +221,10 @@ def view(a: Tensor, ne: Sequence[int], nb: Sequence[int] | None = None) -> Tenso
         row = a.nb[1] if len(ne) > 1 else shape[0] * a.nb[0]
         strides: Shape = (a.nb[0], row, row * shape[1], row * shape[1] * shape[2])
     else:
-        strides = (*nb, *([0] * 4))[:4]  # type: ignore[assignment]
+        filled = list(nb)
+        while len(filled) < 4:
+            filled.append(filled[-1] * shape[len(filled) - 1])
+        strides = (filled[0], filled[1], filled[2], filled[3])
     return Tensor("view", a.type, shape, (a,), strides, a)
 
 

@@ -12,11 +12,14 @@ from typing import Literal
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import AttentionInputs, Builder
 from modelpipes.fit.compute.tensor import Tensor
+from modelpipes.fit.hparams import Hparams
 
 # How the parts of a block are added up where feed-forward runs beside attention.
 Parallel = Literal["", "ffn+attention", "attention+ffn", "ffn+input"]
 
 
+# From where on only the tokens that have an output are computed; `all` have one.
+Rows = Literal["last-block", "last-norm", "output", "all"]
 # Which layers turn queries and keys by their positions: of `three-of-four`, not every fourth.
 Rope = Literal["all", "none", "windowed", "three-of-four"]
 NO_ROPE_STEP = 4  # llama_hparams::n_no_rope_layer_step
@@ -38,7 +41,7 @@ class Style:
     softmax_weight: bool = False  # the weights of the chosen experts alone are made to sum to one
     normed_experts: bool | None = True  # None: as the file says
     early_router: bool = False  # experts are chosen by the block's input
-    late_rows: bool = False  # every token goes through the last block, not only those with an output
+    rows: Rows = "last-block"
 
 
 BAICHUAN_7B_LAYERS = 32  # its larger sister has no rope
@@ -62,21 +65,21 @@ STYLES: dict[str, Style] = {
     "muse-glimmer": Style(rope="windowed"),
     "smollm3": Style(rope="three-of-four"),
     **dict.fromkeys("deepseek olmoe qwen2moe".split(), UNNORMED),
-    "cohere2moe": Style(rope="windowed", parallel="ffn+attention", normed_experts=None, late_rows=True),
+    "cohere2moe": Style(rope="windowed", parallel="ffn+attention", normed_experts=None, rows="output"),
+    **dict.fromkeys(("dflash", "eagle3"), Style(rows="all")),
     "dbrx": Style(norm="norm", ffn_norm="attn_output_norm"),
     "falcon": Style(norm="norm", parallel="ffn+attention"),
     "gemma3": Style(scaled_input=True),
     "gpt-oss": Style(
-        softmax_weight=True, normed_experts=False, ffn_norm="post_attention_norm", late_rows=True
+        softmax_weight=True, normed_experts=False, ffn_norm="post_attention_norm", rows="last-norm"
     ),
-    "hy_v3": Style(normed_experts=None, late_rows=True),
-    "mimo2": Style(late_rows=True),
+    "hy_v3": Style(normed_experts=None, rows="output"),
     "olmo": Style(norm="norm", bare_norm=True),
     "phi2": Style(norm="norm", parallel="attention+ffn"),
     "plamo": Style(parallel="ffn+attention"),
     "refact": Style(rope="none", dense=True),
     "smallthinker": Style(early_router=True, rope="windowed"),
-    "step35": Style(normed_experts=None, late_rows=True),
+    "step35": Style(normed_experts=None, rows="last-norm"),
 }  # fmt: skip
 PLAIN = Style()
 
@@ -102,13 +105,14 @@ def transformer(b: Builder, layers: list[int]) -> None:
         windowed = window is not None and h.is_swa[il]
         inputs, cells = (window, context.cells_swa) if windowed else (full, context.cells)
         assert inputs is not None
-        rows = out_ids if il == layers[-1] and not style.late_rows else None
+        rows = out_ids if il == layers[-1] and style.rows == "last-block" else None
         cur = block(b, style, il, cur, positions, inputs, cells, rows)
         if b.inputs is not None and il < b.h.number("n_deepstack_layers"):
             cur = t.add(cur, t.view(b.inputs, (h.n_embd, b.n_tokens)))
-    if style.late_rows:
+    if style.rows == "last-norm":
+        cur.is_output = True  # a draft model may read it (t_h_nextn)
         cur = t.get_rows(cur, out_ids)
-    b.output(cur, style.norm)
+    b.output(cur, style.norm, out_ids if style.rows == "output" else None)
 
 
 def block(
@@ -189,7 +193,7 @@ def attention(
     q, k, v = b.qkv(il, normed)
     q = head_norm(b, style, il, "attn_q_norm", q)
     k = head_norm(b, style, il, "attn_k_norm", k)
-    if has_rope(b, style, il):
+    if has_rope(b.h, il):
         q, k = t.rope(q, positions), t.rope(k, positions)
     gate, inner_norm = b.layer(il, "attn_gate"), b.layer(il, "attn_sub_norm")
     wo, wo_bias = b.layer(il, "attn_output"), b.bias(il, "attn_output")
@@ -211,9 +215,9 @@ def gated(cur: Tensor, gate: Tensor) -> Tensor:
     return t.reshape(t.mul(heads, t.reshape(gate, 1, n_head, cur.ne[1])), *cur.ne)
 
 
-def has_rope(b: Builder, style: Style, il: int) -> bool:
+def has_rope(h: Hparams, il: int) -> bool:
     """Whether positions turn a layer's queries and keys."""
-    h = b.h
+    style = STYLES.get(h.arch, PLAIN)
     if style.rope == "windowed":
         return h.swa_type == "none" or h.is_swa[il]
     if style.rope == "three-of-four":
