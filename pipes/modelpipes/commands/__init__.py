@@ -26,6 +26,7 @@ VERBS = {
     "ask": ("ask-model", "Send one message, print the answer."),
     "chat": ("chat-models", "Lead a conversation: set-up, seats, talk, clean-up."),
     "find": ("find-gguf", "Find model files, read headers, rate the fit."),
+    "fit": ("fit-models", "Plan which models share a card, with which settings."),
 }
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -75,15 +75,16 @@ def read_header(path: str | bytes | os.PathLike[str], strict: bool = False) -> H
     """Read the header of one file; of a shard, what that shard alone says (see `shards.read_model`).
 
     Raises ModelFileError for whatever is no whole, readable model file, and nothing else. Never blocks on a
-    FIFO. Whatever the file says, a reading ends within some 50 ms and a few megabytes: a header beyond 32 MiB
-    or 850,000 entries is refused; the largest of real life has half the bytes and 780,000.
+    FIFO. Whatever the file says, a reading ends within some 50 ms and 64 MB: a header beyond 32 MiB or
+    850,000 entries is refused; the largest of real life has half the bytes and 780,000.
 
-    The end of a vocabulary is searched for instead of walked to: 2 ms instead of 20. An end is taken only if
-    the texts before it reach exactly to it and nothing in a text shorter than 256 bytes can imitate it (see
-    `strings.end_of_texts`), and if in the end the whole header closes: every key, every tensor, contiguous,
-    to the last byte of the file. Else all is walked. What that cannot exclude is a file made for it by hand:
-    a longer text in its vocabulary that holds dozens of false texts and false keys after them; `strict` always
-    walks: use it before anything rests on a file of unknown origin.
+    The end of a vocabulary is searched for, not walked to: 2 ms instead of 20. An end is taken only if the
+    texts before it reach exactly to it and nothing in a text shorter than 256 bytes can imitate it (see
+    `strings.end_of_texts`), and if then the whole header closes: every key, every tensor, contiguous, to the
+    last byte of the file. Else all is walked. `strict` always walks. Only that notices damage inside a
+    vocabulary, and only that sees through a file made for it by hand: with a longer text in its vocabulary,
+    in which dozens of false texts and then a false header lie, and the true one far behind. No reading that
+    does not look at each text's length can.
     """
     name = os.fsdecode(path)
     fd = -1
@@ -129,8 +130,10 @@ def _parse(path: str, reading: Reading) -> Header:
     unused_bytes = reading.size - data_offset - data_bytes
     if unused_bytes < 0 and (data_bytes or end > reading.size):
         raise Flaw(f"incomplete download: the file ends {-unused_bytes} bytes before the last tensor", reading.size)
-    if reading.has_searched and (unused_bytes >= alignment or _TOKEN_EMBEDDING in reading.buf[end - reading.base :]):
-        raise Unsure  # something else than this header accounts for the file, or a second one follows
+    if reading.has_searched and (
+        unused_bytes >= alignment or reading.buf.find(_TOKEN_EMBEDDING, end - reading.base) >= 0
+    ):
+        raise Unsure  # this header does not account for the whole file, or a second one follows it
     return Header(
         path,
         metadata,

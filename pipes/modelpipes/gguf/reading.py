@@ -69,6 +69,7 @@ class Reading:
         self.work = _MAX_WORK
 
     def flaw(self, reason: str, pos: int) -> Flaw:
+        """What to raise for something at `pos`."""
         return Flaw(reason, self.base + pos)
 
     def charge(self, work: int, pos: int) -> None:

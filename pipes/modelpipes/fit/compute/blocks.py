@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import AttentionInputs, Builder
@@ -98,18 +99,13 @@ def block_attention(
         b.graph.expand(tensor)
     keys = store_rows(b, inputs.k_ids, cells, il, k, settings.type_k)
     values = store_rows(b, inputs.v_ids, cells, il, v, settings.type_v)
-    out: Tensor | None = None
+    parts = []
     for _ in range(streams):
         stream_q = t.view(index_q, (width, h.indexer_n_head, n), index_q.nb)
         mask = block_mask(b, blocks, stream_q, t.view(index_keys, (width, cells), index_keys.nb[1:3]))
-        part = _grouped(
-            t.view(q, (*q.ne[:2], n), q.nb),
-            t.view(keys, keys.ne[:3], keys.nb),
-            t.view(values, values.ne[:3], values.nb),
-            mask,
-        )
-        out = part if out is None else t.concat(out, part, 1)
-    assert out is not None
+        seen = (t.view(cached, cached.ne[:3], cached.nb) for cached in (keys, values))
+        parts.append(_grouped(t.view(q, (*q.ne[:2], n), q.nb), *seen, mask))
+    out = reduce(lambda a, b: t.concat(a, b, 1), parts)
     return out if inputs.v_rotation is None else b.rotate(out, inputs.v_rotation)
 
 

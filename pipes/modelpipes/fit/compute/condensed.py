@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import Builder
 from modelpipes.fit.compute.latent import KeyInputs, key_inputs, query_rows, store_rows
-from modelpipes.fit.compute.sparse import chosen_mask, every_layer, hadamard, shown_zeros, stream_weights
+from modelpipes.fit.compute.sparse import chosen_mask, every_layer, hadamard, shown_zeros, stream_weights, weighted
 from modelpipes.fit.compute.tensor import F16, F32, I32, I64, Tensor
 
 FINE, COARSE = 4, 128  # tokens that one condensed key stands for
@@ -233,21 +233,7 @@ def deepseek4(b: Builder, _: list[int]) -> None:
         out = experts(b, il, b.norm(mixed, b.layer(il, "ffn_norm")), tokens)
         cur = spread(out, cur, after, crossed)
     cur = t.reshape(t.get_rows(t.reshape(cur, n_embd * streams, n), out_ids), n_embd, streams, b.n_outputs)
-    b.output(_head(b, cur))
-
-
-def _head(b: Builder, cur: Tensor) -> Tensor:
-    """`build_hc_head`."""
-    width, streams, n, _ = cur.ne
-    weights = stream_weights(b, cur, "output_hc")
-    parts = [
-        t.mul(t.view(cur, (width, n), (4, cur.nb[2])), t.view(weights, (1, n), (4, weights.nb[1])))
-        for _ in range(streams)
-    ]
-    out = parts[0]
-    for part in parts[1:]:
-        out = t.add(out, part)
-    return out
+    b.output(weighted(cur, stream_weights(b, cur, "output_hc")))
 
 
 GRAPHS: dict[str, Callable[[Builder, list[int]], None]] = {"deepseek4": deepseek4}

@@ -53,10 +53,8 @@ def attend_keys(
     """`build_attn` over a cache of keys; `mask` stands for that of the inputs."""
     for tensor in (q, v, k):
         b.graph.expand(tensor)
-    type_k = b.settings.type_k
-    keys = store_rows(b, inputs.ids, inputs.cells, il, k, type_k)
-    # Without flash attention values are transposed, in the cache's type: taken for half precision.
-    values = t.Tensor("view", F32 if type_k == "f32" else F16, (v.ne[0], *keys.ne[1:]), (keys,), keys.nb, keys)
+    keys = store_rows(b, inputs.ids, inputs.cells, il, k, b.settings.type_k)
+    values = t.view(keys, (v.ne[0], *keys.ne[1:]), keys.nb)
     cur = b.mha(q, keys, values, inputs.mask if mask is None else mask, sinks=sinks, v_mla=v_mla)
     return cur if wo is None else b.linear(cur, wo)
 

@@ -2,7 +2,7 @@
 
 Follows llama.cpp b11434: src/models/glm5-next.cpp and qwen4exp.cpp, and llama-memory-hybrid-idx.cpp for the pools:
 a few neighbouring cells each. Each layer has its own view of some inputs, of which a device gets copies: to leave
-out layers changes what it needs. Batches of up to 16 tokens, for which GLM 5 Next gathers the cells, are not told apart.
+out layers changes what it needs. GLM 5 Next gathers the cells for batches of up to 16 tokens: not here.
 """
 
 from __future__ import annotations

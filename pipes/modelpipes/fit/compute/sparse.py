@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import Builder
@@ -169,9 +170,9 @@ def hy_v4(b: Builder, layers: list[int]) -> None:
         mixed = b.norm(mixed, b.layer(il, "attn_norm"))
         out, last = sparse_attention(b, inputs, il, sizes(b, il), mixed, positions, last, h.is_indexer_full[il])
         out = t.mul(out, t.activation(t.mul_mat(b.needed(il, "attn_gate"), mixed)))
-        cur = _spread(b, t.mul_mat(b.needed(il, "attn_output"), out), cur, post)
+        cur = _spread(t.mul_mat(b.needed(il, "attn_output"), out), cur, post)
         mixed, post = _mix(b, cur, il, "ffn")
-        cur = _spread(b, experts(b, il, b.norm(mixed, b.layer(il, "ffn_norm"))), cur, post)
+        cur = _spread(experts(b, il, b.norm(mixed, b.layer(il, "ffn_norm"))), cur, post)
     flat = t.get_rows(t.reshape(cur, h.n_embd * h.dsv4_hc_mult, b.n_tokens), out_ids)
     cur = t.reshape(flat, h.n_embd, h.dsv4_hc_mult, b.n_outputs)
     b.output(_reduce(cur, stream_weights(b, cur, "output_hc")))
@@ -199,28 +200,31 @@ def _mix(b: Builder, cur: Tensor, il: int, part: str) -> tuple[Tensor, Tensor]:
 
 def _reduce(cur: Tensor, weights: Tensor) -> Tensor:
     """`hy_v4_hc_reduce`."""
+    return t.cast(weighted(t.cast(cur, F32), weights), F32)
+
+
+def weighted(cur: Tensor, weights: Tensor) -> Tensor:
+    """The sum of residual streams, each times its weight."""
     width, streams, n, _ = cur.ne
-    wide = t.cast(cur, F32)
-    out: Tensor | None = None
-    for _ in range(streams):
-        part = t.mul(t.view(wide, (width, n), (4, wide.nb[2])), t.view(weights, (1, n), (4, weights.nb[1])))
-        out = part if out is None else t.add(out, part)
-    assert out is not None
-    return t.cast(out, F32)
+    return reduce(
+        t.add,
+        [
+            t.mul(t.view(cur, (width, n), (4, cur.nb[2])), t.view(weights, (1, n), (4, weights.nb[1])))
+            for _ in range(streams)
+        ],
+    )
 
 
-def _spread(b: Builder, cur: Tensor, residual: Tensor, post: Tensor) -> Tensor:
+def _spread(cur: Tensor, residual: Tensor, post: Tensor) -> Tensor:
     """`build_hc_post`: the result of a part, added to every residual stream."""
     width, streams, n, _ = residual.ne
     cur, post, residual = t.cast(cur, F32), t.cast(post, F32), t.cast(residual, F32)
-    out: Tensor | None = None
+    parts = []
     for _ in range(streams):
         stream = t.view(residual, (width, n), (4, residual.nb[2]))
         part = t.add(stream, t.mul(cur, t.view(post, (1, n), (4, post.nb[1]))))
-        part = t.reshape(part, width, 1, n)
-        out = part if out is None else t.concat(out, part, 1)
-    assert out is not None
-    return t.cast(out, F32)
+        parts.append(t.reshape(part, width, 1, n))
+    return t.cast(reduce(lambda a, b: t.concat(a, b, 1), parts), F32)
 
 
 GRAPHS: dict[str, Callable[[Builder, list[int]], None]] = {

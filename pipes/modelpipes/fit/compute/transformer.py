@@ -51,7 +51,7 @@ FILE_NORMED = Style(normed_experts=None)
 UNNORMED = Style(normed_experts=False)
 
 STYLES: dict[str, Style] = {
-    **dict.fromkeys("chameleon codeshell jais2 nemotron orion stablelm starcoder2".split(), LAYER_NORM),
+    **dict.fromkeys("codeshell jais2 nemotron orion pockettts stablelm starcoder2".split(), LAYER_NORM),
     **dict.fromkeys("bloom jais".split(), Style(norm="norm", rope="none")),
     **dict.fromkeys("gpt2 mpt starcoder".split(), Style(norm="norm", rope="none", table_of_positions=True)),
     **dict.fromkeys("command-r gptneox".split(), Style(norm="norm", parallel="ffn+input")),

@@ -1,0 +1,86 @@
+"""fit-models: which models share a card, with which settings."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from modelpipes.commands import cards, options, planview
+from modelpipes.errors import PipesError, UsageError
+from modelpipes.fit.context import CACHE_TYPES
+from modelpipes.fit.plan import Wishes, plan
+from modelpipes.fit.rating import LEAST_CONTEXT
+from modelpipes.fit.search import KV_TYPES
+from modelpipes.gguf.catalog import resolve
+from modelpipes.gguf.modelfile import stem
+from modelpipes.gguf.shards import read_model
+
+
+@click.command(context_settings=options.settings)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@cards.card_options
+@click.option("--ctx-size", type=click.IntRange(1), metavar="N", help="Context of each model, as llama-server's -c.")
+@click.option("--min-ctx", type=click.IntRange(1), metavar="N",
+              help=f"Else the largest that fits, and at least N.  [{LEAST_CONTEXT}]")  # fmt: skip
+@click.option("--kv-type", type=click.Choice(list(CACHE_TYPES)), metavar="TYPE",
+              help=f"Of caches of keys and values.  [the best of {', '.join(KV_TYPES)}]")  # fmt: skip
+@click.option("--parallel", type=click.IntRange(1, 256), default=1, metavar="N",
+              help="Conversations at a time, which share the context.  [1]")  # fmt: skip
+@click.option("--flash-attn/--no-flash-attn", default=True, help="Flash attention.  [yes]")
+@click.option("--whole", is_flag=True, help="No layers and no experts on the host.")
+@click.option("--format", "format_", type=click.Choice(["table", "json", "sh"]), default="table",
+              help="How to report; sh prints llama-server commands.  [table]")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@options.version
+def command(
+    files: tuple[str, ...], gpu: str, vram: int | None, reserve: int, ctx_size: int | None, min_ctx: int | None,
+    kv_type: str | None, parallel: int, flash_attn: bool, whole: bool, format_: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Plan several models for one card, or for the cards there are.
+
+    FILE is a model file or a name that find-gguf prints; one given twice gets
+    two engines. All of them whole comes first: with the largest common context,
+    then the best KV type. Else, at the least context, the host takes over
+    experts and layers. Else some models take turns, and the exit code is 1.
+
+    \b
+    Examples:
+      fit-models llama-3.1-8b.gguf qwen2.5-7b.gguf
+      fit-models *.gguf --gpu 'RTX 3060' --ctx-size 8192 --kv-type q8_0
+      fit-models a.gguf b.gguf --format json | jq '.models[].context'
+      fit-models a.gguf b.gguf --gpu '2x rtx3090' --format sh > engines.sh
+    """
+    if ctx_size is not None and min_ctx is not None:
+        raise UsageError("--ctx-size fixes the context and --min-ctx bounds it: give one of them")
+    paths = [resolve(file) for file in files]
+    headers = [read_model(path) for path in paths]
+    wishes = Wishes(
+        n_ctx=ctx_size,
+        min_ctx=min_ctx or LEAST_CONTEXT,
+        kv_types=(kv_type,) if kv_type else KV_TYPES,
+        whole_only=whole,
+        n_parallel=parallel,
+        flash_attn=flash_attn,
+    )
+    chosen = cards.choose_cards(gpu, vram)
+    room = cards.room_of(chosen, reserve)
+    made = plan(headers, room, wishes)
+    names = [stem(path) if _is_path(file, path) else file for file, path in zip(files, paths, strict=True)]
+    view = planview.View(made, names, paths, chosen, room)
+    if as_json or format_ == "json":
+        settings = {
+            "ctx_size": ctx_size, "min_ctx": wishes.min_ctx, "kv_types": wishes.kv_types, "parallel": parallel,
+            "flash_attn": flash_attn, "whole": whole, "reserve_bytes": reserve, "host_available_bytes": room.host_bytes,
+        }  # fmt: skip
+        planview.write_json(view, cards.describe_cards(chosen, is_given=vram is not None), settings)
+    elif format_ == "table":
+        planview.write_table(view)
+    elif made.is_together:
+        planview.write_commands(view)
+    if not made.is_together:
+        raise PipesError(f"no plan for all of them together: {made.reason}")
+
+
+def _is_path(file: str, path: str) -> bool:
+    return os.path.abspath(os.path.expanduser(file)) == path
