@@ -186,6 +186,11 @@ def test_a_key_that_is_no_name_is_refused(path: Path, key: str) -> None:
     assert refused(path, bytes(File([(key, "u8", 1)]))).reason == "damaged: a key that is no name"
 
 
+def test_a_tensor_s_name_cannot_break_the_line(path: Path) -> None:
+    data = bytes(File(KV, [TensorSpec("a\n\x1b[31mb", (33,), 8)]))
+    assert refused(path, data).reason.startswith(r"damaged: rows of 33 in tensor 'a\n\x1b[31mb' are not")
+
+
 @pytest.mark.parametrize("alignment", [0, 3, 1 << 21, 1 << 31])
 def test_an_alignment_that_cannot_be_is_refused(path: Path, alignment: int) -> None:
     data = bytes(File([("general.alignment", "u32", alignment)]))

@@ -102,6 +102,7 @@ def outcome(path: str, strict: bool = False) -> Header | str:
     try:
         return read_header(path, strict)
     except ModelFileError as error:
+        assert str(error).isprintable()  # one line, whatever the file says
         return str(error)
 
 

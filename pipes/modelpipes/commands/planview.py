@@ -58,9 +58,9 @@ def write_table(view: View) -> None:
     """The models, what was decided and why, and a bar for each card."""
     width = output.width() or DEFAULT_WIDTH
     rows = [_row(view, number) for number in range(len(view.names))]
-    rest = max(sum(2 + max(len(row[column]) for row in (HEADERS, *rows)) for column in range(2, len(HEADERS))), 0)
+    widths = [max(map(len, column)) for column in zip(HEADERS, *rows, strict=True)]
     for row in rows:
-        row[1] = _cut(row[1], max(width - 3 - rest, MIN_NAME))
+        row[1] = _cut(row[1], max(width - sum(2 + each for each in widths) + 2 + widths[1], MIN_NAME))
     output.write_table(rows, HEADERS)
     lines = ["", *_wrapped("plan: ", view.plan.reason, width)]
     for letter, model in zip(LETTERS, view.plan.models, strict=False):
@@ -83,17 +83,14 @@ def _row(view: View, number: int) -> list[str]:
     model = view.plan.models[number]
     shares = model.memory.devices
     buffers = sum(share.compute_bytes + share.overhead_bytes for share in shares)
-    if model.fit == "no":
-        where = "no"
-    else:
-        where = "+".join(map(str, model.devices)) if model.resident else "turns"
+    place = "+".join(map(str, model.devices)) if model.resident else "turns"
     return [
         LETTERS[number],
         printable(view.names[number]) + ("~" if model.memory.estimate == "generic" else ""),
         f"{model.settings.n_ctx:7}",
         model.settings.type_k,
         f"{model.gpu_layers}/{model.n_layers}" + (" -experts" if model.settings.cpu_moe else ""),
-        where,
+        "no" if model.fit == "no" else place,
         _gib(sum(share.model_bytes for share in shares)),
         _gib(sum(share.context_bytes for share in shares)),
         _gib(buffers),

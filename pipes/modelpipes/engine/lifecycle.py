@@ -55,6 +55,11 @@ FEW_CORES = 4
 PING_INTERVAL_S = 1  # llama-server's shortest; its 30 s also delay the end of a server with open streams
 
 
+def batch_tokens(parallel: int, *, on_cpu: bool) -> int:
+    """Tokens that our engines read at a time; a batch also takes one of every conversation."""
+    return max(CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS, parallel)
+
+
 class State(enum.Enum):
     STOPPED = "stopped"
     STARTING = "starting"
@@ -333,8 +338,7 @@ class Engine:
     def _batch_tokens(self) -> int:
         # The embedded engine's wheel computes on the CPU.
         on_cpu = self._gpu_layers == 0 or self.binary.kind == "embedded" or not any(map(os.path.exists, GPU_DEVICES))
-        # A batch also takes one token of every slot.
-        return max(CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS, self.parallel)
+        return batch_tokens(self.parallel, on_cpu=on_cpu)
 
     def _await_health(self, child: Child) -> None:
         client = Client(self.base_url, api_key=self.api_key)

@@ -38,6 +38,11 @@ class Binary:
         """Every option that its own `--help` lists; EngineError if it cannot say."""
         return _listed_flags(self.argv)
 
+    @property
+    def has_gpu(self) -> bool:
+        """Whether it sees a card that it can compute on; the embedded engine's wheel computes on the CPU."""
+        return self.kind == "llama-server" and _lists_devices(self.argv)
+
 
 def find_engine(choice: EngineChoice = "auto") -> Binary:
     """The engine to use: $LLAMA_SERVER, llama-server on PATH, or the embedded one, in this order."""
@@ -105,6 +110,23 @@ def _listed_flags(argv: tuple[str, ...]) -> frozenset[str]:
     if "--model" not in flags:
         raise EngineError(f"{shown} is no llama-server: its --help does not list --model")
     return flags
+
+
+@functools.cache
+def _lists_devices(argv: tuple[str, ...]) -> bool:
+    """Whether `--list-devices` names one, as "  CUDA0: NVIDIA GeForce RTX 4080 (16376 MiB, 15000 MiB free)"."""
+    try:
+        done = subprocess.run(
+            [*argv, "--list-devices"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=HELP_LIMIT_S,
+            check=False,
+        )
+    except (subprocess.TimeoutExpired, OSError):
+        return False
+    return re.search(rb"^  \w+: .*MiB free\)", done.stdout, re.MULTILINE) is not None
 
 
 def parse_flags(help_text: str) -> frozenset[str]:

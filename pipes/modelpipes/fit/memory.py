@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from modelpipes.errors import FileError
 from modelpipes.fit import cuda
-from modelpipes.fit.compute import APPROXIMATE, build
+from modelpipes.fit.compute import APPROXIMATE, GROWING, build
 from modelpipes.fit.compute.builder import Builder, MissingWeight
 from modelpipes.fit.compute.repeats import without_repeats
 from modelpipes.fit.compute.schedule import Device, buffer_sizes
@@ -22,41 +21,12 @@ from modelpipes.fit.context import Context, plan_context
 from modelpipes.fit.hparams import Hparams, classify, read_hparams
 from modelpipes.fit.placement import Placement, Weights, place, weigh
 from modelpipes.fit.settings import Settings
+from modelpipes.fit.shares import Memory, Share
 from modelpipes.gguf.header import Header
 
 FOLLOWED_BUILD = "b11434"  # of llama.cpp, whose rules these are
 KNOWN_MODELS = 64  # whose weights were added up and are kept: a plan tries one model under many settings
 FLOAT_BYTES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What one device, or the host, holds of a model, in bytes.
-
-    `overhead_bytes` is what the runtime takes beside: a driver's context, libraries, the buffer of logits.
-    """
-
-    model_bytes: int = 0
-    context_bytes: int = 0
-    compute_bytes: int = 0
-    overhead_bytes: int = 0
-
-    @property
-    def total_bytes(self) -> int:
-        return self.model_bytes + self.context_bytes + self.compute_bytes + self.overhead_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """A model's memory on every device and on the host.
-
-    `estimate` is `exact` where llama.cpp's own rules for the architecture were followed, and `generic` where
-    the general rule stood in for them.
-    """
-
-    devices: tuple[Share, ...]
-    host: Share
-    estimate: Literal["exact", "generic"]
 
 
 def predict_memory(header: Header, settings: Settings) -> Memory:
@@ -218,7 +188,7 @@ def _compute_bytes(
         for il in range(hparams.n_layer_trunk)
     ]  # fmt: skip
     try:
-        build(builder, without_repeats(labels))
+        build(builder, list(range(len(labels))) if hparams.arch in GROWING else without_repeats(labels))
     except MissingWeight:
         return _rough_compute_bytes(hparams, homes, context, settings), False
     device = cuda.device() if settings.backend == "cuda" else Device()

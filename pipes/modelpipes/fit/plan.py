@@ -110,7 +110,7 @@ def _plan_less(search: Search) -> Plan:
         else:
             models.append(_unplanned(search, model))
     kind: Kind = "partial" if not waiting else "turns" if len(turns) == len(waiting) else "none"
-    reason = f"whole, at a context of {search.least}, {format_bytes(search.missing_bytes())} are missing"
+    reason = f"whole, at a context of {search.least}, {search.describe_lack()} are missing"
     if kind == "partial":
         work = format_bytes(search.arranger.host_work(residents))
         reason += f": the host takes over a part, and reads {work} of weights a token"
@@ -123,9 +123,7 @@ def _swap(search: Search, turn: Turn) -> Swap:
     return Swap(turn.model, turn.leaves, loads, returns)
 
 
-def _planned(
-    search: Search, model: int, placed: Placed, *, whole: Whole | None = None, waits: bool = False
-) -> Planned:
+def _planned(search: Search, model: int, placed: Placed, *, whole: Whole | None = None, waits: bool = False) -> Planned:
     settings, n_layers = placed.settings, search.arranger.hparams(model).n_layer + 1
     n_gpu = n_layers if settings.n_gpu_layers is None else settings.n_gpu_layers
     work = search.arranger.host_work({model: placed}) if placed.devices else 0
@@ -142,6 +140,8 @@ def _planned(
     if whole and settings.type_k != whole.kv_type:
         refusal = search.refusals.get((model, whole.kv_type))
         reasons.append(refusal or f"there is room for a cache of {settings.type_k}")
+    if placed.memory.estimate == "generic":
+        reasons.append("an estimate by the general rule: the architecture is not known")
     return Planned(
         settings=settings,
         devices=placed.devices,

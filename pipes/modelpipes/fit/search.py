@@ -11,6 +11,7 @@ from modelpipes.fit.arrangement import NOBODY, Arrangement, Arranger, Placed
 from modelpipes.fit.rating import LEAST_CONTEXT, STEP, Room, largest
 from modelpipes.fit.settings import Backend, Settings
 from modelpipes.gguf.header import Header
+from modelpipes.units import format_bytes
 
 KV_TYPES = ("f16", "q8_0", "q4_0")
 NEVER = -(1 << 60)  # bytes, where there is nothing to be missing
@@ -74,14 +75,14 @@ class Search:
 
     def find_whole(self) -> Whole | None:
         """All models whole: with the largest context, then the best type, then the fewest of them split."""
-        best: tuple[int, str, int] | None = None
-        for n_split in self._splits(self.models):
-            for kv_type, so_far in self.contexts.items():
-                n_ctx = self._largest_context(kv_type, n_split, above=so_far)
-                self.contexts[kv_type] = max(n_ctx, so_far)
-                if n_ctx > (best[0] if best else 0) or (best and n_ctx == best[0] and self._is_better(kv_type, best[1])):
-                    best = n_ctx, kv_type, n_split
-        return Whole(*best, self._with_better_types(*best)) if best else None
+        splits = dict.fromkeys(self.contexts, 0)
+        for n_split, kv_type in itertools.product(self._splits(self.models), self.contexts):
+            n_ctx = self._largest_context(kv_type, n_split, above=self.contexts[kv_type])
+            if n_ctx:
+                self.contexts[kv_type], splits[kv_type] = n_ctx, n_split
+        kv_type = max(self.contexts, key=self.contexts.__getitem__)  # of equal ones the first, which is the best
+        n_ctx, n_split = self.contexts[kv_type], splits[kv_type]
+        return Whole(n_ctx, kv_type, n_split, self._with_better_types(n_ctx, kv_type, n_split)) if n_ctx else None
 
     def find_together(self, models: Sequence[int], beside: Arrangement = NOBODY) -> Arrangement | None:
         """These models at the least context: whole with the best type that allows it, else in part; or None."""
@@ -111,14 +112,15 @@ class Search:
         bytes. None if it would not suffice that all leave.
         """
         for size in range(1, len(residents) + 1):
-            turns: list[Turn] = []
+            turns: list[tuple[int, int, Turn]] = []
             for leaves in itertools.combinations(residents, size):
                 staying = {other: placed for other, placed in residents.items() if other not in leaves}
                 placed = self.find_together([model], beside=staying)
                 if placed is not None:
-                    turns.append(Turn(model, leaves, placed[model]))
+                    work = self.arranger.host_work({model: placed[model]})
+                    turns.append((work, self.weights_bytes(leaves), Turn(model, leaves, placed[model])))
             if turns:
-                return min(turns, key=lambda turn: (self.arranger.host_work({model: turn.placed}), self.weights_bytes(turn.leaves)))
+                return min(turns, key=lambda turn: turn[:2])[2]
         return None
 
     def spare_bytes(self, n_ctx: int, kv_type: str, n_split: int) -> int:
@@ -126,10 +128,16 @@ class Search:
         placed = self.arranger.whole(self._wanted(self.models, kv_type, n_ctx), n_split)
         return NEVER if placed is None else self.arranger.spare_bytes(placed)
 
-    def missing_bytes(self) -> int:
-        """What is missing for all models to be whole at the least context."""
-        tried = itertools.product(self._choices, self._splits(self.models))
-        return -max(self.spare_bytes(self.least, kv_type, n_split) for kv_type, n_split in tried)
+    def describe_lack(self) -> str:
+        """What is missing, and where, for all models to be whole at the least context."""
+        tried = [
+            self.arranger.whole(self._wanted(self.models, kv_type), n_split)
+            for kv_type, n_split in itertools.product(self._choices, self._splits(self.models))
+        ]
+        nearest = max((placed for placed in tried if placed is not None), key=self.arranger.spare_bytes)
+        missing = -self.arranger.spare_bytes(nearest)
+        is_on_host = missing == -self.arranger.host_left_bytes(nearest.values())
+        return f"{format_bytes(missing)} of {'host' if is_on_host else 'card'} memory"
 
     def alone(self, model: int) -> Placed:
         """A model whole on the roomiest device, whether it fits or not."""
@@ -181,9 +189,6 @@ class Search:
                     wanted, placed = tried, found
                     break
         return placed
-
-    def _is_better(self, kv_type: str, than: str) -> bool:
-        return self.wishes.kv_types.index(kv_type) < self.wishes.kv_types.index(than)
 
     def _splits(self, models: Sequence[int]) -> range:
         """How many of the models may be split over several devices."""

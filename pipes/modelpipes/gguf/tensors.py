@@ -62,7 +62,7 @@ def read_tensors(
             (dims,) = u32(buf, pos)
             name = str(buf[start + 8 : pos], "utf-8", "replace")
             if dims > MAX_DIMS:
-                raise reading.flaw(f"damaged: tensor {name} has {dims} dimensions", pos)
+                raise reading.flaw(f"damaged: tensor {_shown(name)} has {dims} dimensions", pos)
             fields = tails[dims](buf, pos)
         except OUTSIDE:
             table.append(buf[begin:start])
@@ -77,7 +77,9 @@ def read_tensors(
         shape, n_bytes = known
         # What follows a tensor of unknown size may begin anywhere behind it.
         if offset != padded_end and (is_gapless or offset < padded_end or offset % alignment):
-            raise reading.flaw(f"damaged: tensor {name} begins at {offset} of the data, not {padded_end}", pos - 8)
+            raise reading.flaw(
+                f"damaged: tensor {_shown(name)} begins at {offset} of the data, not {padded_end}", pos - 8
+            )
         tensors.append(new(Tensor, (name, shape, form[-1], offset, n_bytes)))
         names.add(name)
         is_gapless = n_bytes is not None
@@ -96,11 +98,17 @@ def _n_bytes(reading: Reading, shape: tuple[int, ...], type_id: int, name: str, 
     for dimension in shape:
         n_elements *= dimension
     if n_elements > _MAX_ELEMENTS or max(shape, default=1) > _MAX_ELEMENTS:
-        raise reading.flaw(f"damaged: tensor {name} has more elements than can be", start)
+        raise reading.flaw(f"damaged: tensor {_shown(name)} has more elements than can be", start)
     known = TENSOR_TYPES.get(type_id)
     if known is None:
         return None
     row = shape[0] if shape else 1
     if row % known.block_size:
-        raise reading.flaw(f"damaged: rows of {row} in tensor {name} are not whole blocks of {known.name}", start)
+        raise reading.flaw(
+            f"damaged: rows of {row} in tensor {_shown(name)} are not whole blocks of {known.name}", start
+        )
     return n_elements // known.block_size * known.block_bytes
+
+
+def _shown(name: str) -> str:
+    return name if name.isprintable() else ascii(name)

@@ -22,7 +22,8 @@ def without_repeats(labels: Sequence[Hashable]) -> list[int]:
             start += 1
             continue
         end = start + period * count
-        kept.extend(range(start, start + period * (KEPT - 1)))
+        n_first = KEPT - 1 + (count - KEPT) % 2  # free memory may look different after every other repeat
+        kept.extend(range(start, start + period * n_first))
         kept.extend(range(end - period, end))
         start = end
     return kept
