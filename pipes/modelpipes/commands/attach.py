@@ -17,6 +17,7 @@ from modelpipes.room import Room, check_seat
 
 if TYPE_CHECKING:
     from modelpipes.chat.voices import Voice
+    from modelpipes.commands.fitcheck import Asked
 
 # Of the options of a voice: those that programs, engines of ours and servers alone can use.
 FOR_PROGRAMS = ("parallel",)
@@ -36,6 +37,7 @@ SIGNALLED = 128  # and the signal's number, as a shell counts
 @click.option("--timeout", type=options.SECONDS, default="120", show_default=True, help="Longest silence of the voice.")
 @click.option("--once", is_flag=True, help="Answer one message, then leave.")
 @click.option("--log", metavar="FILE", help="Append what the engine or program writes.")
+@options.no_fit_check
 @options.version
 def command(seat: str, directory: str | None, once: bool, **given: Any) -> int:
     """Take a seat and answer what comes on the pipes that lead to it.
@@ -120,6 +122,10 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
             raise UsageError(f"--{name} is for --server")
 
     def start_engine() -> Engine:
+        if not given["no_fit_check"]:
+            from modelpipes.commands.fitcheck import check_fit
+
+            check_fit([asked_of(seat, given)], given["engine"] or "auto")
         return Engine(
             given["model"],
             ctx_size=common["ctx_size"],
@@ -133,6 +139,13 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
 
     # Once the seat is taken: who waits for it learns that the file or the engine is missing.
     return EngineVoice(seat, kind=f"model {os.path.basename(given['model'])}", start_engine=start_engine, **common)
+
+
+def asked_of(seat: str, given: dict[str, Any]) -> Asked:
+    """What the fit check needs to know of an engine that these options describe."""
+    from modelpipes.commands.fitcheck import Asked
+
+    return Asked(seat, given["model"], given["ctx_size"] or 4096, given["parallel"] or 1, given["gpu_layers"])
 
 
 def _api_key(file: str | None) -> str | None:

@@ -66,6 +66,7 @@ def _voice_arguments(command: Any) -> Any:
 @click.option("--transcript", "path", metavar="FILE", help="Write the conversation there, as JSON Lines.")
 @click.option("--resume", is_flag=True, help="Continue the transcript after its last whole turn.")
 @click.option("--show-thinking", is_flag=True, help="A reasoning model's thoughts, on stderr.")
+@options.no_fit_check
 @options.as_json
 @options.version
 @click.pass_context
@@ -81,6 +82,8 @@ def command(ctx: click.Context, /, **given: Any) -> None:
       chat-models me --model alice=tiny-chat
     """
     members = read_members(given, ctx.meta["names"])
+    if not given["no_fit_check"]:
+        members.check_fit()
     _check_moderator(given["taking"], given["moderator"], members)
     if given["resume"] and not given["path"]:
         raise UsageError("--resume needs the --transcript to continue")

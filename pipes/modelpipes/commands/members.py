@@ -28,6 +28,15 @@ class Members(Struct, frozen=True):
         """Those who sit already, seated by somebody else."""
         return [name for name in self.names if name not in self.voices]
 
+    def check_fit(self) -> None:
+        """Raise FileError where the engines that are to be started have no room side by side."""
+        options_of = [_parse(name, arguments) for name, arguments in self.commands.items()]
+        for engine in {given["engine"] for given in options_of if given["model"]}:
+            from modelpipes.commands.fitcheck import check_fit
+
+            together = [given for given in options_of if given["model"] and given["engine"] == engine]
+            check_fit([attach.asked_of(given["seat"], given) for given in together], engine or "auto")
+
 
 class InOrder(click.Command):
     """Keeps the names of members in the order typed: click gives arguments and options apart."""
@@ -66,7 +75,7 @@ def read_members(given: Mapping[str, Any], names: Sequence[str]) -> Members:
     commands = _commands(kinds, given)
     for name, arguments in commands.items():
         kind, value = seated[name]
-        arguments.insert(0, f"--{kind}={value}")
+        arguments[:0] = [f"--{kind}={value}", "--no-fit-check"]  # all of them are checked at once
         _check(name, kind, value, arguments)
     voices = {name: " ".join(seated[name]) for name in commands}
     return Members(tuple(names), commands, voices | ({ME: "the terminal"} if ME in names else {}))
@@ -119,10 +128,15 @@ def _can_use(kind: str, option: str) -> bool:
     return option not in (attach.FOR_ENGINES if kind == "server" else attach.FOR_SERVERS)
 
 
+def _parse(name: str, arguments: list[str]) -> dict[str, Any]:
+    """The options of attach-model that these arguments give."""
+    return attach.command.make_context("attach-model", [name, *arguments]).params
+
+
 def _check(name: str, kind: str, value: str, arguments: list[str]) -> None:
     """Raise what attach-model would, while nothing is started yet."""
     try:
-        attach.make_voice(name, attach.command.make_context("attach-model", [name, *arguments]).params)
+        attach.make_voice(name, _parse(name, arguments))
         if kind == "model":
             from modelpipes.engine.locate import find_model
 

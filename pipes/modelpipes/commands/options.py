@@ -56,6 +56,7 @@ def bounded(seconds: float) -> float | None:
 directory = click.option(
     "-d", "--dir", "directory", metavar="DIR", help="The room.  [$PIPE_DIR, else the default room]"
 )
+no_fit_check = click.option("--no-fit-check", is_flag=True, help="Start engines also where memory will not do.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 version = click.version_option(__version__, message="%(prog)s %(version)s")
 settings = {"help_option_names": ["-h", "--help"], "max_content_width": 80}

@@ -8,9 +8,10 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from modelpipes.fit.hparams import Hparams
-from modelpipes.fit.memory import Memory, Predictor
+from modelpipes.fit.memory import Predictor
 from modelpipes.fit.rating import Room, host_work, largest
 from modelpipes.fit.settings import Settings
+from modelpipes.fit.shares import Memory
 from modelpipes.gguf.header import Header
 
 MIB = 1 << 20

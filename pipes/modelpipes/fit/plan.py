@@ -9,10 +9,10 @@ from typing import Literal
 
 from modelpipes.errors import UsageError
 from modelpipes.fit.arrangement import Placed
-from modelpipes.fit.memory import Memory
 from modelpipes.fit.rating import STEP, Room
 from modelpipes.fit.search import Search, Turn, Whole, Wishes
 from modelpipes.fit.settings import Settings
+from modelpipes.fit.shares import Memory
 from modelpipes.gguf.header import Header
 from modelpipes.units import format_bytes
 
@@ -114,6 +114,8 @@ def _plan_less(search: Search) -> Plan:
     if kind == "partial":
         work = format_bytes(search.arranger.host_work(residents))
         reason += f": the host takes over a part, and reads {work} of weights a token"
+    elif not search.wishes.whole_only:
+        reason += ", and the host cannot take over enough"
     swaps = tuple(_swap(search, turn) for turn in turns.values())
     return Plan(kind, search.least, tuple(models), swaps, search.contexts, reason)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cache
+from typing import TYPE_CHECKING, Literal
 
-from modelpipes.fit.hparams import Hparams
-from modelpipes.fit.memory import Memory, Predictor
 from modelpipes.fit.settings import Settings
-from modelpipes.gguf.header import Header
+from modelpipes.fit.shares import Memory
+
+if TYPE_CHECKING:
+    from modelpipes.fit.memory import Predictor
+    from modelpipes.gguf.header import Header
 
 Fit = Literal["fits", "tight", "partial", "no"]
 
@@ -31,79 +34,94 @@ class Room:
 class Rating:
     """How a model fits, and under which settings.
 
-    `fit` is None where nothing was rated.
-
-    `memory` is for the settings asked for, all layers on the devices. `reason` says in words what `fit` does not.
-    `max_context` is the largest context at which all of it fits with the reserve kept free (0: none of
-    LEAST_CONTEXT or more). `gpu_layers` of `n_layers` (the output is one) go to the devices, with the experts
-    on the host if `cpu_moe`.
+    `memory` is for a context of `n_ctx` with all layers on the devices. `fit` is None where nothing was rated; it
+    holds at a context of `fit_context` (`n_ctx`, or what `tight` had to make of it) with `gpu_layers` of `n_layers`
+    (the output is one) on the devices, and the experts on the host if `cpu_moe`. `reason` says in words what `fit`
+    does not. `max_context` is the largest context at which all of it fits with the reserve kept free, 0 if there is
+    none. All this needs `host_bytes` of the host; if `host_limits`, it might be better with more than there are.
     """
 
     memory: Memory
     n_ctx: int
-    fit: Fit | None
-    reason: str
-    max_context: int
-    gpu_layers: int
     n_layers: int
+    fit: Fit | None = None
+    fit_context: int = 0
+    max_context: int = 0
+    gpu_layers: int = 0
     cpu_moe: bool = False
+    reason: str = ""
+    host_bytes: int = 0
+    host_limits: bool = False
 
 
 def rate(header: Header, settings: Settings, room: Room | None) -> Rating:
     """Rate a model on the devices of a room; a context beyond the trained one is cut to it.
 
-    Without a room, only the memory is predicted, on the settings' devices.
+    Several devices share the layers by what each has free, as llama.cpp does. Without a room, only the memory is
+    predicted, on one device.
     """
+    from modelpipes.fit.memory import Predictor  # lazily: what is in the cache needs none of it
+
     predict = Predictor(header)
-    hparams = predict.hparams
-    trained = hparams.n_ctx_train
+    trained = predict.hparams.n_ctx_train
     n_ctx = min(settings.n_ctx, trained) if trained else settings.n_ctx
     whole = replace(settings, n_ctx=n_ctx, n_gpu_layers=None, cpu_moe=False)
-    n_layers = hparams.n_layer + 1
+    n_layers = predict.hparams.n_layer + 1
     if room is None:
-        return Rating(predict(whole), n_ctx, None, "", 0, n_layers, n_layers)
-    whole = replace(whole, n_devices=len(room.device_bytes))
-    memory = predict(whole)
-    slack = spare_bytes(memory, room)
+        return Rating(predict(whole), n_ctx, n_layers)
+    whole = replace(whole, n_devices=len(room.device_bytes), tensor_split=tuple(map(float, room.device_bytes)))
 
-    def spare_at(steps: int) -> int:
-        return spare_bytes(predict(replace(whole, n_ctx=steps * STEP)), room)
+    @cache
+    def memory_at(steps: int) -> Memory:
+        return predict(replace(whole, n_ctx=steps * STEP))
 
-    longest = -(-max(trained, n_ctx) // STEP)
-    least = min(LEAST_CONTEXT // STEP, longest)
-    steps = largest(least, longest, spare_at)
-    max_context = min(STEP * steps, trained or STEP * steps) if steps >= least else 0
-    if slack >= 0:
-        return Rating(memory, n_ctx, "fits", "", max(max_context, n_ctx), n_layers, n_layers)
-    if slack >= -room.reserve_bytes:
-        reason = f"leaves {_mib(room.reserve_bytes + slack)} of the reserve of {_mib(room.reserve_bytes)}"
-        return Rating(memory, n_ctx, "tight", reason, max_context, n_layers, n_layers)
-    if max_context:
+    asked, longest = -(-n_ctx // STEP), -(-max(trained, n_ctx) // STEP)
+    steps = largest(1, longest, lambda steps: spare_bytes(memory_at(steps), room))
+    max_context = min(steps * STEP, trained or n_ctx)
+    memory = memory_at(asked)
+    rating = Rating(
+        memory, n_ctx, n_layers, "fits", n_ctx, max_context, n_layers,
+        host_bytes=memory_at(max(steps, asked)).host.total_bytes,
+        host_limits=memory_at(longest).host.total_bytes > room.host_bytes,
+    )  # fmt: skip
+    if steps >= asked:
+        return rating
+    if spare_bytes(memory, replace(room, reserve_bytes=0)) >= 0:
+        left = room.reserve_bytes + spare_bytes(memory, room)
+        return replace(rating, fit="tight", reason=f"leaves {_mib(left)} of the reserve of {_mib(room.reserve_bytes)}")
+    if max_context >= LEAST_CONTEXT:
+        needed = memory_at(steps).host.total_bytes
         reason = f"at a context of {max_context}"
-        return Rating(memory, n_ctx, "tight", reason, max_context, n_layers, n_layers)
-    return _rate_in_part(predict, whole, memory, room, n_layers)
+        return replace(rating, fit="tight", fit_context=max_context, reason=reason, host_bytes=needed)
+    return _rate_in_part(predict, whole, room, rating)
 
 
-def _rate_in_part(predict: Predictor, whole: Settings, memory: Memory, room: Room, n_layers: int) -> Rating:
+def _rate_in_part(predict: Predictor, whole: Settings, room: Room, rating: Rating) -> Rating:
     """The most layers that fit; or all, with the experts on the host, where that leaves the host less to do."""
-    plans = [partial_layers(predict, whole, room)]
-    if predict.hparams.n_expert:
-        plans.append(partial_layers(predict, replace(whole, cpu_moe=True), room))
-    possible = [plan for plan in plans if plan.n_gpu_layers and predict(plan).host.total_bytes <= room.host_bytes]
+    choices = (whole, replace(whole, cpu_moe=True)) if predict.hparams.n_expert else (whole,)
+    plans = [plan for plan in (partial_layers(predict, choice, room) for choice in choices) if plan.n_gpu_layers]
+    needed = {plan: predict(plan).host.total_bytes for plan in plans}
+    possible = [plan for plan in plans if needed[plan] <= room.host_bytes]
+    host_limits = len(possible) < len(plans)
     if not possible:
-        reason = f"needs {_mib(memory.host.total_bytes + sum(share.total_bytes for share in memory.devices))}"
-        return Rating(memory, whole.n_ctx, "no", reason, 0, 0, n_layers)
+        memory = rating.memory
+        reason = f"needs {_mib(memory.device_bytes + memory.host.total_bytes)}"
+        return replace(rating, fit="no", gpu_layers=0, reason=reason, host_bytes=0, host_limits=host_limits)
     best = min(possible, key=lambda plan: host_work(predict, plan))
     layers = best.n_gpu_layers or 0
-    reason = f"{layers} of {n_layers} layers" + (", experts on the host" if best.cpu_moe else "")
-    return Rating(memory, whole.n_ctx, "partial", reason, 0, layers, n_layers, best.cpu_moe)
+    reason = f"{layers} of {rating.n_layers} layers" + ", without experts" * best.cpu_moe
+    reason += f"; the rest takes {_mib(needed[best])} of the host"
+    return replace(
+        rating, fit="partial", gpu_layers=layers, cpu_moe=best.cpu_moe, reason=reason,
+        host_bytes=needed[best], host_limits=host_limits,
+    )  # fmt: skip
 
 
 def partial_layers(predict: Predictor, settings: Settings, room: Room) -> Settings:
-    """These settings with the most layers on the devices that fit there (0: none)."""
+    """These settings with the most layers that fit the devices, whatever the host has (0: none)."""
 
     def spare_with(layers: int) -> int:
-        return spare_bytes(predict(replace(settings, n_gpu_layers=layers)), room)
+        return device_spare_bytes(predict(replace(settings, n_gpu_layers=layers)), room)
 
     return replace(settings, n_gpu_layers=largest(1, predict.hparams.n_layer + 1, spare_with))
 
@@ -117,11 +135,15 @@ def host_work(predict: Predictor, settings: Settings) -> int:
 
 def spare_bytes(memory: Memory, room: Room) -> int:
     """What the fullest place has left above the reserve (of the host, all); negative: what is missing."""
-    spare = [
+    return min(device_spare_bytes(memory, room), room.host_bytes - memory.host.total_bytes)
+
+
+def device_spare_bytes(memory: Memory, room: Room) -> int:
+    """What the fullest device has left above the reserve; negative: what is missing."""
+    return min(
         free - room.reserve_bytes - share.total_bytes
         for free, share in zip(room.device_bytes, memory.devices, strict=True)
-    ]
-    return min([*spare, room.host_bytes - memory.host.total_bytes])
+    )
 
 
 def largest(low: int, high: int, spare: Callable[[int], int]) -> int:

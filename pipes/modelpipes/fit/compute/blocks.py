@@ -103,8 +103,8 @@ def block_attention(
     for _ in range(streams):
         stream_q = t.view(index_q, (width, h.indexer_n_head, n), index_q.nb)
         mask = block_mask(b, blocks, stream_q, t.view(index_keys, (width, cells), index_keys.nb[1:3]))
-        seen = (t.view(cached, cached.ne[:3], cached.nb) for cached in (keys, values))
-        parts.append(_grouped(t.view(q, (*q.ne[:2], n), q.nb), *seen, mask))
+        own_q, own_keys = t.view(q, (*q.ne[:2], n), q.nb), t.view(keys, keys.ne[:3], keys.nb)
+        parts.append(_grouped(own_q, own_keys, t.view(values, values.ne[:3], values.nb), mask))
     out = reduce(lambda a, b: t.concat(a, b, 1), parts)
     return out if inputs.v_rotation is None else b.rotate(out, inputs.v_rotation)
 

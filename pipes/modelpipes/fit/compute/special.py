@@ -193,7 +193,9 @@ def chameleon(b: Builder, layers: list[int]) -> None:
         residual = t.add(cur, residual)
         cur = b.ffn(il, cur if swin else b.norm(residual, b.layer(il, "ffn_norm")))
         cur = t.add(normed(cur, "ffn_norm", True), residual)
-    cur = b.linear(b.norm(cur, b.w("output_norm")), b.weights["output.weight"])
+    cur = b.norm(cur, b.w("output_norm"))
+    cur.is_output = True  # the embeddings (t_embd): kept while logits are overwritten
+    cur = b.linear(cur, b.weights["output.weight"])
     hidden = t.unary("clamp", t.leaf(F32, IMAGE_TOKENS))
     b.graph.expand(t.made("set", cur.type, cur.ne, cur, hidden))
 
