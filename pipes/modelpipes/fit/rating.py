@@ -72,27 +72,29 @@ def rate(header: Header, settings: Settings, room: Room | None) -> Rating:
     whole = replace(whole, n_devices=len(room.device_bytes), tensor_split=tuple(map(float, room.device_bytes)))
 
     @cache
-    def memory_at(steps: int) -> Memory:
-        return predict(replace(whole, n_ctx=steps * STEP))
+    def memory_at(context: int) -> Memory:
+        return predict(replace(whole, n_ctx=context))
 
-    asked, longest = -(-n_ctx // STEP), -(-max(trained, n_ctx) // STEP)
-    steps = largest(1, longest, lambda steps: spare_bytes(memory_at(steps), room))
-    max_context = min(steps * STEP, trained or n_ctx)
-    memory = memory_at(asked)
+    longest = -(-max(trained, n_ctx) // STEP)
+    padded = STEP * largest(1, longest, lambda steps: spare_bytes(memory_at(steps * STEP), room))
+    max_context = min(padded, trained or n_ctx)
+    memory = memory_at(n_ctx)
     rating = Rating(
-        memory, n_ctx, n_layers, "fits", n_ctx, max_context, n_layers,
-        host_bytes=memory_at(max(steps, asked)).host.total_bytes,
-        host_limits=memory_at(longest).host.total_bytes > room.host_bytes,
+        memory, n_ctx, n_layers, "fits", n_ctx, max(max_context, n_ctx), n_layers,
+        host_bytes=memory_at(max(padded, n_ctx)).host.total_bytes,
+        host_limits=memory_at(longest * STEP).host.total_bytes > room.host_bytes,
     )  # fmt: skip
-    if steps >= asked:
+    if spare_bytes(memory, room) >= 0:
         return rating
+    rating = replace(rating, max_context=max_context)
     if spare_bytes(memory, replace(room, reserve_bytes=0)) >= 0:
-        left = room.reserve_bytes + spare_bytes(memory, room)
+        left = room.reserve_bytes + device_spare_bytes(memory, room)
         return replace(rating, fit="tight", reason=f"leaves {_mib(left)} of the reserve of {_mib(room.reserve_bytes)}")
     if max_context >= LEAST_CONTEXT:
-        needed = memory_at(steps).host.total_bytes
-        reason = f"at a context of {max_context}"
-        return replace(rating, fit="tight", fit_context=max_context, reason=reason, host_bytes=needed)
+        return replace(
+            rating, fit="tight", fit_context=max_context, reason=f"at a context of {max_context}",
+            host_bytes=memory_at(padded).host.total_bytes,
+        )  # fmt: skip
     return _rate_in_part(predict, whole, room, rating)
 
 
@@ -156,19 +158,22 @@ def largest(low: int, high: int, spare: Callable[[int], int]) -> int:
         return low - 1
     if (at_high := spare(high)) >= 0:
         return high
+
+    def try_(number: int) -> None:
+        nonlocal low, high, at_low, at_high
+        if (at := spare(number)) >= 0:
+            low, at_low = number, at
+        else:
+            high, at_high = number, at
+
     halve = False
     while high - low > 1:
-        guess = low + (high - low) // 2 if halve else low + (high - low) * at_low // (at_low - at_high)
-        guess = min(max(guess, low + 1), high - 1)
         width = high - low
-        if (at_guess := spare(guess)) >= 0:
-            low, at_low = guess, at_guess
-            if low + 1 < high and (at_next := spare(low + 1)) < 0:
-                return low
-            if low + 1 < high:
-                low, at_low = low + 1, at_next
-        else:
-            high, at_high = guess, at_guess
+        guess = low + (width // 2 if halve else width * at_low // (at_low - at_high))
+        guess = min(max(guess, low + 1), high - 1)
+        try_(guess)
+        if low == guess and high - low > 1:
+            try_(guess + 1)  # on a straight line it is the first that is too much
         halve = high - low > width // 2
     return low
 
