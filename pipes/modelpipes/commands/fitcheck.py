@@ -11,7 +11,7 @@ from modelpipes.units import format_bytes
 
 if TYPE_CHECKING:
     from modelpipes.engine.locate import EngineChoice
-    from modelpipes.fit.memory import Memory
+    from modelpipes.fit.shares import Memory
     from modelpipes.fit.rating import Room
     from modelpipes.fit.settings import Settings
     from modelpipes.gguf.header import Header

@@ -74,9 +74,7 @@ class Predictor:
         homes = (*placement.layers, placement.output)
         dense = sum(size.plain for home, size in zip(homes, weights.layers, strict=True) if home is None)
         experts = sum(
-            size.plain
-            for home, size in zip(homes, weights.experts, strict=True)
-            if home is None or settings.cpu_moe
+            size.plain for home, size in zip(homes, weights.experts, strict=True) if home is None or settings.cpu_moe
         )
         return dense, experts
 
@@ -173,9 +171,7 @@ class _WeightTable(dict[str, Tensor]):
         return tensor
 
 
-def _compute_bytes(
-    model: _Model, placement: Placement, context: Context, settings: Settings
-) -> tuple[list[int], bool]:
+def _compute_bytes(model: _Model, placement: Placement, context: Context, settings: Settings) -> tuple[list[int], bool]:
     """Compute buffers of every device and of the host; whether they follow from the architecture's own graph."""
     hparams, last = model.hparams, settings.n_devices
     homes = [last if device is None else device for device in (*placement.layers, placement.output)]

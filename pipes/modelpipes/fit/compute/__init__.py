@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from modelpipes.fit.compute import blocks, condensed, encoder, gemma, latent, linear, recurrent, rwkv, sparse, special, t5, vocoder
+from modelpipes.fit.compute import (
+    blocks,
+    condensed,
+    encoder,
+    gemma,
+    latent,
+    linear,
+    recurrent,
+    rwkv,
+    sparse,
+    special,
+    t5,
+    vocoder,
+)
 from modelpipes.fit.compute.builder import Builder
 from modelpipes.fit.compute.transformer import transformer
 

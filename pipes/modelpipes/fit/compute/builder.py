@@ -12,18 +12,36 @@ from collections.abc import Callable, Mapping
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.schedule import Graph
 from modelpipes.fit.compute.tensor import F16, F32, I32, I64, Tensor
-from modelpipes.fit.context import Context, row_bytes
+from modelpipes.fit.context import Context
 from modelpipes.fit.hparams import Hparams
 from modelpipes.fit.settings import Settings
+from modelpipes.gguf.types import row_bytes
 
 ROTATION = 64  # rows of the smallest Hadamard matrix (llama-kv-cache.cpp)
 # `llama_model_rope_type`
-MULTI_ROPE = frozenset("qwen2vl paddleocr qwen3vl qwen3vlmoe qwen35 qwen35moe clef qwen4exp qwen3tts".split())
-MAYBE_MULTI_ROPE = frozenset("glm4 glm4moe hunyuan_vl bailingmoe3".split())
+MULTI_ROPE = frozenset(
+    ["qwen2vl", "paddleocr", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "clef", "qwen4exp", "qwen3tts"]
+)
+MAYBE_MULTI_ROPE = frozenset(["glm4", "glm4moe", "hunyuan_vl", "bailingmoe3"])
 # Those whose graphs hand `build_moe_ffn` the experts' scales (NVFP4 files have them, and Gemma 4's)
 SCALED_EXPERTS = frozenset(
-    """cohere2moe deepseek32 dots3note gemma4 glm-dsa hy_v3 llama mellum mistral3 nemotron_h nemotron_h_moe qwen35moe
-    qwen3moe qwen3next qwen4exp""".split()
+    [
+        "cohere2moe",
+        "deepseek32",
+        "dots3note",
+        "gemma4",
+        "glm-dsa",
+        "hy_v3",
+        "llama",
+        "mellum",
+        "mistral3",
+        "nemotron_h",
+        "nemotron_h_moe",
+        "qwen35moe",
+        "qwen3moe",
+        "qwen3next",
+        "qwen4exp",
+    ]
 )
 NO_MIXED_BATCH = frozenset({"cogvlm", "deepseek4", "granite-switch", "eagle3", "dflash", "gemma4-assistant"})
 

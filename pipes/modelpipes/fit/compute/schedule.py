@@ -147,9 +147,7 @@ def _with_copies(graph: Graph, last: int, n_copies: int) -> tuple[list[Tensor], 
         place = node.place
         if current is None:
             current = place
-        elif place != current or (
-            inputs and any(source.is_weight and source.home != place for source in node.src)
-        ):
+        elif place != current or (inputs and any(source.is_weight and source.home != place for source in node.src)):
             close()
             stretch, inputs, current = [], [], place
         assert current is not None

@@ -251,9 +251,13 @@ def permute(a: Tensor, *axes: int) -> Tensor:
     ne, nb = [0] * 4, [0] * 4
     for old, new in enumerate(axes):
         ne[new], nb[new] = a.ne[old], a.nb[old]
-    return _same_bytes(a, Tensor("permute", a.type, (ne[0], ne[1], ne[2], ne[3]), (a,), (nb[0], nb[1], nb[2], nb[3]), a))
+    return _same_bytes(
+        a, Tensor("permute", a.type, (ne[0], ne[1], ne[2], ne[3]), (a,), (nb[0], nb[1], nb[2], nb[3]), a)
+    )
 
 
 def transpose(a: Tensor) -> Tensor:
     ne, nb = a.ne, a.nb
-    return _same_bytes(a, Tensor("transpose", a.type, (ne[1], ne[0], ne[2], ne[3]), (a,), (nb[1], nb[0], nb[2], nb[3]), a))
+    return _same_bytes(
+        a, Tensor("transpose", a.type, (ne[1], ne[0], ne[2], ne[3]), (a,), (nb[1], nb[0], nb[2], nb[3]), a)
+    )
