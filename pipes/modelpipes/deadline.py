@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import time
+from math import ceil, inf
+from time import monotonic
 
 from modelpipes.errors import DeadlineError
+
+LONGEST_POLL_S = 2e6  # 23 days; milliseconds have 31 bits
 
 
 class Deadline:
@@ -19,11 +21,11 @@ class Deadline:
     @classmethod
     def after(cls, seconds: float | None) -> Deadline:
         """The moment `seconds` from now; None: never."""
-        return cls(math.inf if seconds is None else time.monotonic() + seconds)
+        return cls(inf if seconds is None else monotonic() + seconds)
 
     @classmethod
     def never(cls) -> Deadline:
-        return cls(math.inf)
+        return cls(inf)
 
     def earlier(self, other: Deadline) -> Deadline:
         """Whichever of the two comes first."""
@@ -31,17 +33,19 @@ class Deadline:
 
     def remaining_s(self) -> float:
         """Seconds left, never negative; infinity for never."""
-        return max(0.0, self._moment_s - time.monotonic())
+        return max(0.0, self._moment_s - monotonic())
 
     def has_passed(self) -> bool:
-        return time.monotonic() >= self._moment_s
+        return monotonic() >= self._moment_s
 
     def poll_ms(self) -> int | None:
         """The time left as `select.poll` takes it: whole milliseconds rounded up, None for never."""
-        left_s = self._moment_s - time.monotonic()
-        if left_s == math.inf:
-            return None
-        return min(math.ceil(left_s * 1000), 2**31 - 1) if left_s > 0 else 0
+        left_s = self._moment_s - monotonic()
+        if left_s <= 0:
+            return 0
+        if left_s < LONGEST_POLL_S:
+            return ceil(left_s * 1000)
+        return None if left_s == inf else int(LONGEST_POLL_S) * 1000
 
     def check(self, waiting_for: str) -> None:
         """Raise DeadlineError, naming what was waited for, if the moment has passed."""

@@ -78,7 +78,7 @@ class _Inlet:
 class _Outlet:
     """The write end of a pipe that leads away from us, and what waits for room in it."""
 
-    __slots__ = ("closes", "fd", "is_fresh", "is_polled", "path", "receiver", "unsent", "unsent_bytes")
+    __slots__ = ("closes", "fd", "is_fresh", "is_polled", "is_wide", "path", "receiver", "unsent", "unsent_bytes")
 
     def __init__(self, receiver: str, path: str, fd: int) -> None:
         self.receiver = receiver
@@ -89,6 +89,17 @@ class _Outlet:
         self.unsent_bytes = 0
         self.closes: Deadline | None = None  # when it may close: a plain answer was its last
         self.is_polled = True
+        self.is_wide = False
+
+    def add(self, data: memoryview) -> None:
+        self.unsent.append(data)
+        self.unsent_bytes += len(data)
+
+    def widen(self) -> None:
+        """Make the pipe hold more, once: a large message then takes one write and one read, not one in 16."""
+        if not self.is_wide:
+            self.is_wide = True
+            fifo.widen(self.fd)
 
     def flush(self) -> None:
         """Write what fits now; BrokenPipeError where the reader has gone."""
@@ -207,7 +218,7 @@ class Endpoint:
         """Send without waiting: what does not fit now goes while we receive. False where nobody reads."""
         line = encode(message)
         outlet = self._outlets.get(receiver)
-        if not outlet:
+        if outlet is None:
             return False
         outlet.closes = None
         if outlet.is_fresh:
@@ -246,11 +257,24 @@ class Endpoint:
         return not lingering
 
     def _post(self, outlet: _Outlet, line: bytes) -> bool:
-        outlet.unsent.append(memoryview(line))
-        outlet.unsent_bytes += len(line)
-        if len(outlet.unsent) > 1:
+        if outlet.unsent:
+            outlet.add(memoryview(line))
             return True
-        return self._flush(outlet)
+        try:
+            written = os.write(outlet.fd, line)
+        except BlockingIOError:
+            written = 0
+        except BrokenPipeError:
+            outlet.add(memoryview(line))  # lost with what it carried
+            self._lose(outlet)
+            return False
+        if written < len(line):
+            outlet.widen()
+            outlet.add(memoryview(line)[written:])
+            return self._flush(outlet)
+        if outlet.closes:
+            outlet.closes = Deadline.after(LINGER_S)
+        return True
 
     def _flush(self, outlet: _Outlet) -> bool:
         try:
@@ -267,7 +291,7 @@ class Endpoint:
     def send(self, receiver: str, message: Message, deadline: Deadline) -> None:
         """Send and wait until the pipe took it all; PeerGone where the reader goes, DeadlineError."""
         is_sent = self.post(receiver, message)
-        while is_sent and self.unsent_bytes(receiver):
+        while is_sent and (outlet := self._outlets.get(receiver)) and outlet.unsent:
             if deadline.has_passed():
                 raise DeadlineError(f"{receiver} did not read before the deadline")
             self._wait(deadline)
@@ -285,12 +309,12 @@ class Endpoint:
 
     def receive(self, deadline: Deadline) -> Event | None:
         """The next event; None where the deadline passes first."""
-        while not self._events:
-            if deadline.has_passed():
-                self._wait(deadline)
-                break
+        events = self._events
+        while not events:
             self._wait(deadline)
-        return self._events.popleft() if self._events else None
+            if not events and deadline.has_passed():
+                return None
+        return events.popleft()
 
     def refresh(self) -> list[str]:
         """Notice pipes that were removed or replaced: reopen these, close those; the senders that are gone."""
@@ -322,7 +346,7 @@ class Endpoint:
 
     def _read(self, inlet: _Inlet) -> None:
         try:
-            data = os.read(inlet.fd, fifo.READ_BYTES)
+            data = os.read(inlet.fd, inlet.splitter.wants)
         except OSError as e:
             if e.errno == errno.EAGAIN:
                 return

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, RoomError
 
-READ_BYTES = 65536  # a pipe's capacity; more only allocates
+WIDE_BYTES = 1 << 20  # the most that fcntl's F_SETPIPE_SZ gives without privilege
 RETRY_S = 0.005  # between looks at what the kernel has no event for: a missing reader, a lock
 _SAFE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _FLOCK = "hhqqi"  # struct flock: type, whence, start, length, pid
@@ -133,6 +133,12 @@ def _poll_now(fd: int, mask: int) -> int:
     poll = select.poll()
     poll.register(fd, mask)
     return next((found for _, found in poll.poll(0)), 0)
+
+
+def widen(fd: int) -> None:
+    """Make a pipe hold WIDE_BYTES, if the kernel lets us: pipe(7) bounds what all pipes of a user may hold."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, WIDE_BYTES)
 
 
 def unread_bytes(fd: int) -> int:

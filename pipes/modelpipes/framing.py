@@ -10,10 +10,13 @@ from modelpipes.errors import MessageError
 from modelpipes.message import Malformed, Message, Plain
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # encoded, without the line's end; bounds what one peer can make another hold
+READ_BYTES = 64 << 10  # a pipe's capacity; more only allocates
+LARGE_READ_BYTES = 1 << 20  # the largest that a pipe can be made without privilege
+_BRACE = ord("{")
 _HEAD_BYTES = 256  # of an unreadable line: enough to find its id, so that its asker can be told
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Message)
+_decode = msgspec.json.Decoder(Message).decode
 _ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,128})"')
 
 
@@ -23,12 +26,12 @@ def encode(message: Message) -> bytes:
     Raises MessageError where it is larger than MAX_MESSAGE_BYTES or holds lone surrogates.
     """
     try:
-        line = _encoder.encode(message)
+        line = _encoder.encode_lines((message,))  # ends it without another copy
     except UnicodeEncodeError as e:
         raise MessageError(f"the message is not Unicode text: {e.reason}") from None
-    if len(line) > MAX_MESSAGE_BYTES:
-        raise MessageError(f"the message is {len(line)} bytes encoded; at most {MAX_MESSAGE_BYTES} can travel")
-    return line + b"\n"
+    if len(line) > MAX_MESSAGE_BYTES + 1:
+        raise MessageError(f"the message is {len(line) - 1} bytes encoded; at most {MAX_MESSAGE_BYTES} can travel")
+    return line
 
 
 def encode_plain(text: str) -> bytes:
@@ -44,12 +47,13 @@ def encode_plain(text: str) -> bytes:
 
 def decode(line: bytes | bytearray) -> Message | Plain | Malformed | None:
     """What one line says; None for an empty line, which means nothing."""
+    if not line:
+        return None
     if len(line) > MAX_MESSAGE_BYTES:
         return Malformed(f"a line longer than {MAX_MESSAGE_BYTES} bytes", _find_id(line))
-    if line.startswith(b"{"):
+    if line[0] == _BRACE:
         try:
-            message: Message = _decoder.decode(line)
-            return message
+            return _decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:  # the last: brackets in brackets in …
             return Malformed(f"not a message: {e}", _find_id(line))
     words = line.removesuffix(b"\r")
@@ -67,24 +71,32 @@ class LineSplitter:
     Of a line that is too long only what shows it is kept; it is reported when it ends, and the next one survives.
     """
 
-    __slots__ = ("_line",)
+    __slots__ = ("_line", "wants")
 
     def __init__(self) -> None:
         self._line = bytearray()  # what came of the line that has not ended yet
+        self.wants = READ_BYTES
+        """Bytes to read at a time: more, where a large line is under way, than what a pipe holds at first."""
 
     def feed(self, data: bytes) -> list[Message | Plain | Malformed]:
         """The messages that these bytes complete, in order."""
-        *ends, rest = data.split(b"\n")
-        items = [item for end in ends if (item := self._complete(end)) is not None]
-        self._keep(rest)
+        items = []
+        start = 0
+        while (end := data.find(b"\n", start)) >= 0:  # bytes.split looks at one byte after the other
+            line: bytes | bytearray = data[start:end]
+            start = end + 1
+            if self._line:
+                self._keep(data[:end])
+                line, self._line, self.wants = self._line, bytearray(), READ_BYTES
+            item = decode(line)
+            if item is not None:
+                items.append(item)
+        if start < len(data):
+            self._keep(data[start:])
         return items
 
-    def _complete(self, end: bytes) -> Message | Plain | Malformed | None:
-        if not self._line:
-            return decode(end)
-        self._keep(end)
-        line, self._line = self._line, bytearray()
-        return decode(line)
-
     def _keep(self, part: bytes) -> None:
-        self._line += part[: MAX_MESSAGE_BYTES + 1 - len(self._line)]  # one byte more tells that it is too long
+        room = MAX_MESSAGE_BYTES + 1 - len(self._line)  # one byte more tells that it is too long
+        self._line += part if len(part) <= room else part[:room]
+        if len(self._line) >= READ_BYTES:
+            self.wants = LARGE_READ_BYTES

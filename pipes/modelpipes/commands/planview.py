@@ -125,7 +125,7 @@ def _card_lines(view: View, device: int, card: Card, width: int) -> list[str]:
         (FREE, "free", free_now - kept - sum(planned.values())),
     ]
     parts = [(sign, name, n_bytes) for sign, name, n_bytes in parts if n_bytes > 0]
-    legend = [f"{sign} {printable(name)} {format_bytes(n_bytes)}" for sign, name, n_bytes in parts]
+    legend = [f"{sign} {_cut(printable(name), width - 14)} {format_bytes(n_bytes)}" for sign, name, n_bytes in parts]
     bar = draw_bar([(sign, n_bytes) for sign, _, n_bytes in parts], max(width - 2, MIN_BAR))
     lines = [f"card {device}: {card.name}, {format_bytes(card.total_bytes)}", f"[{bar}]", *_joined(legend, width)]
     if card.processes:

@@ -125,7 +125,14 @@ def partial_layers(predict: Predictor, settings: Settings, room: Room) -> Settin
     def spare_with(layers: int) -> int:
         return device_spare_bytes(predict(replace(settings, n_gpu_layers=layers)), room)
 
-    return replace(settings, n_gpu_layers=largest(1, predict.hparams.n_layer + 1, spare_with))
+    n_layers = predict.hparams.n_layer + 1
+    layers = tried = largest(1, n_layers, spare_with)
+    # Of several devices, one more layer may move another from a device that is full to one that is not.
+    while settings.n_devices > 1 and tried < min(layers + settings.n_devices, n_layers):
+        tried += 1
+        if spare_with(tried) >= 0:
+            layers = tried
+    return replace(settings, n_gpu_layers=layers)
 
 
 def host_work(predict: Predictor, settings: Settings) -> int:

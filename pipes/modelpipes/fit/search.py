@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ class Search:
         self._trained = [self.arranger.hparams(model).n_ctx_train or wishes.min_ctx for model in self.models]
         self.longest = max(self._trained)
         self.least = min(wishes.n_ctx or -(-wishes.min_ctx // STEP) * STEP, self.longest)
+        self._candidates = range(self.least, self.least + 1 if wishes.n_ctx else self.longest + STEP, STEP)
         self.refusals: dict[tuple[int, str], str] = {}
         """Why a model does not take a KV type."""
         self._choices = self._choose_types([header.path for header in headers])
@@ -154,18 +156,17 @@ class Search:
 
     def _largest_context(self, kv_type: str, n_split: int, above: int) -> int:
         """The largest common context with all models whole, if it is above one that is known; else 0."""
-        if self.wishes.n_ctx:
-            low = high = 1
-        else:
-            low, high = max(-(-self.least // STEP), above // STEP + 1), -(-self.longest // STEP)
-
-        def n_ctx(steps: int) -> int:
-            return self.least if self.wishes.n_ctx else min(steps * STEP, self.longest)
-
-        if above >= n_ctx(high) or (n_split and not self._has_room(n_ctx(low), kv_type)):
+        low = bisect.bisect_right(self._candidates, above)
+        if above >= self.longest or low == len(self._candidates):
             return 0
-        steps = largest(low, high, lambda steps: self.spare_bytes(n_ctx(steps), kv_type, n_split))
-        return n_ctx(steps) if steps >= low else 0
+        if n_split and not self._has_room(self._candidates[low], kv_type):
+            return 0
+
+        def spare(number: int) -> int:
+            return self.spare_bytes(self._candidates[number], kv_type, n_split)
+
+        best = largest(low, len(self._candidates) - 1, spare)
+        return min(self._candidates[best], self.longest) if best >= low else 0
 
     def _has_room(self, n_ctx: int, kv_type: str) -> bool:
         """Whether all devices together have room for all models; split ones take more than whole ones, never less."""

@@ -42,6 +42,7 @@ class Style:
     normed_experts: bool | None = True  # None: as the file says
     early_router: bool = False  # experts are chosen by the block's input
     rows: Rows = "last-block"
+    residual_first: Literal["", "first", "last"] = ""  # which of a block's sums begins with what went past
 
 
 BAICHUAN_7B_LAYERS = 32  # its larger sister has no rope
@@ -75,7 +76,9 @@ STYLES: dict[str, Style] = {
     ),
     "hy_v3": Style(normed_experts=None, rows="output"),
     "olmo": Style(norm="norm", bare_norm=True),
+    "openelm": Style(residual_first="first"),
     "phi2": Style(norm="norm", parallel="attention+ffn"),
+    **dict.fromkeys(["phi3", "phimoe"], Style(residual_first="last")),
     "plamo": Style(parallel="ffn+attention"),
     "refact": Style(rope="none", dense=True),
     "smallthinker": Style(early_router=True, rope="windowed"),
@@ -138,7 +141,7 @@ def block(
     if style.ffn_norm != "post_attention_norm":
         cur = norm(b, style, il, "post_attention_norm", cur)
     cur = norm(b, style, il, "attn_output_norm", cur) if b.h.arch == "grok" else cur
-    ffn_input = t.add(cur, residual)
+    ffn_input = t.add(residual, cur) if style.residual_first == "first" else t.add(cur, residual)
     cur = norm(b, style, il, style.ffn_norm, ffn_input)
     if b.h.arch == "stablelm" and cur is ffn_input:  # without a norm of its own it takes attention's
         cur = normed if rows is None else t.get_rows(normed, rows)
@@ -147,7 +150,7 @@ def block(
         return t.add(b.moe(il, norm(b, style, il, "ffn_norm_exps", residual)), out)
     cur = feed_forward(b, style, il, cur, probs)
     cur = norm(b, style, il, "layer_output_norm", norm(b, style, il, "post_ffw_norm", cur))
-    return t.add(cur, ffn_input)
+    return t.add(ffn_input, cur) if style.residual_first == "last" else t.add(cur, ffn_input)
 
 
 def without_attention(b: Builder, style: Style, il: int, residual: Tensor, rows: Tensor | None) -> Tensor:
