@@ -72,14 +72,18 @@ class Asker:
             self._lock.release()
         self._lock = None
 
+    def connect(self) -> Endpoint:
+        """Wait until the member reads what we send; the endpoint, for what is no exchange of words."""
+        self._endpoint.connect(self.to, self._quiet, was_taken=self._was_seated)
+        return self._endpoint
+
     def ask(self, say: Say) -> Generator[Answer]:
         """Speak, then yield what comes of it: progress and deltas as they come, at last the reply.
 
         Raises PeerGone where the member dies or leaves, PeerFailed for its failure, DeadlineError.
         An iteration that is broken off cancels the answer.
         """
-        self._endpoint.connect(self.to, self._quiet, was_taken=self._was_seated)
-        self._endpoint.send(self.to, say, self._quiet)
+        self.connect().send(self.to, say, self._quiet)
         is_over = False
         try:
             for answer in self._answers(say.id):

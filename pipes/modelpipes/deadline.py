@@ -7,7 +7,7 @@ from time import monotonic
 
 from modelpipes.errors import DeadlineError
 
-LONGEST_POLL_S = 2e6  # 23 days; milliseconds have 31 bits
+LONGEST_POLL_MS = 2**31 - 1  # 25 days
 
 
 class Deadline:
@@ -40,12 +40,10 @@ class Deadline:
 
     def poll_ms(self) -> int | None:
         """The time left as `select.poll` takes it: whole milliseconds rounded up, None for never."""
-        left_s = self._moment_s - monotonic()
-        if left_s <= 0:
-            return 0
-        if left_s < LONGEST_POLL_S:
-            return ceil(left_s * 1000)
-        return None if left_s == inf else int(LONGEST_POLL_S) * 1000
+        left_ms = (self._moment_s - monotonic()) * 1000
+        if left_ms < LONGEST_POLL_MS:
+            return ceil(left_ms) if left_ms > 0 else 0
+        return None if left_ms == inf else LONGEST_POLL_MS
 
     def check(self, waiting_for: str) -> None:
         """Raise DeadlineError, naming what was waited for, if the moment has passed."""

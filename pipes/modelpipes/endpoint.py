@@ -11,7 +11,6 @@ Reading never stops while it waits to write, so two full pipes cannot deadlock. 
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import time
@@ -60,13 +59,22 @@ Event: TypeAlias = Arrival | Lost | Readable
 class _Inlet:
     """The read end of a pipe that leads to us."""
 
-    __slots__ = ("fd", "keep_fd", "path", "sender", "splitter")
+    __slots__ = ("_splitter", "fd", "keep_fd", "path", "sender")
 
     def __init__(self, sender: str, path: str) -> None:
         self.sender = sender
         self.path = path
         self.fd, self.keep_fd = fifo.open_read(path)
-        self.splitter = LineSplitter()
+        self._splitter = LineSplitter()
+
+    def read(self) -> list[Message | Plain | Malformed]:
+        """What has come, as far as its lines have ended."""
+        try:
+            return self._splitter.feed(os.read(self.fd, self._splitter.wants))
+        except BlockingIOError:
+            return []
+        except OSError as e:
+            raise RoomError(f"{self.path}: cannot be read: {e.strerror}") from None
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -128,6 +136,7 @@ class Endpoint:
         self.room = room
         self.seat = seat
         self._poll = select.poll()
+        self._ready = self._poll.poll
         self._inlets: dict[str, _Inlet] = {}
         self._outlets: dict[str, _Outlet] = {}
         self._by_fd: dict[int, _Inlet | _Outlet | None] = {}  # None: a watched descriptor
@@ -291,10 +300,9 @@ class Endpoint:
     def send(self, receiver: str, message: Message, deadline: Deadline) -> None:
         """Send and wait until the pipe took it all; PeerGone where the reader goes, DeadlineError."""
         is_sent = self.post(receiver, message)
-        while is_sent and (outlet := self._outlets.get(receiver)) and outlet.unsent:
-            if deadline.has_passed():
+        while is_sent and self._outlets[receiver].unsent:
+            if not self._wait(deadline):
                 raise DeadlineError(f"{receiver} did not read before the deadline")
-            self._wait(deadline)
             is_sent = self.is_connected(receiver)
         if not is_sent:
             raise self.gone(receiver)
@@ -311,8 +319,7 @@ class Endpoint:
         """The next event; None where the deadline passes first."""
         events = self._events
         while not events:
-            self._wait(deadline)
-            if not events and deadline.has_passed():
+            if not self._wait(deadline) and not events:
                 return None
         return events.popleft()
 
@@ -329,12 +336,18 @@ class Endpoint:
             self._lose(outlet)
         return gone
 
-    def _wait(self, deadline: Deadline) -> None:
-        """One poll; what it tells becomes events."""
-        for fd, mask in self._poll.poll(deadline.poll_ms()):
+    def _wait(self, deadline: Deadline) -> bool:
+        """One poll; what it tells becomes events. False if the deadline had passed before."""
+        timeout_ms = deadline.poll_ms()
+        for fd, mask in self._ready(timeout_ms):
             end = self._by_fd.get(fd, -1)
             if type(end) is _Inlet:
-                self._read(end)
+                sender = end.sender
+                for item in end.read():
+                    if type(item) is Ping:
+                        self._answer(item, sender)
+                    else:
+                        self._events.append(Arrival(sender, item))
             elif type(end) is _Outlet:
                 if mask & (select.POLLERR | select.POLLNVAL):
                     self._reader_left(end)
@@ -343,23 +356,16 @@ class Endpoint:
                     self._flush(end)
             elif end is None:
                 self._events.append(Readable(fd))
-
-    def _read(self, inlet: _Inlet) -> None:
-        try:
-            data = os.read(inlet.fd, inlet.splitter.wants)
-        except OSError as e:
-            if e.errno == errno.EAGAIN:
-                return
-            raise RoomError(f"{inlet.path}: cannot be read: {e.strerror}") from None
-        for item in inlet.splitter.feed(data):
-            if type(item) is Ping:
-                self._answer(item, inlet.sender)
-            else:
-                self._events.append(Arrival(inlet.sender, item))
+        return timeout_ms != 0
 
     def _answer(self, ping: Ping, sender: str) -> None:
         try:
-            if self.try_connect(sender) and self.unsent_bytes(sender) < PONGS_BYTES:
+            outlet = self._outlets.get(sender)
+            if outlet is None or not outlet.is_polled:
+                if not self.try_connect(sender):
+                    return
+                outlet = self._outlets[sender]
+            if outlet.unsent_bytes < PONGS_BYTES:
                 self.post(sender, Pong(ping.id, self.seat, sender, ping.content))
         except (MessageError, RoomError):
             pass  # too large to go back, or no way back: its sender's own doing, who hears nothing

@@ -80,22 +80,23 @@ class LineSplitter:
 
     def feed(self, data: bytes) -> list[Message | Plain | Malformed]:
         """The messages that these bytes complete, in order."""
-        items = []
-        start = 0
-        while (end := data.find(b"\n", start)) >= 0:  # bytes.split looks at one byte after the other
+        items: list[Message | Plain | Malformed] = []
+        start, size = 0, len(data)
+        while start < size:
+            end = data.find(b"\n", start)  # bytes.split looks at one byte after the other
+            if end < 0:
+                self._keep(data[start:])
+                break
             line: bytes | bytearray = data[start:end]
             start = end + 1
             if self._line:
-                self._keep(data[:end])
+                self._keep(line)
                 line, self._line, self.wants = self._line, bytearray(), READ_BYTES
-            item = decode(line)
-            if item is not None:
+            if (item := decode(line)) is not None:
                 items.append(item)
-        if start < len(data):
-            self._keep(data[start:])
         return items
 
-    def _keep(self, part: bytes) -> None:
+    def _keep(self, part: bytes | bytearray) -> None:
         room = MAX_MESSAGE_BYTES + 1 - len(self._line)  # one byte more tells that it is too long
         self._line += part if len(part) <= room else part[:room]
         if len(self._line) >= READ_BYTES:

@@ -28,7 +28,7 @@ Reason: TypeAlias = Literal[
 ]
 
 
-class Heard(Struct, frozen=True):
+class Heard(Struct, frozen=True, gc=False):
     """One turn of a conversation, as told to a member."""
 
     turn: int
@@ -36,14 +36,14 @@ class Heard(Struct, frozen=True):
     content: str
 
 
-class Usage(Struct, frozen=True, omit_defaults=True):
+class Usage(Struct, frozen=True, omit_defaults=True, gc=False):
     """Tokens of one answer, as the engine counted them."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
 
-class Timing(Struct, frozen=True, omit_defaults=True):
+class Timing(Struct, frozen=True, omit_defaults=True, gc=False):
     """Where the time of one answer went, as the member measured it."""
 
     queued_ms: float = 0.0
@@ -52,7 +52,7 @@ class Timing(Struct, frozen=True, omit_defaults=True):
     tokens_per_second: float | None = None
 
 
-class Say(Struct, frozen=True, omit_defaults=True, tag="say"):
+class Say(Struct, frozen=True, omit_defaults=True, tag="say", gc=False):
     """Speak to a member; in a conversation, tell it what it has not heard and ask for `turn`."""
 
     id: str
@@ -65,7 +65,7 @@ class Say(Struct, frozen=True, omit_defaults=True, tag="say"):
     heard: tuple[Heard, ...] = ()
 
 
-class Progress(Struct, frozen=True, omit_defaults=True, tag="progress"):
+class Progress(Struct, frozen=True, omit_defaults=True, tag="progress", gc=False):
     """The answer is on its way."""
 
     reply_to: str
@@ -75,7 +75,7 @@ class Progress(Struct, frozen=True, omit_defaults=True, tag="progress"):
     position: int | None = None  # in the queue, from 1
 
 
-class Delta(Struct, frozen=True, omit_defaults=True, tag="delta"):
+class Delta(Struct, frozen=True, omit_defaults=True, tag="delta", gc=False):
     """A piece of an answer, or of the thoughts before it."""
 
     reply_to: str
@@ -85,7 +85,7 @@ class Delta(Struct, frozen=True, omit_defaults=True, tag="delta"):
     thinking: str = ""
 
 
-class Reply(Struct, frozen=True, omit_defaults=True, tag="reply"):
+class Reply(Struct, frozen=True, omit_defaults=True, tag="reply", gc=False):
     """A whole answer."""
 
     id: str
@@ -100,7 +100,7 @@ class Reply(Struct, frozen=True, omit_defaults=True, tag="reply"):
     dropped: tuple[int, int] | None = None  # first and last turn left out of the prompt
 
 
-class Failure(Struct, frozen=True, omit_defaults=True, tag="failure"):
+class Failure(Struct, frozen=True, omit_defaults=True, tag="failure", gc=False):
     """Why there is no answer."""
 
     sender: str = field(name="from")
@@ -111,7 +111,7 @@ class Failure(Struct, frozen=True, omit_defaults=True, tag="failure"):
     have: int | None = None  # out-of-step: the last turn known; -1: none
 
 
-class Ping(Struct, frozen=True, omit_defaults=True, tag="ping"):
+class Ping(Struct, frozen=True, omit_defaults=True, tag="ping", gc=False):
     """Answered at once by the endpoint itself, before any model work."""
 
     id: str
@@ -120,14 +120,14 @@ class Ping(Struct, frozen=True, omit_defaults=True, tag="ping"):
     content: str = ""
 
 
-class Pong(Struct, frozen=True, omit_defaults=True, tag="pong"):
+class Pong(Struct, frozen=True, omit_defaults=True, tag="pong", gc=False):
     reply_to: str
     sender: str = field(name="from")
     to: str
     content: str = ""
 
 
-class Cancel(Struct, frozen=True, omit_defaults=True, tag="cancel"):
+class Cancel(Struct, frozen=True, omit_defaults=True, tag="cancel", gc=False):
     """Stop working on `reply_to`; the answer ends with stop "cancelled"."""
 
     reply_to: str
@@ -135,7 +135,7 @@ class Cancel(Struct, frozen=True, omit_defaults=True, tag="cancel"):
     to: str
 
 
-class Bye(Struct, frozen=True, omit_defaults=True, tag="bye"):
+class Bye(Struct, frozen=True, omit_defaults=True, tag="bye", gc=False):
     """The seat is leaving on purpose."""
 
     sender: str = field(name="from")
@@ -145,13 +145,13 @@ class Bye(Struct, frozen=True, omit_defaults=True, tag="bye"):
 Message: TypeAlias = Say | Progress | Delta | Reply | Failure | Ping | Pong | Cancel | Bye
 
 
-class Plain(Struct, frozen=True):
+class Plain(Struct, frozen=True, gc=False):
     """A non-empty line that does not begin with `{`: words without an envelope."""
 
     content: str
 
 
-class Malformed(Struct, frozen=True):
+class Malformed(Struct, frozen=True, gc=False):
     """A line that is neither a message nor plain, and what is wrong with it."""
 
     detail: str

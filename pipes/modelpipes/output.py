@@ -8,15 +8,18 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-from collections.abc import Container, Sequence
+import time
+from collections.abc import Container, Iterable, Sequence
+from types import TracebackType
 
 import msgspec
 
 from modelpipes.errors import FileError
 from modelpipes.safetext import SafeText, make_line, make_safe
+from modelpipes.table import draw_table
 
 STDOUT, STDERR = 1, 2
-MIN_LAST = 16  # columns that the last one of a table keeps, however narrow the terminal
+PROGRESS_S = 0.5  # between two words of a progress line; work that ends sooner needs none
 
 
 def write_text(text: str) -> None:
@@ -41,32 +44,19 @@ def write_json(value: object) -> None:
 
 def width() -> int | None:
     """Columns of the terminal on stdout; None where stdout is no terminal, which bounds nothing."""
-    try:
-        return os.get_terminal_size(STDOUT).columns or None
-    except OSError:
-        return None
+    return _terminal_columns(STDOUT)
 
 
 def write_table(
-    rows: Sequence[Sequence[object]], headers: Sequence[str], width: int | None = None, right: Container[str] = ()
+    rows: Iterable[Sequence[object]],
+    headers: Sequence[str],
+    width: int | None = None,
+    *,
+    right: Container[str] = (),
+    spare: Iterable[str] = (),
 ) -> None:
-    """Write a table to stdout, columns of numbers and those named in `right` to the right; raises as `write_text`.
-
-    With a `width` in columns, what is longer in the last column loses its beginning. Drawn here because
-    importing tabulate takes longer than all else that `list-seats` does.
-    """
-    cells = [list(headers), *(["" if cell is None else make_line(str(cell)) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    if width is not None and (last := max(width - sum(widths[:-1]) - 2 * (len(headers) - 1), MIN_LAST)) < widths[-1]:
-        for line in cells[1:]:
-            line[-1] = line[-1] if len(line[-1]) <= last else "…" + line[-1][1 - last :]
-        widths[-1] = last
-    puts = [
-        str.rjust if header in right or all(isinstance(row[i], int | float) for row in rows) else str.ljust
-        for i, header in enumerate(headers)
-    ]
-    lines = ["  ".join(p(c, w) for p, c, w in zip(puts, line, widths, strict=True)) for line in cells]
-    write_text("".join(line.rstrip() + "\n" for line in lines))
+    """Write a table to stdout, as `draw_table` draws it; raises as `write_text` does."""
+    write_text(draw_table(rows, headers, width, right=right, spare=spare))
 
 
 def say(line: str) -> None:
@@ -79,6 +69,35 @@ def prompt(text: str) -> None:
     """Write to stderr, without ending the line, what a person is asked."""
     with contextlib.suppress(OSError):
         _write(STDERR, make_safe(text).encode("utf-8", "replace"))
+
+
+class Progress:
+    """A line on the terminal on stderr that says how far a long work is, wiped when it ends; elsewhere, nothing."""
+
+    def __init__(self) -> None:
+        self._width = _terminal_columns(STDERR) or 0
+        self._next_at = time.monotonic() + PROGRESS_S
+        self._is_shown = False
+
+    def show(self, line: str) -> None:
+        """Say it in place of what was said before, unless that was a moment ago."""
+        if self._width and time.monotonic() >= self._next_at:
+            self._next_at = time.monotonic() + PROGRESS_S
+            self._is_shown = True
+            self._write(make_line(line)[: self._width - 1])
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._is_shown:
+            self._write("")
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            _write(STDERR, f"\r{text}\x1b[K".encode("utf-8", "replace"))  # erase what was longer
 
 
 class Speech:
@@ -136,6 +155,13 @@ class Speech:
         if not self._ends_line:
             write_text("\n")
         self._ends_line = True
+
+
+def _terminal_columns(descriptor: int) -> int | None:
+    try:
+        return os.get_terminal_size(descriptor).columns or None
+    except OSError:
+        return None
 
 
 def _write_stdout(data: bytes) -> None:

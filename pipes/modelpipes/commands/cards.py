@@ -10,7 +10,6 @@ import msgspec
 from modelpipes import gpu, hostmemory, output
 from modelpipes.commands import options
 from modelpipes.errors import UsageError
-from modelpipes.fit.context import CACHE_TYPES
 from modelpipes.fit.rating import DEFAULT_RESERVE_BYTES, Room
 from modelpipes.units import format_bytes
 
@@ -19,13 +18,26 @@ DEVICE_STEP = 64 << 20
 HOST_STEP = 1 << 30
 
 
+class KvType(click.ParamType[str]):
+    """A type that a cache of keys and values can have."""
+
+    name = "type"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from modelpipes.fit.context import CACHE_TYPES  # lazily: it takes longer to load than --help
+
+        if value not in CACHE_TYPES:
+            self.fail(f"{value!r} is none of {', '.join(CACHE_TYPES)}", param, ctx)
+        return str(value)
+
+
 def prediction_options(command: Any) -> Any:
     """--kv-type, --parallel and --[no-]flash-attn."""
     for option in (
         click.option("--flash-attn/--no-flash-attn", default=True, help="Flash attention.  [yes]"),
         click.option("--parallel", type=click.IntRange(1, 256), default=1, metavar="N",
                      help="Conversations at a time, which share the context.  [1]"),
-        click.option("--kv-type", type=click.Choice(list(CACHE_TYPES)), metavar="TYPE",
+        click.option("--kv-type", type=KvType(), metavar="TYPE",
                      help="Of the cache of keys and values: f16, q8_0, q4_0, …  [f16]"),
     ):  # fmt: skip
         command = option(command)
@@ -48,20 +60,21 @@ def card_options(command: Any) -> Any:
 def choose_cards(name: str, vram_bytes: int | None) -> tuple[gpu.Card, ...]:
     """The cards to reckon with; says on stderr where it had to assume one."""
     found = gpu.parse_gpu(name)
-    for problem in found.problems:
-        output.say(problem)
+    is_assumed = any(card.stand_in for card in found.cards)
+    if vram_bytes == 0:
+        raise UsageError("--vram 0 leaves no card: --no-gpu-fit rates nothing")
     if vram_bytes is not None:
-        if vram_bytes == 0:
-            raise UsageError("--vram 0 leaves no card: --no-gpu-fit rates nothing")
+        other = {"name": f"{format_bytes(vram_bytes)} card"} if is_assumed else {}
         return tuple(
-            msgspec.structs.replace(card, total_bytes=vram_bytes, free_bytes=vram_bytes, processes=())
+            msgspec.structs.replace(
+                card, total_bytes=vram_bytes, free_bytes=vram_bytes, uuid=None, processes=(), stand_in=False, **other
+            )
             for card in found.cards
         )
-    if any(card.stand_in for card in found.cards):
-        card = found.cards[0]
-        output.say(
-            f"reckoning with an {card.name} and its {format_bytes(card.total_bytes)} (--gpu NAME or --vram SIZE to change)"
-        )
+    assumed = [f"reckoning with an {card.name} and its {format_bytes(card.total_bytes)} (--gpu NAME or --vram SIZE "
+               "for another)" for card in found.cards if card.stand_in]  # fmt: skip
+    if found.problems or assumed:
+        output.say("; ".join([*found.problems, *assumed]))
     return found.cards
 
 

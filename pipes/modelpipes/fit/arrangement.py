@@ -101,7 +101,7 @@ class Arranger:
             for model in split:
                 settings = replace(wanted[model], n_devices=len(roomy), tensor_split=shares)
                 placed[model] = Placed(settings, roomy, self.predict(model, settings))
-        return placed
+        return {model: placed[model] for model in (*beside, *wanted)}
 
     def partial(
         self, wanted: Mapping[int, Settings], n_split: int = 0, beside: Arrangement = NOBODY
@@ -114,6 +114,11 @@ class Arranger:
         start = self.whole(wanted, n_split, beside)
         if start is None:
             return None
+        weights = sum(share.model_bytes for model in wanted for share in start[model].memory.devices)
+        if weights > sum(max(left, 0) for left in self.left_bytes(beside.values())) + self.host_left_bytes(
+            start.values()
+        ):
+            return None  # whoever gives way
         placed = dict(start)
         mixtures = [model for model in wanted if self.hparams(model).n_expert]
         for model in sorted(mixtures, key=self._used_experts):

@@ -1,27 +1,27 @@
-"""What find-gguf reports of a file: one line, chosen and ordered as asked. Pure."""
+"""What find-gguf reports of each model file: its line, chosen and ordered as asked."""
 
 from __future__ import annotations
 
 import fnmatch
-import os
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
-from modelpipes.fit.survey import Verdict
-from modelpipes.gguf.modelfile import ModelFile, path_base64, printable
-
-FIT_ORDER = {"fits": 0, "tight": 1, "partial": 2, "no": 3, None: 4}
+from modelpipes.errors import ModelFileError
+from modelpipes.fit.rating import Fit
+from modelpipes.fit.shares import Memory
+from modelpipes.fit.survey import Answer, Facts, Survey
+from modelpipes.gguf.modelfile import ModelFile, Problem, path_base64, printable
+from modelpipes.gguf.scan import find_model_files
 
 
 class Line(msgspec.Struct, frozen=True):
-    """One file. Sizes are in bytes, contexts in tokens; null is what is not known or was not asked for.
+    """One file; the fields are the keys of its JSON, and null is what is not known or was not asked for.
 
-    `path` is printable; where that is not the path itself, `path_bytes` is the path in base64. `memory` is for
-    `n_ctx` tokens with all layers on the devices. `gpu_layers` of `n_layers` go there under `fit`, with
-    `cpu_moe` the experts stay on the host.
+    `path` is printable; where the path itself is not, `path_bytes` is that in base64. `kind` is `model`, or what else
+    the file is. `context_length` is the trained context; `memory` is for `context` tokens with all layers on the
+    devices. The rest is as in `rating.Rating`.
     """
 
     path: str
@@ -34,61 +34,34 @@ class Line(msgspec.Struct, frozen=True):
     size_bytes: int
     modified_s: float
     context_length: int | None
-    n_ctx: int | None
-    memory: dict[str, Any] | None
-    fit: str | None
-    reason: str
-    max_context: int | None
-    gpu_layers: int | None
-    n_layers: int | None
-    cpu_moe: bool | None
-    estimate: str | None
+    context: int | None = None
+    memory: Memory | None = None
+    fit: Fit | None = None
+    fit_context: int | None = None
+    max_context: int | None = None
+    gpu_layers: int | None = None
+    n_layers: int | None = None
+    cpu_moe: bool | None = None
+    estimate: str | None = None
+    reason: str = ""
 
     @property
     def device_bytes(self) -> int | None:
         """Memory on all devices together."""
-        if self.memory is None:
-            return None
-        return sum(sum(share.values()) for share in self.memory["devices"])
+        return self.memory.device_bytes if self.memory else None
 
-
-def describe(file: ModelFile, verdict: Verdict) -> Line:
-    """The line of one file."""
-    facts, rating = verdict.facts, verdict.rating
-    memory = rating and {
-        "devices": [asdict(share) for share in rating.memory.devices],
-        "host": asdict(rating.memory.host),
-    }
-    rated = rating if rating and rating.fit else None
-    return Line(
-        path=printable(os.path.abspath(file.path)),
-        path_bytes=path_base64(os.path.abspath(file.path)),
-        name=file.name,
-        kind=facts.kind,
-        architecture=printable(facts.architecture),
-        parameters=facts.parameters,
-        quantization=facts.quantization,
-        size_bytes=file.size_bytes,
-        modified_s=file.modified_ns / 1e9,
-        context_length=facts.context_length or None,
-        n_ctx=rating and rating.n_ctx,
-        memory=memory,
-        fit=rated and rated.fit,
-        reason=rating.reason if rating else verdict.why_not,
-        max_context=rated and rated.max_context,
-        gpu_layers=rated and rated.gpu_layers,
-        n_layers=rating and rating.n_layers,
-        cpu_moe=rated and rated.cpu_moe,
-        estimate=rating and rating.memory.estimate,
-    )
+    @property
+    def host_bytes(self) -> int | None:
+        """Memory on the host."""
+        return self.memory.host.total_bytes if self.memory else None
 
 
 class Filter(msgspec.Struct, frozen=True):
-    """Which lines to report. Architectures and quantisations are patterns as a shell's, in any capitals."""
+    """Which files to report. Architectures and quantisations are patterns as a shell's, in any capitals."""
 
     fits: bool = False
-    min_size: int | None = None
-    max_size: int | None = None
+    min_bytes: int | None = None
+    max_bytes: int | None = None
     modified_after_s: float | None = None
     architectures: tuple[str, ...] = ()
     quantizations: tuple[str, ...] = ()
@@ -97,12 +70,13 @@ class Filter(msgspec.Struct, frozen=True):
         """Whether the file may be wanted, by what is known without its header."""
         size = file.size_bytes
         return (
-            (self.min_size is None or size >= self.min_size)
-            and (self.max_size is None or size <= self.max_size)
+            (self.min_bytes is None or size >= self.min_bytes)
+            and (self.max_bytes is None or size <= self.max_bytes)
             and (self.modified_after_s is None or file.modified_ns / 1e9 >= self.modified_after_s)
         )
 
     def wants(self, line: Line) -> bool:
+        """Whether a line of a file that `wants_file` let through is to be reported."""
         return (
             (not self.fits or line.fit == "fits")
             and _matches(line.architecture, self.architectures)
@@ -110,18 +84,79 @@ class Filter(msgspec.Struct, frozen=True):
         )
 
 
-def _matches(text: str, patterns: tuple[str, ...]) -> bool:
-    return not patterns or any(fnmatch.fnmatchcase(text.lower(), pattern.lower()) for pattern in patterns)
+class Listing(msgspec.Struct, frozen=True):
+    """The lines asked for, what could not be read, and how many files could, asked for or not."""
+
+    lines: list[Line]
+    problems: list[Problem]
+    n_files: int
 
 
+def list_files(
+    places: Iterable[str], survey: Survey, wanted: Filter, progress: Callable[[str], None] = lambda line: None
+) -> Listing:
+    """The lines of the wanted files in these folders, in the order found; `progress` is told how far it is."""
+    lines: list[Line] = []
+    problems: list[Problem] = []
+    n_files = 0
+
+    def tell(path: str) -> None:
+        progress(f"{n_files} files, now {path}")
+
+    for found in find_model_files(places, tell):
+        if isinstance(found, Problem):
+            problems.append(found)
+            continue
+        if wanted.wants_file(found):
+            tell(found.path)
+            try:
+                line = describe(found, *survey.ask(found))
+            except ModelFileError as error:
+                problems.append(Problem(error.path, error.reason, error.offset))
+                continue
+            if wanted.wants(line):
+                lines.append(line)
+        n_files += 1
+    return Listing(lines, problems, n_files)
+
+
+def describe(file: ModelFile, facts: Facts, answer: Answer) -> Line:
+    """The line of one file."""
+    line = Line(
+        path=printable(file.path),
+        path_bytes=path_base64(file.path),
+        name=file.name,
+        kind=facts.kind,
+        architecture=printable(facts.architecture),
+        parameters=facts.parameters,
+        quantization=facts.quantization,
+        size_bytes=file.size_bytes,
+        modified_s=file.modified_ns / 1e9,
+        context_length=facts.context_length or None,
+        reason=answer.why_not,
+    )
+    rating = answer.rating
+    if rating is None:
+        return line
+    replace = msgspec.structs.replace
+    line = replace(line, context=rating.n_ctx, memory=rating.memory, estimate=rating.memory.estimate)
+    if rating.fit is None:
+        return line
+    return replace(
+        line, fit=rating.fit, fit_context=rating.fit_context, max_context=rating.max_context,
+        gpu_layers=rating.gpu_layers, n_layers=rating.n_layers, cpu_moe=rating.cpu_moe, reason=rating.reason,
+    )  # fmt: skip
+
+
+_FIT_ORDER = {"fits": 0, "tight": 1, "partial": 2, "no": 3, None: 4}
 # What each order puts first: the largest, the newest, what fits best.
 SORTS: dict[str, Callable[[Line], Any]] = {
+    "name": lambda line: 0,
     "size": lambda line: -line.size_bytes,
     "age": lambda line: -line.modified_s,
-    "name": lambda line: 0,
-    "fit": lambda line: (FIT_ORDER[line.fit], -(line.device_bytes or 0)),
-    "memory": lambda line: -(line.device_bytes or 0),
     "params": lambda line: -line.parameters,
+    "memory": lambda line: -(line.device_bytes or 0),
+    "fit": lambda line: (_FIT_ORDER[line.fit], -(line.device_bytes or 0)),
     "context": lambda line: -(line.max_context or 0),
 }
 
@@ -130,3 +165,7 @@ def sort_lines(lines: list[Line], by: str, *, reverse: bool = False) -> None:
     """Order lines by one of SORTS; lines that are equal there, by name and path."""
     key = SORTS[by]
     lines.sort(key=lambda line: (key(line), line.name.lower(), line.path), reverse=reverse)
+
+
+def _matches(text: str, patterns: tuple[str, ...]) -> bool:
+    return not patterns or any(fnmatch.fnmatchcase(text.lower(), pattern.lower()) for pattern in patterns)

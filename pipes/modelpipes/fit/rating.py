@@ -128,7 +128,7 @@ def partial_layers(predict: Predictor, settings: Settings, room: Room) -> Settin
     n_layers = predict.hparams.n_layer + 1
     layers = tried = largest(1, n_layers, spare_with)
     # Of several devices, one more layer may move another from a device that is full to one that is not.
-    while settings.n_devices > 1 and tried < min(layers + settings.n_devices, n_layers):
+    while settings.n_devices > 1 and tried < min(layers + 2 * settings.n_devices, n_layers):
         tried += 1
         if spare_with(tried) >= 0:
             layers = tried
@@ -144,15 +144,17 @@ def host_work(predict: Predictor, settings: Settings) -> int:
 
 def spare_bytes(memory: Memory, room: Room) -> int:
     """What the fullest place has left above the reserve (of the host, all); negative: what is missing."""
-    return min(device_spare_bytes(memory, room), room.host_bytes - memory.host.total_bytes)
+    return min([*_device_spares(memory, room), room.host_bytes - memory.host.total_bytes])
 
 
 def device_spare_bytes(memory: Memory, room: Room) -> int:
     """What the fullest device has left above the reserve; negative: what is missing."""
-    return min(
-        free - room.reserve_bytes - share.total_bytes
-        for free, share in zip(room.device_bytes, memory.devices, strict=True)
-    )
+    return min(_device_spares(memory, room))
+
+
+def _device_spares(memory: Memory, room: Room) -> list[int]:
+    shares = zip(room.device_bytes, memory.devices, strict=True)
+    return [free - room.reserve_bytes - share.total_bytes for free, share in shares]
 
 
 def largest(low: int, high: int, spare: Callable[[int], int]) -> int:

@@ -63,7 +63,9 @@ class Search:
         self.arranger = Arranger(headers, room)
         self.wishes = wishes
         self.models = tuple(range(len(headers)))
-        self._trained = [self.arranger.hparams(model).n_ctx_train or wishes.min_ctx for model in self.models]
+        self._trained = [
+            self.arranger.hparams(model).n_ctx_train or wishes.n_ctx or wishes.min_ctx for model in self.models
+        ]
         self.longest = max(self._trained)
         self.least = min(wishes.n_ctx or -(-wishes.min_ctx // STEP) * STEP, self.longest)
         self._candidates = range(self.least, self.least + 1 if wishes.n_ctx else self.longest + STEP, STEP)

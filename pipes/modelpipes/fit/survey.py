@@ -1,33 +1,38 @@
-"""Rate every model file that was found: the lines of find-gguf."""
+"""Rate model files under one question, and remember the answers."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
+from types import TracebackType
+from typing import TYPE_CHECKING
+
 import msgspec
 
+from modelpipes import __version__
 from modelpipes.errors import ModelFileError, PipesError
-from modelpipes.fit.hparams import classify
-from modelpipes.fit.memory import FOLLOWED_BUILD
 from modelpipes.fit.rating import Rating, Room, rate
 from modelpipes.fit.settings import Settings
 from modelpipes.gguf.cache import Cache
-from modelpipes.gguf.header import Header
-from modelpipes.gguf.modelfile import ModelFile, Problem
-from modelpipes.gguf.shards import read_model
+from modelpipes.gguf.modelfile import ModelFile
 from modelpipes.gguf.types import file_type_name, type_name
 from modelpipes.paths import cache_dir
 
+if TYPE_CHECKING:
+    from modelpipes.gguf.header import Header
+
 CACHE_FILE = "models.cache"
-CACHE_VERSION = f"1 {FOLLOWED_BUILD}"
 KEPT_ANSWERS = 4  # of each file: for the last settings and cards that were asked for
+# A file may claim any number of parameters in tensors of unknown types; none has as many.
+MAX_PARAMETERS = (1 << 63) - 1
 
 
 class Facts(msgspec.Struct, frozen=True, array_like=True):
     """What a header says that does not depend on settings.
 
-    `parameters` counts the elements of all tensors; `kind` is `model`, or what else a GGUF file is
-    (`fit.hparams.classify`); `context_length` is the trained one, 0 where the file names none.
+    `kind` is `model`, or what else a GGUF file is (`fit.hparams.classify`); `parameters` counts the elements of all
+    tensors; `context_length` is the trained one, 0 where the file names none.
     """
 
     kind: str
@@ -37,103 +42,96 @@ class Facts(msgspec.Struct, frozen=True, array_like=True):
     context_length: int
 
 
-class Verdict(msgspec.Struct, frozen=True, array_like=True):
-    """A file's facts, and its rating under one question; without a rating, why there is none."""
+class Answer(msgspec.Struct, frozen=True, array_like=True):
+    """A file's rating, or why there is none, found with so much host memory."""
 
-    facts: Facts
     rating: Rating | None
     why_not: str = ""
-
-
-class _Answer(msgspec.Struct, frozen=True, array_like=True):
-    """A rating, or why there is none; with so many bytes of host memory to be had."""
-
-    rating: Rating | None
-    why_not: str
-    host_bytes: int
+    host_bytes: int = 0
 
     def holds(self, host_bytes: int) -> bool:
         """Whether it is the answer with another amount of host memory, too."""
-        if host_bytes == self.host_bytes or self.rating is None:
+        if self.rating is None or host_bytes == self.host_bytes:
             return True
-        return self.rating.fit in ("fits", "tight") and self.rating.memory.host.total_bytes <= host_bytes
+        may_improve = self.rating.host_limits and host_bytes > self.host_bytes
+        return self.rating.host_bytes <= host_bytes and not may_improve
 
 
-class _Cached(msgspec.Struct, array_like=True):
+class _Known(msgspec.Struct, frozen=True, array_like=True):
     facts: Facts
-    answers: dict[str, _Answer]
+    answers: dict[str, Answer]  # by question
 
 
 class Survey:
-    """Rates files under one question: these settings, this room. Keeps what it learns in the user's cache."""
+    """Rates files under one question: these settings, this room. What it learns is in the user's cache after it."""
 
     def __init__(self, settings: Settings, room: Room | None, *, strict: bool = False, cached: bool = True) -> None:
         """Without a room, memory is predicted and nothing rated. `strict` reads every header, and walks it."""
         self._settings = settings
         self._room = room
         self._strict = strict
-        self._question = repr((settings, room and (room.device_bytes, room.reserve_bytes)))
         self._host_bytes = room.host_bytes if room else 0
-        path = os.path.join(cache_dir(), CACHE_FILE)
-        self._cache = Cache(path, _Cached, CACHE_VERSION) if cached else None
-        self._known: dict[bytes, _Answer] = {}
+        devices = (*room.device_bytes, room.reserve_bytes) if room else ()
+        self._question = " ".join(map(str, (*dataclasses.astuple(settings), *devices)))
+        self._cache = Cache(os.path.join(cache_dir(), CACHE_FILE), _Known, _version()) if cached else None
+        self._answers: dict[bytes, Answer] = {}  # by the signature of a header
         self.n_read = 0  # headers, from the disk
-        self.n_rated = 0  # files
 
-    def rate_file(self, file: ModelFile) -> Verdict | Problem:
-        """One file's verdict, or the reason why it cannot be read."""
-        try:
-            verdict = self._judge(file)
-        except ModelFileError as error:
-            return Problem(error.path, error.reason, error.offset)
-        self.n_rated += 1
-        return verdict
+    def __enter__(self) -> Survey:
+        return self
 
-    def _judge(self, file: ModelFile) -> Verdict:
-        cached = self._cache.get(file.path, file.stamp) if self._cache and not self._strict else None
-        answer = cached and cached.answers.get(self._question)
-        if cached and answer and answer.holds(self._host_bytes):
-            return Verdict(cached.facts, answer.rating, answer.why_not)
-        header = read_model(file.path, strict=self._strict)
-        self.n_read += 1
-        facts = cached.facts if cached is not None else facts_of(header)
-        answer = self._rate(header, facts)
-        if self._cache:
-            answers = {**(cached.answers if cached is not None else {}), self._question: answer}
-            for old in list(answers)[:-KEPT_ANSWERS]:
-                del answers[old]
-            self._cache.put(file.path, file.stamp, _Cached(facts, answers))
-        return Verdict(facts, answer.rating, answer.why_not)
-
-    def save(self) -> None:
-        """Keep what was learnt for the next time, if the disk takes it."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._cache:
             self._cache.save()
 
-    def _rate(self, header: Header, facts: Facts) -> _Answer:
+    def ask(self, file: ModelFile) -> tuple[Facts, Answer]:
+        """What a file is, and the answer to the question. Raises ModelFileError where it cannot be read."""
+        known = self._cache.get(file.path, file.stamp) if self._cache and not self._strict else None
+        answer = known and known.answers.get(self._question)
+        if known and answer and answer.holds(self._host_bytes):
+            return known.facts, answer
+        from modelpipes.gguf.shards import read_model  # lazily: what is in the cache needs no reader
+
+        header = read_model(file.path, strict=self._strict)
+        self.n_read += 1
+        facts = known.facts if known else facts_of(header)
+        answer = self._answer(header, facts)
+        if self._cache:
+            others = [(key, each) for key, each in (known.answers if known else {}).items() if key != self._question]
+            answers = dict([*others[1 - KEPT_ANSWERS :], (self._question, answer)])
+            self._cache.put(file.path, file.stamp, _Known(facts, answers))
+        return facts, answer
+
+    def _answer(self, header: Header, facts: Facts) -> Answer:
         if facts.kind != "model":
-            return _Answer(None, f"{facts.kind}: not rated", self._host_bytes)
-        known = self._known.get(header.signature)
-        if known is None:
+            return Answer(None, f"{facts.kind}: not rated")
+        answer = self._answers.get(header.signature)
+        if answer is None:
             try:
-                known = _Answer(rate(header, self._settings, self._room), "", self._host_bytes)
+                answer = Answer(rate(header, self._settings, self._room), host_bytes=self._host_bytes)
             except ModelFileError:
                 raise
             except PipesError as error:  # what llama.cpp would refuse too
-                known = _Answer(None, str(error), self._host_bytes)
-            self._known[header.signature] = known
-        return known
+                answer = Answer(None, str(error))
+            except (ArithmeticError, LookupError, ValueError) as error:
+                # A header made up or damaged contradicts itself in more ways than the rules for memory look for.
+                answer = Answer(None, f"its numbers contradict each other ({error})")
+            self._answers[header.signature] = answer
+        return answer
 
 
 def facts_of(header: Header) -> Facts:
     """What a header says that does not depend on settings."""
-    metadata = header.metadata
+    from modelpipes.fit.hparams import classify
+
     arch = header.architecture or ""
-    context = metadata.get(f"{arch}.context_length")
+    context = header.metadata.get(f"{arch}.context_length")
     return Facts(
         classify(header),
         arch,
-        sum(math.prod(tensor.shape) for tensor in header.tensors),
+        min(sum(math.prod(tensor.shape) for tensor in header.tensors), MAX_PARAMETERS),
         _quantization(header),
         context if isinstance(context, int) else 0,
     )
@@ -148,3 +146,11 @@ def _quantization(header: Header) -> str:
     for tensor in header.tensors:
         sizes[tensor.type] = sizes.get(tensor.type, 0) + (tensor.n_bytes or 0)
     return type_name(max(sizes, key=lambda each: sizes[each])).upper() if sizes else ""
+
+
+def _version() -> str:
+    """What the answers rest on: this release, and, as a checkout changes without one, its files that compute them."""
+    package = os.path.dirname(os.path.dirname(__file__))
+    folders = (os.path.join(package, *names) for names in (("fit",), ("fit", "compute"), ("gguf",)))
+    sources = (entry for folder in folders for entry in os.scandir(folder) if entry.name.endswith(".py"))
+    return f"{__version__} {max((entry.stat().st_mtime_ns for entry in sources), default=0)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from modelpipes.gguf import huggingface, ollama
 from modelpipes.gguf.modelfile import Candidate, ModelFile, Problem, group_shards, printable, shard_paths
@@ -11,14 +11,17 @@ from modelpipes.gguf.places import known_places, lm_studio_places
 from modelpipes.gguf.walk import Walk, check_file
 
 
-def find_model_files(places: Iterable[str]) -> Iterator[ModelFile | Problem]:
+def find_model_files(
+    places: Iterable[str], entering: Callable[[str], None] = lambda folder: None
+) -> Iterator[ModelFile | Problem]:
     """Every model file in these folders (or files), and a problem for each that looks like one and is none.
 
     A file that is found by several paths under one name is one model; under two names, two. Raises nothing:
     a place that is not there is a problem too. Hidden folders are passed over, but for the known places of
-    models. Ollama's store and Hugging Face's cache are read as what they are, wherever they lie.
+    models. Ollama's store and Hugging Face's cache are read as what they are, wherever they lie. `entering` is told
+    each folder: there may be many, and no model.
     """
-    walk = Walk()
+    walk = Walk(entering)
     listed: set[tuple[str, tuple[int, ...]]] = set()
     for place in places:
         # An empty name is a variable that a script forgot to set, not the folder we are in.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -35,7 +35,9 @@ class Folder(msgspec.Struct):
 class Walk:
     """Goes through folders, each once, however often and by whatever links it is reached."""
 
-    def __init__(self) -> None:
+    def __init__(self, entering: Callable[[str], None] = lambda folder: None) -> None:
+        """`entering` is told the path of each folder before it is read."""
+        self._entering = entering
         self._seen: set[tuple[int, int]] = set()
 
     def folders(self, root: str) -> Iterator[Folder]:
@@ -53,6 +55,7 @@ class Walk:
 
     def _read(self, path: str, linked: list[str]) -> Folder | None:
         folder = Folder(path, [], [], [])
+        self._entering(path)
         try:
             status = os.stat(path)
             identity = (status.st_dev, status.st_ino)

@@ -1,0 +1,110 @@
+"""A listing as find-gguf shows it: a table, JSON, JSON Lines, CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from modelpipes import output
+from modelpipes.fit.listing import Line, Listing
+from modelpipes.gguf.modelfile import Problem, path_base64, printable
+
+FORMATS = ("table", "json", "jsonl", "csv")
+GIB = 1 << 30
+COUNTS = (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3))
+
+
+def write_listing(listing: Listing, head: dict[str, Any], format_: str) -> None:
+    """Write the lines to stdout in one of FORMATS; `head` goes before them in JSON, which has a place for problems."""
+    if format_ == "json":
+        problems = [_problem_record(each) for each in listing.problems]
+        output.write_json({**head, "files": listing.lines, "problems": problems})
+    elif format_ == "jsonl":
+        for line in listing.lines:
+            output.write_json(line)
+    elif format_ == "csv":
+        output.write_text(_csv(listing.lines))
+    else:
+        _write_table(listing.lines, is_rated=head["gpu"] is not None)
+
+
+def tell(listing: Listing, searched: Sequence[str], *, verbose: bool) -> None:
+    """Say on stderr what could not be read, and why nothing was found; `verbose`, why each file fits or does not."""
+    for problem in listing.problems:
+        at = "" if problem.offset is None else f" (at byte {problem.offset})"
+        output.say(f"{printable(problem.path) or repr('')}: {problem.reason}{at}")
+    if verbose:
+        for line in listing.lines:
+            if line.reason:
+                output.say(f"{line.path}: {line.reason}")
+    if listing.lines:
+        return
+    if listing.n_files:
+        output.say(f"none of {listing.n_files} files is what was asked for")
+    elif not listing.problems:
+        where = (
+            f"no GGUF file in {', '.join(map(printable, searched))}" if searched else "no known model folder is here"
+        )
+        output.say(f"{where}: name one that has models (find-gguf DIR), or set SEARCH_PATH")
+
+
+def _problem_record(problem: Problem) -> dict[str, Any]:
+    path, exact = printable(problem.path), path_base64(problem.path)
+    return {"path": path, "path_bytes": exact, "reason": problem.reason, "offset": problem.offset}
+
+
+def _csv(lines: list[Line]) -> str:
+    """As RFC 4180 has it: a header, CRLF, quotes where needed; the memory as two sums."""
+    fields = [name for name in Line.__struct_fields__ if name != "memory"] + ["device_bytes", "host_bytes"]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow(fields)
+    writer.writerows([_csv_cell(getattr(line, name)) for name in fields] for line in lines)
+    return text.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _write_table(lines: list[Line], *, is_rated: bool) -> None:
+    headers = [name for name in COLUMNS if is_rated or name not in RATED]
+    rows = ([COLUMNS[name](line) for name in headers] for line in lines)
+    output.write_table(rows, headers, output.width(), right=NUMBERS, spare=[name for name in SPARE if name in headers])
+
+
+def _amount(size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else f"{size_bytes / GIB:.1f}G"
+
+
+def _count(number: int) -> str:
+    """Parameters as people say them: 8.03B, 596M."""
+    return next((f"{number / scale:.3g}{letter}" for letter, scale in COUNTS if number >= scale), str(number or "-"))
+
+
+def _verdict(line: Line) -> str:
+    """How it fits, and by what means; or what the file is instead of a model."""
+    if line.fit == "partial":
+        return f"partial {line.gpu_layers}/{line.n_layers}" + " -experts" * bool(line.cpu_moe)
+    if line.fit == "tight":
+        return "tight reserve" if line.fit_context == line.context else "tight ctx"
+    return line.fit or ("-" if line.kind == "model" else line.kind)
+
+
+COLUMNS: dict[str, Callable[[Line], str]] = {
+    "name": lambda line: line.name,
+    "arch": lambda line: line.architecture or "-",
+    "params": lambda line: _count(line.parameters),
+    "quant": lambda line: line.quantization or "-",
+    "size": lambda line: _amount(line.size_bytes),
+    "trained": lambda line: str(line.context_length or "-"),
+    "memory": lambda line: _amount(line.device_bytes) + "~" * (line.estimate == "generic"),
+    "fit": _verdict,
+    "max ctx": lambda line: str(line.max_context or "-"),
+    "path": lambda line: line.path,
+}
+NUMBERS = ("params", "size", "trained", "memory", "max ctx")
+RATED = ("fit", "max ctx")
+SPARE = ("trained", "arch", "size", "params", "quant", "max ctx")  # in a narrow terminal, the least needed first

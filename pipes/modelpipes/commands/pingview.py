@@ -1,0 +1,172 @@
+"""What ping-pipes measured as it shows it: a table, histograms, JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
+
+from modelpipes import output
+from modelpipes.percentiles import histogram, summarize
+from modelpipes.ping import Flood, Flow, RoundTrips
+from modelpipes.units import format_bytes
+
+Affinity = Sequence[int] | None  # the CPUs that a process may run on; None: it could not be asked
+
+DEFAULT_WIDTH = 80  # where stdout is no terminal
+MIN_BAR = 8
+EIGHTHS = " ▏▎▍▌▋▊▉"  # of a column, for the end of a bar
+# Columns that a narrow terminal does without, the least needed first.
+DROPPED_FIRST = ("p90", "min", "p99.9", "count", "msg/s", "lost", "seconds", "bytes/s")
+TEXT = ("size", "end")  # columns; the others are numbers
+
+
+class Who(Struct, frozen=True):
+    """The process at one end, and where it ran."""
+
+    name: str
+    affinity: Affinity
+
+
+def write_round_trips(measured: Sequence[RoundTrips], ends: tuple[Who, Who], *, draws: bool) -> None:
+    """A table, a line a size; then, if it `draws`, a histogram of each."""
+    _write_table([_round_trips_row(trips) for trips in measured])
+    output.write_text("round trips, min to max, in µs\n" + _where(ends))
+    if draws:
+        for trips in measured:
+            if trips.times_ns:
+                output.write_text(_drawn(trips, output.width() or DEFAULT_WIDTH))
+
+
+def write_floods(measured: Sequence[Flood], ends: tuple[Who, Who]) -> None:
+    """A table, two lines a size: what was sent, and what was received."""
+    _write_table([row for flood in measured for row in _flood_rows(flood)])
+    output.write_text(_where(ends))
+
+
+def record(measured: RoundTrips | Flood, ends: tuple[Who, Who]) -> dict[str, Any]:
+    """One measurement as JSON has it."""
+    figures = _round_trips_record(measured) if isinstance(measured, RoundTrips) else _flood_record(measured)
+    us, peer = ends
+    return {"size_bytes": measured.size_bytes, **figures, "affinity": {"ours": us.affinity, "peer": peer.affinity}}
+
+
+def _round_trips_record(trips: RoundTrips) -> dict[str, Any]:
+    spread = asdict(summarize(trips.times_ns)) if trips.times_ns else None
+    return {
+        "count": trips.count,
+        "lost": trips.lost,
+        "messages_per_second": _per_second(len(trips.times_ns), trips.seconds),
+        "round_trip_us": spread and {name: round(time_ns / 1000, 1) for name, time_ns in spread.items()},
+    }
+
+
+def _flood_record(flood: Flood) -> dict[str, Any]:
+    return {
+        "sent": flood.sent.messages,
+        "received": flood.received and flood.received.messages,
+        "lost": flood.lost,
+        **_rates(flood.sent),
+        "receiver": flood.received and _rates(flood.received),
+    }
+
+
+def _rates(flow: Flow) -> dict[str, float]:
+    return {
+        "seconds": round(flow.seconds, 3),
+        "messages_per_second": _per_second(flow.messages, flow.seconds),
+        "bytes_per_second": _per_second(flow.content_bytes, flow.seconds),
+    }
+
+
+def _per_second(amount: int, seconds: float) -> float:
+    return round(amount / seconds, 1) if seconds else 0.0
+
+
+# -- the table
+
+
+def _round_trips_row(trips: RoundTrips) -> dict[str, str]:
+    spread = asdict(summarize(trips.times_ns)) if trips.times_ns else {}
+    times = {name.replace("_", "."): _micros(time_ns) for name, time_ns in spread.items()}
+    return {
+        "size": format_bytes(trips.size_bytes),
+        "count": str(trips.count),
+        "lost": str(trips.lost),
+        "msg/s": f"{_per_second(len(trips.times_ns), trips.seconds):.0f}",
+        **(times or dict.fromkeys(("min", "p50", "p90", "p99", "p99.9", "max"), "-")),
+    }
+
+
+def _flood_rows(flood: Flood) -> list[dict[str, str]]:
+    lost = "?" if flood.lost is None else str(flood.lost)
+    return [
+        {
+            "size": format_bytes(flood.size_bytes),
+            "end": end,
+            "messages": str(flow.messages) if flow else "?",
+            "lost": lost,
+            "seconds": f"{flow.seconds:.2f}" if flow else "?",
+            "msg/s": f"{_per_second(flow.messages, flow.seconds):.0f}" if flow else "?",
+            "bytes/s": format_bytes(round(_per_second(flow.content_bytes, flow.seconds))) if flow else "?",
+        }
+        for end, flow in (("sent", flood.sent), ("received", flood.received))
+    ]
+
+
+def _write_table(rows: Sequence[Mapping[str, str]]) -> None:
+    width = output.width()
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    for name in DROPPED_FIRST:
+        if width is None or sum(2 + max(map(len, [key, *cells])) for key, cells in columns.items()) - 2 <= width:
+            break
+        columns.pop(name, None)
+    numbers = [name for name in columns if name not in TEXT]
+    output.write_table(list(zip(*columns.values(), strict=True)), list(columns), right=numbers)
+
+
+def _where(ends: tuple[Who, Who]) -> str:
+    return "".join(
+        f"{who.name} on {'a CPU unknown' if who.affinity is None else f'CPU {cpu_ranges(who.affinity)}'}\n" for who in ends
+    )
+
+
+def cpu_ranges(cpus: Affinity) -> str:
+    """CPUs as taskset lists them: 0-3,8."""
+    ranges: list[list[int]] = []
+    for cpu in sorted(cpus or ()):
+        if ranges and cpu == ranges[-1][-1] + 1:
+            ranges[-1][1:] = [cpu]
+        else:
+            ranges.append([cpu])
+    return ",".join("-".join(map(str, each)) for each in ranges)
+
+
+# -- the histogram
+
+
+def _drawn(trips: RoundTrips, width: int) -> str:
+    """How many round trips took at least so long, each line less than the next one's."""
+    buckets = histogram(trips.times_ns)
+    lows = [_micros(bucket.low) for bucket in buckets]
+    low_width, count_width = max(4, *map(len, lows)), max(5, *(len(str(bucket.count)) for bucket in buckets))
+    bar_width = max(MIN_BAR, width - low_width - count_width - 4)
+    most = max(bucket.count for bucket in buckets)
+    lines = ["", format_bytes(trips.size_bytes), f"{'≥ µs':>{low_width}}  {'count':>{count_width}}"]
+    for low, bucket in zip(lows, buckets, strict=True):
+        bar = _bar(bucket.count, most, bar_width)
+        lines.append(f"{low:>{low_width}}  {bucket.count:>{count_width}}  {bar}".rstrip())
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _bar(count: int, most: int, width: int) -> str:
+    """In proportion; what is there at all is an eighth of a column at least."""
+    whole, eighths = divmod(-(-count * width * 8 // most), 8)
+    return "█" * whole + EIGHTHS[eighths].strip()
+
+
+def _micros(time_ns: int) -> str:
+    """Microseconds to four digits or better."""
+    return f"{time_ns / 1000:.1f}" if time_ns < 999_950 else f"{time_ns / 1000:.0f}"

@@ -1,0 +1,72 @@
+"""Order statistics and histograms of whole numbers; pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+MOST_BUCKETS = 20  # of a histogram: a terminal shows them at once
+_PER_DECADE = (50, 20, 10, 5, 2, 1)  # how finely a histogram may be cut, the finest first
+_EXACT = 1000  # a percentage is taken to a thousandth: 99.9 / 100 is no exact float
+
+
+class Summary(Struct, frozen=True):
+    """How samples spread, in their own unit."""
+
+    min: int
+    p50: int
+    p90: int
+    p99: int
+    p99_9: int
+    max: int
+
+
+class Bucket(Struct, frozen=True):
+    """How many samples are at least `low` and below `high`."""
+
+    low: int
+    high: int
+    count: int
+
+
+def percentile(ordered: Sequence[int], percent: float) -> int:
+    """The smallest sample that at least `percent` percent of all do not exceed; 0 gives the smallest of all.
+
+    This is the nearest rank: always one of the samples, never between two. The samples are sorted, at least
+    one; `percent` is from 0 to 100, exact to a thousandth.
+    """
+    rank = -(-round(percent * _EXACT) * len(ordered) // (100 * _EXACT))  # in whole numbers, rounded up
+    return ordered[max(rank, 1) - 1]
+
+
+def summarize(samples: Iterable[int]) -> Summary:
+    """The summary of at least one sample, in any order."""
+    ordered = sorted(samples)
+    return Summary(
+        ordered[0], *(percentile(ordered, percent) for percent in (50, 90, 99, 99.9)), ordered[-1]
+    )  # fmt: skip
+
+
+def histogram(samples: Iterable[int], most: int = MOST_BUCKETS) -> list[Bucket]:
+    """The samples in buckets that each reach as much further than the last as that did: a logarithmic scale.
+
+    A decade has 50, 20, 10, 5, 2 buckets or 1: the finest that takes no more than `most` from the smallest
+    sample to the largest. So the same bounds come again in another run. Samples are above 0, at least one.
+    """
+    ordered = sorted(samples)
+    for per_decade in _PER_DECADE:
+        bounds = _bounds(ordered[-1], per_decade)
+        first, last = (bisect_right(bounds, sample) - 1 for sample in (ordered[0], ordered[-1]))
+        if last - first < most:
+            break
+    counts = Counter(bisect_right(bounds, sample) - 1 for sample in ordered)
+    return [Bucket(bounds[at], bounds[at + 1], counts[at]) for at in range(first, last + 1)]
+
+
+def _bounds(largest: int, per_decade: int) -> list[int]:
+    """Whole numbers from 1 to beyond `largest`, as evenly on the logarithmic scale as whole numbers can be."""
+    steps = len(str(largest)) * per_decade
+    return sorted({round(10 ** (step / per_decade)) for step in range(steps + 1)})
