@@ -74,7 +74,7 @@ def test_a_message_arrives_with_the_seat_it_came_from(hub: Endpoint, bob: Endpoi
 
 def test_messages_keep_their_order_also_those_that_wait_for_room(hub: Endpoint, bob: Endpoint) -> None:
     hub.connect("bob", soon())
-    sizes = [10, 100_000, 1, 70_000, 3]
+    sizes = [10, 400_000, 1, 370_000, 3]
     for size in sizes:
         assert hub.post("bob", say("x" * size))
     assert hub.unsent_bytes("bob") > 100_000
@@ -121,7 +121,7 @@ def test_a_reader_that_never_reads_ends_a_send_at_its_deadline(room: Room, hub: 
         hub.connect("bob", soon())
         began_s = time.monotonic()
         with pytest.raises(DeadlineError, match="bob did not read before the deadline"):
-            hub.send("bob", say("x" * 100_000), Deadline.after(0.2))
+            hub.send("bob", say("x" * 400_000), Deadline.after(0.2))
         assert 0.2 <= time.monotonic() - began_s < 1
 
 
@@ -164,7 +164,7 @@ def test_a_seat_that_is_taken_again_is_spoken_to(room: Room, hub: Endpoint) -> N
 def test_a_reader_that_is_killed_is_lost_once_with_what_it_did_not_read(room: Room, hub: Endpoint) -> None:
     with peer("sitter", room) as bob:
         hub.connect("bob", soon())
-        hub.post("bob", say("x" * 100_000))
+        hub.post("bob", say("x" * 400_000))
         unsent = hub.unsent_bytes("bob")
         assert unsent > 0
         bob.kill()
@@ -176,7 +176,7 @@ def test_a_reader_that_is_killed_is_lost_once_with_what_it_did_not_read(room: Ro
 def test_a_send_to_a_reader_that_is_killed_meanwhile_fails_and_names_it(room: Room, hub: Endpoint) -> None:
     with peer("sitter", room) as bob:
         hub.connect("bob", soon())
-        hub.post("bob", say("x" * 100_000))
+        hub.post("bob", say("x" * 400_000))
         bob.kill()
         with pytest.raises(PeerGone, match=rf"bob \(pid {bob.pid}, .*\) (died|closed its pipe); seat it again"):
             hub.send("bob", say("hi"), soon())
@@ -250,9 +250,9 @@ def test_only_the_first_typed_message_of_a_writer_cuts_and_a_plain_one_never(roo
 
 def test_the_pipe_of_a_plain_answer_closes_a_while_after_all_of_it_was_sent(hub: Endpoint, bob: Endpoint) -> None:
     hub.connect("bob", soon())
-    assert hub.post_plain("bob", "x" * 200_000)
+    assert hub.post_plain("bob", "x" * 500_000)
     assert hub.close_idle(), "while it is being read there is nothing to wait for but the reader"
-    assert pass_on(hub, bob) == Arrival(HUB, Plain("x" * 200_000))
+    assert pass_on(hub, bob) == Arrival(HUB, Plain("x" * 500_000))
     assert not hub.close_idle()
     while not hub.close_idle():
         assert hub.receive(Deadline.after(0.01)) is None

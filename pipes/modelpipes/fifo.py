@@ -19,7 +19,7 @@ from collections.abc import Callable
 from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, RoomError
 
-WIDE_BYTES = 1 << 20  # the most that fcntl's F_SETPIPE_SZ gives without privilege
+WIDE_BYTES = 256 << 10  # the best of 64 KiB to 1 MiB for a message of 1 MiB; 256 such pipes are a user's share (pipe(7))
 RETRY_S = 0.005  # between looks at what the kernel has no event for: a missing reader, a lock
 _SAFE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _FLOCK = "hhqqi"  # struct flock: type, whence, start, length, pid

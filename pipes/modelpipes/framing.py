@@ -11,7 +11,7 @@ from modelpipes.message import Malformed, Message, Plain
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # encoded, without the line's end; bounds what one peer can make another hold
 READ_BYTES = 64 << 10  # a pipe's capacity; more only allocates
-LARGE_READ_BYTES = 1 << 20  # the largest that a pipe can be made without privilege
+LARGE_READ_BYTES = 256 << 10  # as much as a widened pipe holds
 _BRACE = ord("{")
 _HEAD_BYTES = 256  # of an unreadable line: enough to find its id, so that its asker can be told
 

@@ -45,9 +45,8 @@ def percentile(ordered: Sequence[int], percent: float) -> int:
 def summarize(samples: Iterable[int]) -> Summary:
     """The summary of at least one sample, in any order."""
     ordered = sorted(samples)
-    return Summary(
-        ordered[0], *(percentile(ordered, percent) for percent in (50, 90, 99, 99.9)), ordered[-1]
-    )  # fmt: skip
+    p50, p90, p99, p99_9 = (percentile(ordered, percent) for percent in (50, 90, 99, 99.9))
+    return Summary(ordered[0], p50, p90, p99, p99_9, ordered[-1])
 
 
 def histogram(samples: Iterable[int], most: int = MOST_BUCKETS) -> list[Bucket]:

@@ -57,6 +57,10 @@ class Flood:
         self.received: Flow | None = None
         self.lost: int | None = None  # None: not known, the flood was broken off with messages on their way
 
+    @property
+    def count(self) -> int:
+        return self.sent.messages
+
 
 def measure_round_trips(
     endpoint: Endpoint,

@@ -7,7 +7,8 @@ from collections.abc import Container, Iterable, Sequence
 from modelpipes.safetext import make_line
 
 GAP = 2  # spaces between columns
-MIN_FIRST, MIN_LAST = 24, 16  # columns of the terminal that the first and the last one keep
+# What the first and the last column keep of a terminal's width: at 80, two short ones have room between them.
+FIRST_SHARE, LAST_SHARE = 4, 5
 
 
 def draw_table(
@@ -20,36 +21,38 @@ def draw_table(
 ) -> str:
     """A table with one line a row, each ended; columns of numbers and those named in `right` to the right.
 
-    With a `width` it has no more columns of the terminal: those of `spare` are left out, in this order, until the
-    others have room; then the last one loses the beginning of what is too long (the end of a path tells more), and
-    the first one the end. Below what the others need, it is wider. Drawn here because importing tabulate takes longer
-    than all else that `list-seats` does.
+    With a `width`, in columns of a terminal, it is no wider, as far as that can be: columns of `spare` are left out,
+    in this order, until the others have room; then what is too long loses its middle in the first column and its
+    beginning in the last (of a path, the end tells more). Drawn here because importing tabulate takes longer than all
+    else that `list-seats` does.
     """
-    values = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in headers]
-    numbers = {
-        header for header, column in zip(headers, values, strict=True) if column and all(map(_is_number, column))
-    }
+    values = list(zip(*rows, strict=True)) or [() for _ in headers]
     columns = {header: [header, *map(_text, column)] for header, column in zip(headers, values, strict=True)}
+    numbers = {header for header, column in zip(headers, values, strict=True) if all(map(_is_number, column))}
     widths = {header: max(map(_width, column)) for header, column in columns.items()}
     if width is not None:
         _narrow(columns, widths, width, spare)
-    cells = [_align(column, widths[header], header in numbers or header in right) for header, column in columns.items()]
+    aligned = [
+        _align(column, widths[header], to_the_right=header in numbers or header in right)
+        for header, column in columns.items()
+    ]
     gap = " " * GAP
-    return "".join(gap.join(line).rstrip() + "\n" for line in zip(*cells, strict=True))
+    return "".join(gap.join(line).rstrip() + "\n" for line in zip(*aligned, strict=True))
 
 
 def _narrow(columns: dict[str, list[str]], widths: dict[str, int], width: int, spare: Iterable[str]) -> None:
     """Leave out and shorten columns until a table has `width`."""
-    first, *_, last = [*columns, *columns]
-    least = {**widths, first: min(widths[first], MIN_FIRST), last: min(widths[last], MIN_LAST)}
+    names = list(columns)
+    first, last = names[0], names[-1]
+    least = widths | {first: min(widths[first], width // FIRST_SHARE), last: min(widths[last], width // LAST_SHARE)}
     for header in spare:
         if _sum(least) <= width:
             break
         del columns[header], widths[header], least[header]
-    for header in (first, last):  # the first one has what the others leave, up to all that it needs; the last the rest
-        left = width - _sum(least) + least[header]
-        widths[header] = least[header] = max(least[header], min(widths[header], left))
-    columns[first] = [_without_end(text, widths[first]) for text in columns[first]]
+    for header in (first, last):  # the first has all that it needs, if it can be; the last what is left
+        free = max(width - _sum(least), 0)
+        widths[header] = least[header] = min(widths[header], least[header] + free)
+    columns[first] = [_without_middle(text, widths[first]) for text in columns[first]]
     columns[last] = [_without_beginning(text, widths[last]) for text in columns[last]]
 
 
@@ -57,26 +60,26 @@ def _sum(widths: dict[str, int]) -> int:
     return sum(widths.values()) + GAP * (len(widths) - 1)
 
 
-def _align(column: list[str], width: int, to_the_right: bool) -> list[str]:
-    if to_the_right:
-        return [" " * (width - _width(text)) + text for text in column]
-    return [text + " " * (width - _width(text)) for text in column]
+def _align(column: list[str], width: int, *, to_the_right: bool) -> list[str]:
+    padded = ((text, " " * (width - _width(text))) for text in column)
+    return [blank + text if to_the_right else text + blank for text, blank in padded]
 
 
-def _without_end(text: str, width: int) -> str:
+def _without_middle(text: str, width: int) -> str:
     if _width(text) <= width:
         return text
-    while _width(text) >= width:
+    end = _without_beginning(text, width - (width - 1) // 2)[1:]
+    while _width(text) + _width(end) >= width:
         text = text[:-1]
-    return text + "…"
+    return f"{text}…{end}"
 
 
 def _without_beginning(text: str, width: int) -> str:
     if _width(text) <= width:
         return text
-    while _width(text) >= width:
+    while text and _width(text) >= width:
         text = text[1:]
-    return "…" + text
+    return f"…{text}"
 
 
 def _is_number(cell: object) -> bool:

@@ -25,6 +25,7 @@ VERBS = {
     "seats": ("list-seats", "Who sits where, doing what; wait until they are ready."),
     "ask": ("ask-model", "Send one message, print the answer."),
     "chat": ("chat-models", "Lead a conversation: set-up, seats, talk, clean-up."),
+    "ping": ("ping-pipes", "Measure round trips and throughput."),
     "find": ("find-gguf", "Find model files, read headers, rate the fit."),
     "fit": ("fit-models", "Plan which models share a card, with which settings."),
 }

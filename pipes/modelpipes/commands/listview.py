@@ -12,7 +12,6 @@ from modelpipes.fit.listing import Line, Listing
 from modelpipes.gguf.modelfile import Problem, path_base64, printable
 
 FORMATS = ("table", "json", "jsonl", "csv")
-GIB = 1 << 30
 COUNTS = (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3))
 
 
@@ -76,7 +75,12 @@ def _write_table(lines: list[Line], *, is_rated: bool) -> None:
 
 
 def _amount(size_bytes: int | None) -> str:
-    return "-" if size_bytes is None else f"{size_bytes / GIB:.1f}G"
+    """A size in as many places as `ls -h` takes."""
+    if size_bytes is None:
+        return "-"
+    if size_bytes >= 1 << 30:
+        return f"{size_bytes / (1 << 30):.1f}G"
+    return f"{size_bytes >> 20}M" if size_bytes >= 1 << 20 else f"{size_bytes >> 10}K"
 
 
 def _count(number: int) -> str:

@@ -4,57 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import Any
 
 import click
 
-from modelpipes import output
 from modelpipes.asker import Asker
 from modelpipes.commands import options, pingview
 from modelpipes.deadline import Deadline
+from modelpipes.endpoint import Endpoint
 from modelpipes.errors import PeerError, UsageError
-from modelpipes.ping import (
-    MAX_SIZE_BYTES,
-    Flood,
-    RoundTrips,
-    flood_one_way,
-    flood_with_pings,
-    measure_round_trips,
-)
+from modelpipes.ping import MAX_SIZE_BYTES, Flood, RoundTrips, flood_one_way, flood_with_pings, measure_round_trips
 from modelpipes.pingpeer import PEER, seated_peer
 from modelpipes.room import HUB, Room
 
 SIZE_BYTES = 64
-SWEEP_BYTES = tuple(64 * 4**power for power in range(8))  # 64 B to 1 MiB
+SWEEP_BYTES = tuple(64 * 4**power for power in range(8))  # to 1 MiB
 COUNT = 1000
+WARMUP_SHARE = 10  # of the count, one in so many
 FLOOD_S = 3.0
 
 
 @click.command(context_settings=options.settings)
 @click.argument("seat", required=False)
 @options.directory
-@click.option("--self", "is_self", is_flag=True, help="Ping a process of our own; needs no room and no seat.")
-@click.option("--count", type=click.IntRange(1), metavar="N", help="Pings of a size.  [1000]")
-@click.option("--size", type=options.BYTES, metavar="SIZE", help="Of the content of each, as 64 or 4KiB.  [64]")
-@click.option("--sweep", is_flag=True, help="Sizes from 64 bytes to 1 MiB, one after the other.")
-@click.option("--interval", type=options.SECONDS_OR_0, help="From a ping to the next.  [0: at once when answered]")
-@click.option("--warmup", type=click.IntRange(0), metavar="N", help="Pings before those counted.  [a tenth of them]")
-@click.option(
-    "--timeout", type=options.SECONDS, default="5", show_default=True, help="A ping unanswered so long is lost."
-)
-@click.option("--flood", is_flag=True, help="As many messages as go, one way with --self, else pings and pongs.")
-@click.option("--seconds", type=options.SECONDS, help="End each size after so long.  [none; 3 with --flood]")
-@click.option("--pin", metavar="CPU[,CPU]", help="Run on this CPU, and the peer of --self, or on the second.")
+@click.option("--self", "is_self", is_flag=True, help="Ping a process of our own; needs no room, no seat.")
+@click.option("--count", type=click.IntRange(1), metavar="N", help="Pings of each size.  [1000]")
+@click.option("--size", type=options.BYTES, metavar="SIZE", help="Of a message's content, as 64 or 4KiB.  [64]")
+@click.option("--sweep", is_flag=True, help="Eight sizes, from 64 bytes to 1 MiB.")
+@click.option("--interval", type=options.SECONDS_OR_0, help="From a ping to the next.  [0: when it is answered]")
+@click.option("--warmup", type=click.IntRange(0), metavar="N", help="Pings that do not count.  [a tenth of --count]")
+@click.option("--timeout", type=options.SECONDS, default="5", show_default=True, help="When a ping counts as lost.")
+@click.option("--flood", is_flag=True, help="All that goes: one way with --self, else pings and pongs.")
+@click.option("--seconds", type=options.SECONDS, help="End each size after this time.  [none; --flood: 3]")
+@click.option("--pin", metavar="CPU[,CPU]", help="Run there; the peer of --self too, or on the second.")
 @click.option("--histogram", is_flag=True, help="Draw how the round trips spread.")
 @options.as_json
 @options.version
-def command(
-    seat: str | None, directory: str | None, is_self: bool, count: int | None, size: int | None, sweep: bool,
-    interval: float | None, warmup: int | None, timeout: float, flood: bool, seconds: float | None, pin: str | None,
-    histogram: bool, as_json: bool,
-) -> None:  # fmt: skip
-    """Measure how long a message takes to a seat and back: the spread, the rate, the losses.
+def command(seat: str | None, directory: str | None, **given: Any) -> None:
+    """Measure round trips to a seat: how long, how they spread, how many a second.
 
-    Pings are answered before any model work. Ctrl-C ends it, with what came so far.
+    A ping is answered before any model work. Ctrl-C ends it with what came so far.
 
     \b
     Examples:
@@ -63,32 +52,94 @@ def command(
       ping-pipes --self --sweep --pin 0 --json
       ping-pipes --self --flood --size 4KiB --seconds 10
     """
-    if is_self and (seat or directory):
-        raise UsageError("--self brings a peer and a room of its own; name no seat and no -d with it")
-    if sweep and size is not None:
-        raise UsageError("--sweep has sizes of its own; give no --size with it")
-    if size is not None and size > MAX_SIZE_BYTES:
-        raise UsageError(f"--size {size}: at most {MAX_SIZE_BYTES} bytes can travel")
-    if flood and (count or warmup is not None or interval is not None or histogram):
-        raise UsageError("--flood sends what goes for --seconds: no --count, --warmup, --interval and --histogram")
-    if as_json and histogram:
-        raise UsageError("--histogram draws, --json does not; give one of them")
-    if interval == float("inf"):
-        raise UsageError("--interval none: there would be no second ping")
-    sizes = SWEEP_BYTES if sweep else (SIZE_BYTES if size is None else size,)
-    cpus = _read_cpus(pin, is_self)
+    _check(seat, directory, given)
+    cpus = _read_cpus(given["pin"], given["is_self"])
     if cpus:
         os.sched_setaffinity(0, {cpus[0]})
-    count = count or COUNT
-    warmup = count // 10 if warmup is None else warmup
-    timeout_s = options.bounded(timeout)
-    seconds = options.bounded(seconds or (FLOOD_S if flood else float("inf")))
     with contextlib.ExitStack() as stack:
-        if is_self:
+        if given["is_self"]:
             room, to = stack.enter_context(seated_peer(cpus[-1] if cpus else None)), PEER
         else:
             room = Room.open(directory)
-            to = _the_seat(room, seat)
+            to = _choose(room, seat)
+        timeout_s = options.bounded(given["timeout"])
         asker = stack.enter_context(Asker(room, HUB, to, silence_s=timeout_s, limit=Deadline.never()))
         endpoint = asker.connect()
-        report = ...
+        ends = pingview.End.of(HUB, os.getpid()), pingview.End.of(to, room.sitting(to).pid)
+        measured: list[pingview.Measured] = []
+        try:
+            _measure(endpoint, to, given, measured)
+        finally:
+            pingview.write(measured, ends, as_json=given["as_json"], as_list=given["sweep"], draws=given["histogram"])
+
+
+def _check(seat: str | None, directory: str | None, given: dict[str, Any]) -> None:
+    """Raise UsageError for what does not go together."""
+    if given["is_self"] and (seat or directory):
+        raise UsageError("--self has a peer and a room of its own; give neither a seat nor -d with it")
+    if given["sweep"] and given["size"] is not None:
+        raise UsageError("--sweep has sizes of its own; give no --size with it")
+    if (given["size"] or 0) > MAX_SIZE_BYTES:
+        raise UsageError(f"--size {given['size']}: at most {MAX_SIZE_BYTES} bytes can travel")
+    if given["interval"] == float("inf"):
+        raise UsageError("--interval none: no second ping would ever go")
+    if given["histogram"] and given["as_json"]:
+        raise UsageError("--histogram is drawn for a person; give no --json with it")
+    for name in ("count", "interval", "warmup", "histogram"):
+        if given["flood"] and given[name] not in (None, False):
+            raise UsageError(f"--{name} is for pings one by one; --flood sends what goes for --seconds")
+
+
+def _read_cpus(text: str | None, is_self: bool) -> list[int]:
+    """The CPUs that --pin names: ours, then the peer's; UsageError where we may not run there."""
+    if text is None:
+        return []
+    ours = os.sched_getaffinity(0)
+    words = text.split(",")
+    if len(words) > 1 + is_self:
+        raise UsageError(
+            f"--pin {text}: give {'one CPU, or two' if is_self else 'one CPU: the seat is not ours to pin'}"
+        )
+    if not all(word.isdecimal() and int(word) in ours for word in words):
+        raise UsageError(f"--pin {text}: not a CPU that we may run on; those are {pingview.cpu_ranges(ours)}")
+    return [int(word) for word in words]
+
+
+def _choose(room: Room, seat: str | None) -> str:
+    """The seat to ping: the one named, else the only one there is."""
+    if seat:
+        room.require(seat)
+        return seat
+    seats = [each for each in room.seats() if each != HUB]
+    if len(seats) != 1:
+        there = f"its seats are {', '.join(seats)}" if seats else "it has no seats"
+        raise UsageError(f"name the seat to ping, or --self; {room.path}: {there}")
+    return seats[0]
+
+
+def _measure(endpoint: Endpoint, to: str, given: dict[str, Any], measured: list[pingview.Measured]) -> None:
+    """Measure each size; a measurement stands in the list from its beginning, so it does whatever ends it."""
+    seconds = given["seconds"] or (FLOOD_S if given["flood"] else float("inf"))
+    count = given["count"] or COUNT
+    for size_bytes in SWEEP_BYTES if given["sweep"] else [SIZE_BYTES if given["size"] is None else given["size"]]:
+        until = Deadline.after(options.bounded(seconds))
+        if given["flood"]:
+            measured.append(flood := Flood(size_bytes))
+            run_flood = flood_one_way if given["is_self"] else flood_with_pings
+            run_flood(
+                endpoint, to, flood, until=until, limit=Deadline.after(options.bounded(seconds + given["timeout"]))
+            )
+            if flood.lost:
+                raise PeerError(f"{flood.lost} of {flood.sent.messages} messages were lost on the way to {to} or back")
+        else:
+            measured.append(trips := RoundTrips(size_bytes))
+            measure_round_trips(
+                endpoint,
+                to,
+                trips,
+                count=count,
+                timeout_s=options.bounded(given["timeout"]),
+                warmup=count // WARMUP_SHARE if given["warmup"] is None else given["warmup"],
+                interval_s=given["interval"] or 0.0,
+                until=until,
+            )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import contextlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import asdict
@@ -13,7 +15,7 @@ from modelpipes.percentiles import histogram, summarize
 from modelpipes.ping import Flood, Flow, RoundTrips
 from modelpipes.units import format_bytes
 
-Affinity = Sequence[int] | None  # the CPUs that a process may run on; None: it could not be asked
+Measured: TypeAlias = RoundTrips | Flood
 
 DEFAULT_WIDTH = 80  # where stdout is no terminal
 MIN_BAR = 8
@@ -23,34 +25,58 @@ DROPPED_FIRST = ("p90", "min", "p99.9", "count", "msg/s", "lost", "seconds", "by
 TEXT = ("size", "end")  # columns; the others are numbers
 
 
-class Who(Struct, frozen=True):
-    """The process at one end, and where it ran."""
+class End(Struct, frozen=True):
+    """The process at one end, and the CPUs that it may run on; None: it could not be asked."""
 
     name: str
-    affinity: Affinity
+    cpus: list[int] | None
+
+    @classmethod
+    def of(cls, seat: str, pid: int | None) -> End:
+        with contextlib.suppress(OSError):  # it has gone
+            if pid is not None:
+                return cls(f"{seat} (pid {pid})", sorted(os.sched_getaffinity(pid)))
+        return cls(seat, None)
 
 
-def write_round_trips(measured: Sequence[RoundTrips], ends: tuple[Who, Who], *, draws: bool) -> None:
-    """A table, a line a size; then, if it `draws`, a histogram of each."""
-    _write_table([_round_trips_row(trips) for trips in measured])
-    output.write_text("round trips, min to max, in µs\n" + _where(ends))
-    if draws:
-        for trips in measured:
-            if trips.times_ns:
-                output.write_text(_drawn(trips, output.width() or DEFAULT_WIDTH))
+def write(
+    measured: Sequence[Measured], ends: tuple[End, End], *, as_json: bool, as_list: bool = False, draws: bool = False
+) -> None:
+    """Write what was measured to stdout, of each size that came to anything; a histogram of each if it `draws`."""
+    begun = [each for each in measured if each.count]
+    if not begun:
+        return
+    if as_json:
+        records = [_record(each, ends) for each in begun]
+        output.write_json(records if as_list else records[0])
+        return
+    _write_table([row for each in begun for row in _rows(each)])
+    where = [f"{end.name} on {'a CPU unknown' if end.cpus is None else f'CPU {cpu_ranges(end.cpus)}'}" for end in ends]
+    note = [] if isinstance(begun[0], Flood) else ["round trips in µs"]
+    output.write_text("".join(f"{line}\n" for line in [*note, *where]))
+    for each in begun:
+        if draws and isinstance(each, RoundTrips) and each.times_ns:
+            output.write_text(_drawn(each, output.width() or DEFAULT_WIDTH))
 
 
-def write_floods(measured: Sequence[Flood], ends: tuple[Who, Who]) -> None:
-    """A table, two lines a size: what was sent, and what was received."""
-    _write_table([row for flood in measured for row in _flood_rows(flood)])
-    output.write_text(_where(ends))
+def cpu_ranges(cpus: Iterable[int]) -> str:
+    """CPUs as taskset lists them: 0-3,8."""
+    ranges: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if ranges and cpu == ranges[-1][-1] + 1:
+            ranges[-1][1:] = [cpu]
+        else:
+            ranges.append([cpu])
+    return ",".join("-".join(map(str, each)) for each in ranges)
 
 
-def record(measured: RoundTrips | Flood, ends: tuple[Who, Who]) -> dict[str, Any]:
-    """One measurement as JSON has it."""
-    figures = _round_trips_record(measured) if isinstance(measured, RoundTrips) else _flood_record(measured)
-    us, peer = ends
-    return {"size_bytes": measured.size_bytes, **figures, "affinity": {"ours": us.affinity, "peer": peer.affinity}}
+# -- JSON
+
+
+def _record(measured: Measured, ends: tuple[End, End]) -> dict[str, Any]:
+    figures = _flood_record(measured) if isinstance(measured, Flood) else _round_trips_record(measured)
+    affinity = {"ours": ends[0].cpus, "peer": ends[1].cpus}
+    return {"size_bytes": measured.size_bytes, **figures, "affinity": affinity}
 
 
 def _round_trips_record(trips: RoundTrips) -> dict[str, Any]:
@@ -86,6 +112,10 @@ def _per_second(amount: int, seconds: float) -> float:
 
 
 # -- the table
+
+
+def _rows(measured: Measured) -> list[dict[str, str]]:
+    return _flood_rows(measured) if isinstance(measured, Flood) else [_round_trips_row(measured)]
 
 
 def _round_trips_row(trips: RoundTrips) -> dict[str, str]:
@@ -125,23 +155,6 @@ def _write_table(rows: Sequence[Mapping[str, str]]) -> None:
         columns.pop(name, None)
     numbers = [name for name in columns if name not in TEXT]
     output.write_table(list(zip(*columns.values(), strict=True)), list(columns), right=numbers)
-
-
-def _where(ends: tuple[Who, Who]) -> str:
-    return "".join(
-        f"{who.name} on {'a CPU unknown' if who.affinity is None else f'CPU {cpu_ranges(who.affinity)}'}\n" for who in ends
-    )
-
-
-def cpu_ranges(cpus: Affinity) -> str:
-    """CPUs as taskset lists them: 0-3,8."""
-    ranges: list[list[int]] = []
-    for cpu in sorted(cpus or ()):
-        if ranges and cpu == ranges[-1][-1] + 1:
-            ranges[-1][1:] = [cpu]
-        else:
-            ranges.append([cpu])
-    return ",".join("-".join(map(str, each)) for each in ranges)
 
 
 # -- the histogram
