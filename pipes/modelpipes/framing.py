@@ -15,8 +15,9 @@ LARGE_READ_BYTES = 256 << 10  # as much as a widened pipe holds
 _BRACE = ord("{")
 _HEAD_BYTES = 256  # of an unreadable line: enough to find its id, so that its asker can be told
 
-_encoder = msgspec.json.Encoder()
+_encode_lines = msgspec.json.Encoder().encode_lines
 _decode = msgspec.json.Decoder(Message).decode
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # the last: brackets in brackets in …
 _ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,128})"')
 
 
@@ -26,7 +27,7 @@ def encode(message: Message) -> bytes:
     Raises MessageError where it is larger than MAX_MESSAGE_BYTES or holds lone surrogates.
     """
     try:
-        line = _encoder.encode_lines((message,))  # ends it without another copy
+        line = _encode_lines((message,))  # ends it without another copy
     except UnicodeEncodeError as e:
         raise MessageError(f"the message is not Unicode text: {e.reason}") from None
     if len(line) > MAX_MESSAGE_BYTES + 1:
@@ -54,7 +55,7 @@ def decode(line: bytes | bytearray) -> Message | Plain | Malformed | None:
     if line[0] == _BRACE:
         try:
             return _decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:  # the last: brackets in brackets in …
+        except _UNREADABLE as e:
             return Malformed(f"not a message: {e}", _find_id(line))
     words = line.removesuffix(b"\r")
     return Plain(words.decode("utf-8", "replace")) if words else None
@@ -80,8 +81,15 @@ class LineSplitter:
 
     def feed(self, data: bytes) -> list[Message | Plain | Malformed]:
         """The messages that these bytes complete, in order."""
+        size = len(data)
+        if size and data[0] == _BRACE and not self._line and data.find(b"\n") == size - 1:
+            # One whole message, as it mostly is: nothing is cut out and nothing looked at twice.
+            try:
+                return [_decode(data)]
+            except _UNREADABLE:
+                pass  # the way below tells what is wrong with it
         items: list[Message | Plain | Malformed] = []
-        start, size = 0, len(data)
+        start = 0
         while start < size:
             end = data.find(b"\n", start)  # bytes.split looks at one byte after the other
             if end < 0:

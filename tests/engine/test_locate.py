@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from modelpipes.engine.locate import Binary, find_engine, find_model, parse_flags
-from modelpipes.errors import EngineError, FileError
+from modelpipes.errors import EngineError, FileError, UsageError
 
 
 @pytest.fixture
@@ -79,6 +80,38 @@ def test_tiny_chat_is_a_model_name() -> None:
     assert Path(find_model("tiny-chat")).is_file()
 
 
+def test_a_name_that_find_gguf_prints_is_a_model(hello: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SEARCH_PATH", str(tmp_path))
+    monkeypatch.chdir("/")
+    shutil.copy(hello, tmp_path / "hello-Q8_0.gguf")
+    assert find_model("hello-Q8_0") == str(tmp_path / "hello-Q8_0.gguf")
+
+
+def test_a_name_of_two_models_is_wrong_usage_and_shows_both_paths(
+    hello: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SEARCH_PATH", str(tmp_path))
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(hello, tmp_path / folder / "hello-Q8_0.gguf")
+    with pytest.raises(UsageError, match=r"one/hello-Q8_0\.gguf.*two/hello-Q8_0\.gguf"):
+        find_model("hello-Q8_0")
+
+
+def test_a_name_of_nothing_points_to_find_gguf_and_to_tiny_chat() -> None:
+    with pytest.raises(FileError, match=r"no model file 'no-such'.*find-gguf.*tiny-chat"):
+        find_model("no-such")
+
+
+def test_a_model_file_is_found_without_looking_for_names(hello: str) -> None:
+    check = "import sys\nfrom modelpipes.engine.locate import find_model\nfind_model(sys.argv[1])\n"
+    check += "sys.exit('modelpipes.gguf' in sys.modules)"
+    package = str(Path(sys.modules["modelpipes.engine.locate"].__file__ or "").parents[2])
+    assert (
+        subprocess.run([sys.executable, "-c", check, hello], env=os.environ | {"PYTHONPATH": package}).returncode == 0
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"), [(b"", "is empty"), (b"<html>", "is no GGUF file"), (b"GG", "is no GGUF file")]
 )
@@ -93,7 +126,7 @@ def test_a_missing_model_file_and_a_directory_are_told(tmp_path: Path) -> None:
         find_model(str(tmp_path / "none.gguf"))
     with pytest.raises(FileError, match="is a directory"):
         find_model(str(tmp_path))
-    with pytest.raises(FileError, match="cannot be read"):
+    with pytest.raises(FileError, match="nor a model of that name"):
         find_model("a\0b")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FileError, match="is a pipe"):

@@ -136,7 +136,7 @@ def test_a_name_that_means_nothing_says_where_was_looked(
 ) -> None:
     put(home / "models/other.gguf")
     monkeypatch.setenv("SEARCH_PATH", str(home / "models"))
-    with pytest.raises(FileError, match="no file and no model is called"):
+    with pytest.raises(FileError, match="nor a model of that name"):
         resolve(name)
 
 

@@ -64,19 +64,19 @@ def find_engine(choice: EngineChoice = "auto") -> Binary:
 
 
 def find_model(name: str) -> str:
-    """The absolute path of a model file, `name` being a path or `tiny-chat`, the packaged one.
+    """The absolute path of a model file, `name` being a path, `tiny-chat` (the packaged one) or as find-gguf prints it.
 
-    Raises FileError if there is no readable GGUF file.
+    Raises FileError if there is no readable GGUF file, UsageError if the name means several.
     """
-    path = PACKAGED_MODELS / "tiny-chat.gguf" if name == "tiny-chat" else Path(name).expanduser().absolute()
-    shown = str(path)
+    shown = _path_of(name)
+    path = Path(shown)
     try:
         if stat.S_ISFIFO(os.stat(path).st_mode):  # to open one would wait for a writer
             raise FileError(f"{shown} is a pipe: name a GGUF file")
         with open(path, "rb") as file:
             magic = file.read(len(GGUF_MAGIC))
     except FileNotFoundError:
-        raise FileError(f"no model file {shown}: name a GGUF file, or tiny-chat") from None
+        raise FileError(f"no model file {shown}: name a GGUF file, one that find-gguf lists, or tiny-chat") from None
     except IsADirectoryError:
         raise FileError(f"{shown} is a directory: name one GGUF file in it") from None
     except PermissionError:
@@ -88,6 +88,20 @@ def find_model(name: str) -> str:
     if magic != GGUF_MAGIC:
         raise FileError(f"{shown} is no GGUF file (it does not begin with GGUF): convert or download one")
     return shown
+
+
+def _path_of(name: str) -> str:
+    if name == "tiny-chat":
+        return str(PACKAGED_MODELS / "tiny-chat.gguf")
+    path = os.path.abspath(os.path.expanduser(name))
+    if os.path.isfile(path):
+        return path
+    from modelpipes.gguf.catalog import resolve  # lazily: whoever names a file starts without it
+
+    try:
+        return resolve(name)
+    except FileError as error:
+        raise FileError(f"{error}; tiny-chat is always there") from None
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from modelpipes import __version__
-from modelpipes.errors import ModelFileError, PipesError
+from modelpipes.errors import FileError, ModelFileError, UsageError
 from modelpipes.fit.rating import Rating, Room, rate
 from modelpipes.fit.settings import Settings
 from modelpipes.gguf.cache import Cache
@@ -113,7 +113,7 @@ class Survey:
                 answer = Answer(rate(header, self._settings, self._room), host_bytes=self._host_bytes)
             except ModelFileError:
                 raise
-            except PipesError as error:  # what llama.cpp would refuse too
+            except (FileError, UsageError) as error:  # what llama.cpp would refuse too
                 answer = Answer(None, str(error))
             except (ArithmeticError, LookupError, ValueError) as error:
                 # A header made up or damaged contradicts itself in more ways than the rules for memory look for.

@@ -44,7 +44,7 @@ class Catalog(msgspec.Struct, frozen=True):
                 raise UsageError(f"{name!r} means several models: {_some(shown)}: give the path of one")
             if found:
                 return next(iter(found.values()))
-        raise FileError(f"no file and no model is called {name!r}: {self._hint(name)}")
+        raise FileError(f"no model file {name!r}, nor a model of that name: {self._hint(name)}")
 
     def _hint(self, name: str) -> str:
         import difflib
@@ -53,16 +53,14 @@ class Catalog(msgspec.Struct, frozen=True):
         near = [each for each in known if name.lower() in each] or difflib.get_close_matches(name.lower(), known)
         if near:
             return f"did you mean {_some([known[each] for each in near])}?"
-        return f"run find-gguf to see what there is in {_some(default_places())}"
+        return f"run find-gguf to see what there is in {_some(default_places()) or 'a folder that you name'}"
 
 
 def resolve(name_or_path: str) -> str:
     """The absolute path that a command's model FILE means: a path, or a name as `Catalog.find` takes it.
 
-    Names are looked up where models usually lie and where `find-gguf` last looked.
-
-    A file wins over a name, a name over a folder. What is written as a path is not looked up. Raises as
-    `Catalog.find`.
+    Names are looked up where models usually lie and where `find-gguf` last looked. A file wins over a name, a name
+    over a folder. What is written as a path is not looked up. Raises as `Catalog.find`.
     """
     path = os.path.abspath(os.path.expanduser(name_or_path)) if name_or_path else ""
     is_folder = os.path.isdir(path)
@@ -95,4 +93,4 @@ def _is_part(file: ModelFile, name: str) -> bool:
 
 def _some(items: Sequence[str]) -> str:
     more = [f"and {len(items) - MAX_SHOWN} more"] if len(items) > MAX_SHOWN else []
-    return ", ".join([*items[:MAX_SHOWN], *more]) or "no folder: none of the known ones is here"
+    return ", ".join([*items[:MAX_SHOWN], *more])
