@@ -54,7 +54,8 @@ def decode(line: bytes | bytearray) -> Message | Plain | Malformed | None:
         return Malformed(f"a line longer than {MAX_MESSAGE_BYTES} bytes", _find_id(line))
     if line[0] == _BRACE:
         try:
-            return _decode(line)
+            message: Message = _decode(line)
+            return message
         except _UNREADABLE as e:
             return Malformed(f"not a message: {e}", _find_id(line))
     words = line.removesuffix(b"\r")

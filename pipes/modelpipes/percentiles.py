@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
-MOST_BUCKETS = 20  # of a histogram: a terminal shows them at once
+MOST_BUCKETS = 16  # of a histogram: with the gaps between them a terminal shows them at once
 _PER_DECADE = (50, 20, 10, 5, 2, 1)  # how finely a histogram may be cut, the finest first
 _EXACT = 1000  # a percentage is taken to a thousandth: 99.9 / 100 is no exact float
 
@@ -50,19 +50,20 @@ def summarize(samples: Iterable[int]) -> Summary:
 
 
 def histogram(samples: Iterable[int], most: int = MOST_BUCKETS) -> list[Bucket]:
-    """The samples in buckets that each reach as much further than the last as that did: a logarithmic scale.
+    """The buckets that hold any of the samples, in order; empty ones between them are left out.
 
-    A decade has 50, 20, 10, 5, 2 buckets or 1: the finest that takes no more than `most` from the smallest
-    sample to the largest. So the same bounds come again in another run. Samples are above 0, at least one.
+    Their bounds are even on a logarithmic scale, with 50 to a decade, or 20, 10, 5, 2 or 1: the first of these
+    that leaves at most `most` buckets, or else the last. Samples are above 0, at least one.
     """
-    ordered = sorted(samples)
+    counts = Counter(samples)
     for per_decade in _PER_DECADE:
-        bounds = _bounds(ordered[-1], per_decade)
-        first, last = (bisect_right(bounds, sample) - 1 for sample in (ordered[0], ordered[-1]))
-        if last - first < most:
+        bounds = _bounds(max(counts), per_decade)
+        held: Counter[int] = Counter()
+        for sample, count in counts.items():
+            held[bisect_right(bounds, sample) - 1] += count
+        if len(held) <= most:
             break
-    counts = Counter(bisect_right(bounds, sample) - 1 for sample in ordered)
-    return [Bucket(bounds[at], bounds[at + 1], counts[at]) for at in range(first, last + 1)]
+    return [Bucket(bounds[at], bounds[at + 1], held[at]) for at in sorted(held)]
 
 
 def _bounds(largest: int, per_decade: int) -> list[int]:

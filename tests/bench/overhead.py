@@ -39,14 +39,18 @@ COMMANDS = {
 }
 
 
-def median_of(runs: int, *measures: Callable[[], float]) -> list[float]:
-    """The median of each measure, taken in turn so that a drift of the machine meets all alike."""
+def in_turn(runs: int, *measures: Callable[[], float]) -> list[list[float]]:
+    """The runs of each measure, taken in turn so that a drift of the machine meets all alike."""
     taken: list[list[float]] = [[] for _ in measures]
     for number in range(runs + 1):
         for values, measure in zip(taken, measures, strict=True):
             value = measure()
             if number:  # the first run warms up
                 values.append(value)
+    return taken
+
+
+def median_of(taken: list[list[float]]) -> list[float]:
     return [statistics.median(values) for values in taken]
 
 
@@ -101,63 +105,87 @@ def seat(room: Room, name: str, *options: str) -> Child:
     return child
 
 
-def measure(runs: int) -> Iterator[dict[str, Any]]:
+def start_up(runs: int) -> Iterator[tuple[str, list[list[float]]]]:
+    """Each command with what it works for, `import click` and nothing: the seconds of each run."""
     python = sys.executable
     with tempfile.TemporaryDirectory() as folder:
         room = Room.make(os.path.join(folder, "room"))
-        room.make_pipes(star("hub", ["bob", "echo", "first"]))
+        room.make_pipes(star("hub", ["bob"]))
         with seat(room, "bob", "--filter", "cat"):
             for name, arguments in COMMANDS.items():
                 argv = [os.path.join(os.path.dirname(python), name), *arguments]
-                ours, base, bare = median_of(
-                    runs,
-                    lambda argv=argv: run_s(argv, PIPE_DIR=room.path),  # type: ignore[misc]  # bound now
-                    lambda: run_s([python, "-c", "import click"]),
-                    lambda: run_s([python, "-c", "pass"]),
+                yield (
+                    name,
+                    in_turn(
+                        runs,
+                        lambda argv=argv: run_s(argv, PIPE_DIR=room.path),  # type: ignore[misc]  # bound now
+                        lambda: run_s([python, "-c", "import click"]),
+                        lambda: run_s([python, "-c", "pass"]),
+                    ),
                 )
-                yield {
-                    "what": f"start-up of {name}",
-                    "ratio": ours / base,
-                    "ours_ms": ours * 1000,
-                    "import_click_ms": base * 1000,
-                    "python_ms": bare * 1000,
-                }
-        with Engine("tiny-chat", ctx_size=1024) as engine:
-            engine.be_ready(Deadline.after(60))
-            with seat(room, "first", "--server", engine.base_url, "--max-tokens", "16", "--temperature", "0"):
-                http_s, pipes_s = median_of(
-                    runs,
-                    lambda: direct(engine.base_url, "Hello.", 16)[0],
-                    lambda: through_pipes(room, "first", "Hello.")[0],
-                )
-                yield {
-                    "what": "first token of tiny-chat",
-                    "ratio": pipes_s / http_s,
-                    "added_ms": (pipes_s - http_s) * 1000,
-                    "pipes_ms": pipes_s * 1000,
-                    "http_ms": http_s * 1000,
-                }
+
+
+def first_token(runs: int) -> list[list[float]]:
+    """Over direct HTTP, and through the pipes: the seconds of each run to the first token."""
+    with tempfile.TemporaryDirectory() as folder, Engine("tiny-chat", ctx_size=1024) as engine:
+        room = Room.make(os.path.join(folder, "room"))
+        room.make_pipes(star("hub", ["first"]))
+        engine.be_ready(Deadline.after(60))
+        with seat(room, "first", "--server", engine.base_url, "--max-tokens", "16", "--temperature", "0"):
+            return in_turn(
+                runs,
+                lambda: direct(engine.base_url, "Hello.", 16)[0],
+                lambda: through_pipes(room, "first", "Hello.")[0],
+            )
+
+
+def streaming(runs: int) -> list[list[float]]:
+    """Over direct HTTP, and through the pipes: the tokens a second of each run."""
+
+    def rate(figures: tuple[float, float, int]) -> float:
+        return figures[2] / figures[1]
+
+    with tempfile.TemporaryDirectory() as folder:
+        room = Room.make(os.path.join(folder, "room"))
+        room.make_pipes(star("hub", ["echo"]))
         model = scripted_model(Path(folder) / "endless.gguf", "one two three", endless=True)
         with Engine(str(model), ctx_size=4096) as engine:
             engine.be_ready(Deadline.after(60))
             with seat(
                 room, "echo", "--server", engine.base_url, "--max-tokens", str(STREAM_TOKENS), "--temperature", "0"
             ):
-
-                def rate(figures: tuple[float, float, int]) -> float:
-                    return figures[2] / figures[1]
-
-                http_rate, pipes_rate = median_of(
-                    max(5, runs // 4),
+                return in_turn(
+                    runs,
                     lambda: rate(direct(engine.base_url, "Go.", STREAM_TOKENS)),
                     lambda: rate(through_pipes(room, "echo", "Go.")),
                 )
-                yield {
-                    "what": f"streaming {STREAM_TOKENS} tokens",
-                    "ratio": pipes_rate / http_rate,
-                    "pipes_tokens_per_second": pipes_rate,
-                    "http_tokens_per_second": http_rate,
-                }
+
+
+def measure(runs: int) -> Iterator[dict[str, Any]]:
+    for name, taken in start_up(runs):
+        ours, base, bare = median_of(taken)
+        yield {
+            "what": f"start-up of {name}",
+            "ratio": ours / base,
+            "ours_ms": ours * 1000,
+            "import_click_ms": base * 1000,
+            "python_ms": bare * 1000,
+        }
+    http_s, pipes_s = median_of(first_token(runs))
+    yield {
+        "what": "first token of tiny-chat",
+        "ratio": pipes_s / http_s,
+        "added_ms": (pipes_s - http_s) * 1000,
+        "pipes_ms": pipes_s * 1000,
+        "http_ms": http_s * 1000,
+    }
+    http_rate, pipes_rate = median_of(streaming(max(5, runs // 4)))
+    yield {
+        "what": f"streaming {STREAM_TOKENS} tokens",
+        "ratio": pipes_rate / http_rate,
+        "pipes_tokens_per_second": pipes_rate,
+        "http_tokens_per_second": http_rate,
+    }
 
 
 def main() -> None:

@@ -84,7 +84,8 @@ def report(names: Sequence[str], *, every: bool) -> str:
             continue
         compute, total = max((miss.worst for miss in found), key=abs), max((miss.total for miss in found), key=abs)
         lines.append(
-            f"{name:32} {found[0].estimate:9} {len(found):5} {n_exact:5}  {compute / MIB:+10.2f} MiB  {total / MIB:+9.2f} MiB"
+            f"{name:32} {found[0].estimate:9} {len(found):5} {n_exact:5}"
+            f"  {compute / MIB:+10.2f} MiB  {total / MIB:+9.2f} MiB"
         )
     lines.append(f"{exact} of {rows} settings to the byte on every device and the host; {near} within 3 % or 16 MiB")
     return "\n".join(lines)

@@ -18,13 +18,18 @@ DEVICE_STEP = 64 << 20
 HOST_STEP = 1 << 30
 
 
+PLAIN_KV_TYPES = ("f16", "f32", "bf16")  # llama.cpp takes the others for values with flash attention only
+
+
 class KvType(click.ParamType[str]):
     """A type that a cache of keys and values can have."""
 
     name = "type"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from modelpipes.fit.context import CACHE_TYPES  # lazily: it takes longer to load than --help
+        if value in PLAIN_KV_TYPES:
+            return str(value)
+        from modelpipes.fit.context import CACHE_TYPES  # lazily: it takes longer to load than all of --help
 
         if value not in CACHE_TYPES:
             self.fail(f"{value!r} is none of {', '.join(CACHE_TYPES)}", param, ctx)
@@ -37,7 +42,7 @@ def prediction_options(command: Any) -> Any:
         click.option("--flash-attn/--no-flash-attn", default=True, help="Flash attention.  [yes]"),
         click.option("--parallel", type=click.IntRange(1, 256), default=1, metavar="N",
                      help="Conversations at a time, which share the context.  [1]"),
-        click.option("--kv-type", type=KvType(), metavar="TYPE",
+        click.option("--kv-type", type=KvType(), default="f16", metavar="TYPE",
                      help="Of the cache of keys and values: f16, q8_0, q4_0, …  [f16]"),
     ):  # fmt: skip
         command = option(command)

@@ -43,7 +43,7 @@ MAX_CONTEXT = (1 << 32) - 1  # llama.cpp's n_ctx has 32 bits
 @click.option("-v", "--verbose", is_flag=True, help="Tell where was looked, and why a file fits or not.")
 @options.version
 def command(
-    folders: tuple[str, ...], format_: str, as_json: bool, sort: str, reverse: bool, ctx_size: int, kv_type: str | None,
+    folders: tuple[str, ...], format_: str, as_json: bool, sort: str, reverse: bool, ctx_size: int, kv_type: str,
     parallel: int, flash_attn: bool, gpu: str, vram: int | None, reserve: int, gpu_fit: bool, fits: bool,
     min_size: int | None, max_size: int | None, max_age: float | None, arch: tuple[str, ...],
     quant: tuple[str, ...], strict: bool, no_cache: bool, verbose: bool,
@@ -68,6 +68,8 @@ def command(
     """
     if fits and not gpu_fit:
         raise UsageError("--fits asks what --no-gpu-fit leaves out")
+    if not flash_attn and kv_type not in cards.PLAIN_KV_TYPES:
+        raise UsageError(f"--kv-type {kv_type} needs flash attention")
     wanted = Filter(
         fits=fits,
         min_bytes=min_size,
@@ -76,9 +78,8 @@ def command(
         architectures=arch,
         quantizations=quant,
     )
-    kv = kv_type or "f16"
     settings = Settings(
-        n_ctx=ctx_size, n_parallel=parallel, flash_attn=flash_attn, type_k=kv, type_v=kv, backend="cuda"
+        n_ctx=ctx_size, n_parallel=parallel, flash_attn=flash_attn, type_k=kv_type, type_v=kv_type, backend="cuda"
     )
     chosen = cards.choose_cards(gpu, vram) if gpu_fit else ()
     room = cards.room_of(chosen, reserve) if gpu_fit else None
@@ -91,7 +92,7 @@ def command(
     head = {
         "gpu": cards.describe_cards(chosen, is_given=vram is not None) if chosen else None,
         "settings": {
-            "ctx_size": ctx_size, "kv_type": kv, "parallel": parallel, "flash_attn": flash_attn,
+            "ctx_size": ctx_size, "kv_type": kv_type, "parallel": parallel, "flash_attn": flash_attn,
             "reserve_bytes": reserve, "host_available_bytes": room and room.host_bytes,
         },
     }  # fmt: skip

@@ -168,7 +168,9 @@ def _drawn(trips: RoundTrips, width: int) -> str:
     bar_width = max(MIN_BAR, width - low_width - count_width - 4)
     most = max(bucket.count for bucket in buckets)
     lines = ["", format_bytes(trips.size_bytes), f"{'≥ µs':>{low_width}}  {'count':>{count_width}}"]
-    for low, bucket in zip(lows, buckets, strict=True):
+    for number, (low, bucket) in enumerate(zip(lows, buckets, strict=True)):
+        if number and bucket.low > buckets[number - 1].high:
+            lines.append(f"{'⋮':>{low_width}}")
         bar = _bar(bucket.count, most, bar_width)
         lines.append(f"{low:>{low_width}}  {bucket.count:>{count_width}}  {bar}".rstrip())
     return "".join(f"{line}\n" for line in lines)

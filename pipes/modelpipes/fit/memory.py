@@ -68,7 +68,7 @@ class Predictor:
         )
 
     def host_weights(self, settings: Settings) -> tuple[int, int]:
-        """Bytes of weights that the host computes with: dense ones, and all experts (the input's table is only read)."""
+        """Bytes of weights that the host computes with: dense ones, and all experts. The input's table is only read."""
         placement = place(self._model.weights, self.hparams, settings)
         weights = self._model.weights
         homes = (*placement.layers, placement.output)

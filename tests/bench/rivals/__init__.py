@@ -1,6 +1,6 @@
 """Ways to carry messages between two processes, each measured in the same manner.
 
-    python -m tests.bench.rivals NAME FOLDER CPU      (CPU -1: anywhere)
+    python -m tests.bench.rivals.pair NAME FOLDER CPU      (CPU -1: anywhere)
 
 starts the process that asks, which starts the one that answers. It says `ready`; then each line on its
 stdin is a task, KIND CONTENT_BYTES LINE_BYTES COUNT, and is answered with one line of nanoseconds:

@@ -115,7 +115,8 @@ class Builder:
         multiple = arch in MULTI_ROPE
         if arch in MAYBE_MULTI_ROPE:
             sections = self.h.value("rope.dimension_sections")
-            multiple = isinstance(sections, list) and len(sections) > 1 and sections[0] > 0 and sections[1] > 0
+            first = sections[:2] if isinstance(sections, list) else []
+            multiple = len(first) == 2 and all(isinstance(part, int) and part > 0 for part in first)
         return t.graph_input(I32, self.n_tokens * (4 if multiple else 1))
 
     def out_ids(self) -> Tensor:

@@ -43,7 +43,10 @@ class Tensor:
             self.nb = nb
             self.size = _strided_bytes(ne, nb)
         self.src = list(src)
-        self.view_src = view_src if view_src is None or view_src.view_src is None else view_src.view_src
+        whole = view_src
+        while whole is not None and whole.view_src is not None:
+            whole = whole.view_src
+        self.view_src: Tensor | None = whole
         self.home: int | None = None
         self.is_weight = False
         self.is_input = False
