@@ -19,7 +19,8 @@ from collections.abc import Callable
 from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, RoomError
 
-WIDE_BYTES = 256 << 10  # the best of 64 KiB to 1 MiB for a message of 1 MiB; 256 such pipes are a user's share (pipe(7))
+# The best of 64 KiB to 1 MiB for a message of 1 MiB; 256 such pipes are what a user may have (pipe(7)).
+WIDE_BYTES = 256 << 10
 RETRY_S = 0.005  # between looks at what the kernel has no event for: a missing reader, a lock
 _SAFE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _FLOCK = "hhqqi"  # struct flock: type, whence, start, length, pid

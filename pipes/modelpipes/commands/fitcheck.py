@@ -11,9 +11,9 @@ from modelpipes.units import format_bytes
 
 if TYPE_CHECKING:
     from modelpipes.engine.locate import EngineChoice
-    from modelpipes.fit.shares import Memory
     from modelpipes.fit.rating import Room
     from modelpipes.fit.settings import Settings
+    from modelpipes.fit.shares import Memory
     from modelpipes.gguf.header import Header
 
 LEAST_SUGGESTED = 512  # tokens of context: with fewer, nobody talks
