@@ -245,7 +245,7 @@ def test_a_seat_that_goes_in_an_interval_is_noticed_there(room: Room, bob: ByHan
 def test_a_flood_of_pings_comes_back_whole(room: Room) -> None:
     flood = Flood(64)
     with peer("echo", room), connected(room, "bob") as endpoint:
-        flood_with_pings(endpoint, "bob", flood, until=Deadline.after(0.2), limit=soon())
+        flood_with_pings(endpoint, "bob", flood, until=Deadline.after(0.2), timeout_s=LIMIT_S)
     assert flood.received
     assert flood.sent.messages == flood.received.messages > 0
     assert flood.received.content_bytes == flood.sent.content_bytes == flood.sent.messages * 64
@@ -258,7 +258,7 @@ def test_a_flood_of_pings_comes_back_whole(room: Room) -> None:
 def test_no_more_than_the_window_is_on_its_way(room: Room, size_bytes: int, window: int) -> None:
     flood = Flood(size_bytes)
     with pytest.raises(DeadlineError, match="did not answer"), peer("sitter", room), connected(room, "bob") as endpoint:
-        flood_with_pings(endpoint, "bob", flood, until=NEVER, limit=Deadline.after(TOO_SHORT_S))
+        flood_with_pings(endpoint, "bob", flood, until=NEVER, timeout_s=TOO_SHORT_S)
     assert flood.sent.messages == flood.lost == window
 
 
@@ -266,14 +266,14 @@ def test_what_does_not_come_back_of_a_flood_is_lost(room: Room, bob: ByHand) -> 
     flood = Flood(64)
 
     def measure(endpoint: Endpoint) -> None:
-        flood_with_pings(endpoint, "bob", flood, until=NEVER, limit=Deadline.after(LONG_ENOUGH_S))
+        flood_with_pings(endpoint, "bob", flood, until=NEVER, timeout_s=LONG_ENOUGH_S)
 
     measuring = Measuring(room, measure)
     bob.pong(bob.ping())
     measuring.wait()
     assert measuring.error is None
     assert flood.received and flood.received.messages == 1
-    assert flood.lost == WINDOW
+    assert flood.lost == flood.sent.messages - 1 > 0
 
 
 # -- the peer that we start
@@ -283,7 +283,7 @@ def test_what_is_sent_one_way_is_what_the_peer_counts(runtime: Path) -> None:
     with seated_peer() as room, connected(room, PEER) as endpoint:
         for size_bytes in (64, 100_000):
             flood = Flood(size_bytes)
-            flood_one_way(endpoint, PEER, flood, until=Deadline.after(0.1), limit=soon())
+            flood_one_way(endpoint, PEER, flood, until=Deadline.after(0.1), timeout_s=LIMIT_S)
             assert flood.received
             assert flood.received.messages == flood.sent.messages > 0
             assert flood.received.content_bytes == flood.sent.content_bytes
@@ -291,14 +291,14 @@ def test_what_is_sent_one_way_is_what_the_peer_counts(runtime: Path) -> None:
             assert flood.lost == 0
 
 
-def test_a_flood_that_nobody_reads_ends_at_its_limit(runtime: Path) -> None:
+def test_a_flood_that_nobody_reads_any_more_ends_at_its_timeout(runtime: Path) -> None:
     flood = Flood(64)
     with seated_peer() as room, connected(room, PEER) as endpoint:
         pid = room.sitting(PEER).pid
         assert pid
         os.kill(pid, signal.SIGSTOP)
         with pytest.raises(DeadlineError, match=PEER):
-            flood_one_way(endpoint, PEER, flood, until=Deadline.after(0.1), limit=Deadline.after(0.2))
+            flood_one_way(endpoint, PEER, flood, until=NEVER, timeout_s=TOO_SHORT_S)
     assert flood.sent.messages > 0
     assert flood.lost is None and flood.received is None
 

@@ -18,7 +18,7 @@ from modelpipes.framing import MAX_MESSAGE_BYTES
 from modelpipes.message import Delta, Ping, Pong, Reply, Say, new_id
 
 MAX_SIZE_BYTES = MAX_MESSAGE_BYTES - 1024  # the envelope needs the rest: two seats, an id
-WINDOW = 256  # pings of a flood on their way: enough that neither end waits for the other
+WINDOW = 256  # messages of a flood for which the peer is waited for at once: enough that neither end stands idle
 WINDOW_BYTES = 1 << 20  # their content in all; a peer that does not read leaves that much with us, and no more
 
 _ANSWERS = (Pong, Reply)
@@ -131,25 +131,30 @@ def _no_answer(endpoint: Endpoint, to: str) -> DeadlineError:
     return DeadlineError(f"{endpoint.room.sitting(to).name()} did not answer a ping in time (--timeout)")
 
 
-def flood_with_pings(endpoint: Endpoint, to: str, flood: Flood, *, until: Deadline, limit: Deadline) -> None:
-    """Keep as many pings and pongs on their way as the window allows, `until` a moment.
+def flood_with_pings(endpoint: Endpoint, to: str, flood: Flood, *, until: Deadline, timeout_s: float | None) -> None:
+    """Keep pings and pongs on their way, as many as the window allows, `until` a moment.
 
-    What is not back at the `limit` is lost. Raises PeerGone, DeadlineError where nothing comes back.
+    The rest is lost where half a window does not come back within `timeout_s`. Raises PeerGone, DeadlineError
+    where nothing comes back at all.
     """
     ping = Ping(new_id(), endpoint.seat, to, "x" * flood.size_bytes)
-    window = max(1, min(WINDOW, WINDOW_BYTES // max(1, flood.size_bytes)))
+    window = _window(flood.size_bytes)
     sent, received = flood.sent, Flow()
     flood.received = received
     began_ns = _clock_ns()
     try:
         while True:
-            while sent.messages - received.messages < window and not until.has_passed():
+            is_over = until.has_passed()
+            while not is_over and sent.messages - received.messages < window:
                 if not endpoint.post(to, ping):
                     raise endpoint.gone(to)
                 sent.messages += 1
-            if sent.messages == received.messages or not _answer(endpoint, to, ping.id, limit):
+            may_stay_out = 0 if is_over else window // 2
+            patience = Deadline.after(timeout_s)
+            while sent.messages - received.messages > may_stay_out and _answer(endpoint, to, ping.id, patience):
+                received.messages += 1
+            if is_over or sent.messages - received.messages > may_stay_out:
                 break
-            received.messages += 1
     finally:
         for flow in (sent, received):
             flow.content_bytes = flow.messages * flood.size_bytes
@@ -159,26 +164,33 @@ def flood_with_pings(endpoint: Endpoint, to: str, flood: Flood, *, until: Deadli
         raise _no_answer(endpoint, to)
 
 
-def flood_one_way(endpoint: Endpoint, to: str, flood: Flood, *, until: Deadline, limit: Deadline) -> None:
+def flood_one_way(endpoint: Endpoint, to: str, flood: Flood, *, until: Deadline, timeout_s: float | None) -> None:
     """Send one message after the other, as fast as the peer reads them, `until` a moment.
 
-    They are deltas, and the peer is one of `pingpeer`: it counts them, and is asked at the end for its `Flow`.
-    Raises PeerGone, DeadlineError where it has not read and told by the `limit`.
+    They are deltas, and the peer is that of `pingpeer`: it counts them, and is asked at the end for its `Flow`.
+    Raises PeerGone, DeadlineError where it does not read, or tell, within `timeout_s`.
     """
     delta = Delta(new_id(), endpoint.seat, to, "x" * flood.size_bytes)
+    window = _window(flood.size_bytes)
     sent = flood.sent
     began_ns = _clock_ns()
     try:
         while not until.has_passed():
-            endpoint.send(to, delta, limit)
-            sent.messages += 1
+            patience = Deadline.after(timeout_s)
+            for _ in range(window):
+                endpoint.send(to, delta, patience)
+                sent.messages += 1
     finally:
         sent.content_bytes = sent.messages * flood.size_bytes
         sent.seconds = (_clock_ns() - began_ns) / 1e9
-    question = Say(new_id(), endpoint.seat, to)
-    endpoint.send(to, question, limit)
-    reply = _answer(endpoint, to, question.id, limit)
+    question, patience = Say(new_id(), endpoint.seat, to), Deadline.after(timeout_s)
+    endpoint.send(to, question, patience)
+    reply = _answer(endpoint, to, question.id, patience)
     if reply is None:
         raise DeadlineError(f"{endpoint.room.sitting(to).name()} did not tell in time what it received (--timeout)")
     flood.received = msgspec.json.decode(reply.content, type=Flow)
     flood.lost = sent.messages - flood.received.messages
+
+
+def _window(size_bytes: int) -> int:
+    return max(1, min(WINDOW, WINDOW_BYTES // max(1, size_bytes)))

@@ -1,12 +1,12 @@
 """How close we are to what the kernel allows, measured on this machine in one run; run as bin/bench.
 
-    bin/bench                            everything, some ten minutes; a table, ratios first
-    bin/bench --only transport           one part
-    bin/bench --quick                    does it run? Seconds; the figures prove nothing
-    bin/bench --output NEW.json          keep the figures (results.py has their shape)
-    bin/bench --markdown                 the table as Markdown
-    bin/bench --compare OLD.json         what got better or worse; exit code 1 where something got worse
-    bin/bench --from NEW.json …          the same of figures that were kept, measuring nothing
+bin/bench                            everything, some ten minutes; a table, ratios first
+bin/bench --only transport           one part
+bin/bench --quick                    does it run? Seconds; the figures prove nothing
+bin/bench --output NEW.json          keep the figures (results.py has their shape)
+bin/bench --markdown                 the table as Markdown
+bin/bench --compare OLD.json         what got better or worse; exit code 1 where something got worse
+bin/bench --from NEW.json …          the same of figures that were kept, measuring nothing
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 
 from modelpipes.commands import VERBS
 from modelpipes.engine.locate import find_engine
@@ -26,11 +27,8 @@ def measure_start_up(record: Record) -> None:
     for command in [command for command, _ in VERBS.values() if command not in there]:
         record.skip(command, f"not in {folder}; reinstall the checkout")
     record.say(f"{START_UP}: {runs} runs of {', '.join(there)}")
-    taken = overhead.in_turn(
-        runs,
-        lambda: overhead.run_s([sys.executable, "-c", "pass"]),
-        *(lambda command=command: overhead.run_s([os.path.join(folder, command), HELP]) for command in there),  # type: ignore[misc]  # bound now
-    )
+    argvs = [[sys.executable, "-c", "pass"], *([os.path.join(folder, command), HELP] for command in there)]
+    taken = overhead.in_turn(runs, *(partial(overhead.run_s, argv) for argv in argvs))
     bare = taken[0]
     _add(record, PYTHON, HELP, bare, bare, is_ours=False)
     for command, seconds in zip(there, taken[1:], strict=True):

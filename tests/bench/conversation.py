@@ -49,7 +49,18 @@ def measure(record: Record) -> None:
 def converse(folder: str, turns: int) -> tuple[list[float], dict[str, list[float]]]:
     """The time of each turn in milliseconds, and memory in KiB every LOOK_TURNS."""
     room = os.path.join(folder, "room")
-    argv = [sys.executable, "-P", "-m", "modelpipes", "chat", "-d", room, "--rounds", str(turns // len(SEATS)), "--json"]
+    argv = [
+        sys.executable,
+        "-P",
+        "-m",
+        "modelpipes",
+        "chat",
+        "-d",
+        room,
+        "--rounds",
+        str(turns // len(SEATS)),
+        "--json",
+    ]
     argv += [f"--filter={seat}=cat" for seat in SEATS]
     argv += ["--opening", content(64), "--transcript", os.path.join(folder, "talk.jsonl")]
     times_ms: list[float] = []

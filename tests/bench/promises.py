@@ -86,4 +86,6 @@ def _fairness(figures: Sequence[Figure]) -> Iterator[Promise]:
             yield Promise(f"nothing lost: {figure.row}", "0", f"{lost:.0f}", lost == 0)
         elif figure.column in (fairness.SERVED, fairness.SLOWEST):
             what = f"fair, {figure.column}: {figure.row}"
-            yield Promise(what, f"at most {FAIR_FACTOR:g} times", f"{figure.value:.2f} times", figure.value <= FAIR_FACTOR)
+            yield Promise(
+                what, f"at most {FAIR_FACTOR:g} times", f"{figure.value:.2f} times", figure.value <= FAIR_FACTOR
+            )

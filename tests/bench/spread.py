@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import sqrt
 from statistics import fmean, median
 from typing import Literal, NamedTuple, TypeAlias
@@ -43,7 +44,7 @@ def slope(xs: Sequence[float], ys: Sequence[float]) -> Slope:
 def blocks(values: Sequence[float], count: int) -> list[float]:
     """The medians of `count` blocks of neighbours, as even as can be: these depend less on each other."""
     bounds = [len(values) * number // count for number in range(count + 1)]
-    return [median(values[low:high]) for low, high in zip(bounds, bounds[1:], strict=False) if high > low]
+    return [median(values[low:high]) for low, high in pairwise(bounds) if high > low]
 
 
 def judge(old: Sequence[float], new: Sequence[float], *, lower_is_better: bool) -> Verdict:

@@ -56,8 +56,10 @@ def terminal(results: Results) -> str:
     for table in _tables(results):
         rows = rows_of(table)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines += [title(table)]
-        lines += ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.append(title(table))
+        lines += [
+            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
         lines.append("")
     for promise in results.promises:
         lines.append(f"{'holds' if promise.holds else 'BROKEN':8}{promise.what}: {promise.found} ({promise.bound})")

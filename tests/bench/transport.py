@@ -78,7 +78,7 @@ class Key(NamedTuple):
 
 def measure(record: Record) -> None:
     with tempfile.TemporaryDirectory(prefix="modelpipes-bench-") as folder:
-        programs = _programs(record, folder)
+        programs = find_programs(record, folder)
         times: dict[Key, list[float]] = defaultdict(list)
         p99s: dict[Key, list[float]] = defaultdict(list)
         for number in range(record.rounds):
@@ -89,7 +89,7 @@ def measure(record: Record) -> None:
         record.add(*_figures(times, p99s))
 
 
-def _programs(record: Record, folder: str) -> dict[str, list[str]]:
+def find_programs(record: Record, folder: str) -> dict[str, list[str]]:
     """The command of each rival that can run here, without its folder and core."""
     compiled = compile_c(folder)
     programs = {}
@@ -151,7 +151,7 @@ def _round(
     p99s: dict[Key, list[float]],
 ) -> None:
     for kind, column, content_bytes, count in TASKS:
-        able = [rival for rival in talkers if _can(rival, kind)]
+        able = [rival for rival in talkers if can(rival, kind)]
         first = number % len(able)  # else the same one would always follow the same other
         for rival in [*able[first:], *able[:first]]:
             messages = max(FEWEST, count // (QUICKER if is_quick else 1) // SLOWNESS.get(rival, 1))
@@ -165,7 +165,8 @@ def _round(
                 times[key].append(messages / taken_ns[0] * 1e9)
 
 
-def _can(rival: str, kind: str) -> bool:
+def can(rival: str, kind: str) -> bool:
+    """Is there something to measure?"""
     if rival in ("processes", "say"):  # the one would lose messages, the other sends the same as "ping"
         return kind == "round_trip"
     return kind != "one_way_single" or ROWS[rival][1]

@@ -27,7 +27,7 @@ KEYS = ["size_bytes", "count", "lost", "messages_per_second", "round_trip_us", "
 SPREAD = ["min", "p50", "p90", "p99", "p99_9", "max"]
 SWEEP = [64, 256, 1024, 4096, 16384, 65536, 262144, 1048576]
 CPUS = sorted(os.sched_getaffinity(0))
-PING_BYTES = 100  # encoded, at the least
+PING_BYTES = 200  # encoded, at the most
 
 
 def bytes_written(process: subprocess.Popen[bytes]) -> int:
@@ -36,8 +36,9 @@ def bytes_written(process: subprocess.Popen[bytes]) -> int:
 
 
 def is_amid(process: subprocess.Popen[bytes], pings: int = 20) -> None:
-    """Return when a run has sent so many pings; it writes nothing else before its end."""
-    eventually(lambda: bytes_written(process) > pings * PING_BYTES, "pings")
+    """Return when a run, whose modules are loaded, has sent so many pings; it writes nothing else before its end."""
+    began = bytes_written(process)
+    eventually(lambda: bytes_written(process) > began + pings * PING_BYTES, "pings")
 
 
 def the_peer(run: Commands) -> tuple[Room, int]:
@@ -222,6 +223,7 @@ def test_it_waits_its_turn_behind_another_asker(run: Commands) -> None:
 def test_a_member_killed_amid_leaves_the_summary_and_is_named(run: Commands) -> None:
     bob = run.attach("bob", "--filter", "cat")
     ping = run.start("ping", "bob", "--warmup", "0", "--count", "1000000", "--interval", "1ms")
+    eventually(lambda: run.room.is_asked(HUB, "bob"), "asker")
     is_amid(ping)
     bob.kill()
     stdout, stderr = ping.communicate(timeout=LIMIT_S)

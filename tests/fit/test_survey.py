@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from modelpipes.errors import Ended, ModelFileError
-from modelpipes.fit import rating as rating_module
-from modelpipes.fit.rating import Room
+from modelpipes.fit.rating import Rating, Room, rate
 from modelpipes.fit.settings import Settings
 from modelpipes.fit.survey import Answer, Facts, Survey
+from modelpipes.gguf.header import Header
 from modelpipes.gguf.modelfile import Candidate, ModelFile, model_of
 from tests.fit.shapes import SHAPES, encode_header, write_model
 from tests.gguf.make import File, TensorSpec, llama_entries, llama_tensors
@@ -128,9 +128,13 @@ def test_less_host_memory_counts_only_where_it_makes_a_difference(tmp_path: Path
 
 
 def test_equal_models_are_rated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[object] = []
-    rate = rating_module.rate
-    monkeypatch.setattr("modelpipes.fit.survey.rate", lambda *given: calls.append(given) or rate(*given))
+    calls: list[Header] = []
+
+    def counted(header: Header, settings: Settings, room: Room | None) -> Rating:
+        calls.append(header)
+        return rate(header, settings, room)
+
+    monkeypatch.setattr("modelpipes.fit.survey.rate", counted)
     files = [written(tmp_path / f"{number}.gguf", "qwen3-0.6b") for number in range(3)]
     with Survey(SETTINGS, ROOM, cached=False) as survey:
         answers = [survey.ask(file) for file in files]

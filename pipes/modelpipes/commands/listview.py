@@ -12,6 +12,7 @@ from modelpipes.fit.listing import Line, Listing
 from modelpipes.gguf.modelfile import Problem, path_base64, printable
 
 FORMATS = ("table", "json", "jsonl", "csv")
+UNITS = (("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20))
 COUNTS = (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3))
 
 
@@ -75,12 +76,11 @@ def _write_table(lines: list[Line], *, is_rated: bool) -> None:
 
 
 def _amount(size_bytes: int | None) -> str:
-    """A size in as many places as `ls -h` takes."""
+    """A size as `ls -h` has it, with one more place."""
     if size_bytes is None:
         return "-"
-    if size_bytes >= 1 << 30:
-        return f"{size_bytes / (1 << 30):.1f}G"
-    return f"{size_bytes >> 20}M" if size_bytes >= 1 << 20 else f"{size_bytes >> 10}K"
+    unit, scale = next(((unit, scale) for unit, scale in UNITS if size_bytes >= scale), ("K", 1 << 10))
+    return f"{size_bytes / scale:.{int(size_bytes < 100 * scale)}f}{unit}"
 
 
 def _count(number: int) -> str:

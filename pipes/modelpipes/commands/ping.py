@@ -94,13 +94,12 @@ def _read_cpus(text: str | None, is_self: bool) -> list[int]:
     """The CPUs that --pin names: ours, then the peer's; UsageError where we may not run there."""
     if text is None:
         return []
-    ours = os.sched_getaffinity(0)
     words = text.split(",")
     if len(words) > 1 + is_self:
-        raise UsageError(
-            f"--pin {text}: give {'one CPU, or two' if is_self else 'one CPU: the seat is not ours to pin'}"
-        )
-    if not all(word.isdecimal() and int(word) in ours for word in words):
+        why = "one CPU, or two" if is_self else "one CPU: the seat is not ours to pin"
+        raise UsageError(f"--pin {text}: give {why}")
+    ours = os.sched_getaffinity(0)
+    if not set(map(str, ours)).issuperset(words):
         raise UsageError(f"--pin {text}: not a CPU that we may run on; those are {pingview.cpu_ranges(ours)}")
     return [int(word) for word in words]
 
@@ -119,27 +118,22 @@ def _choose(room: Room, seat: str | None) -> str:
 
 def _measure(endpoint: Endpoint, to: str, given: dict[str, Any], measured: list[pingview.Measured]) -> None:
     """Measure each size; a measurement stands in the list from its beginning, so it does whatever ends it."""
+    timeout_s = options.bounded(given["timeout"])
     seconds = given["seconds"] or (FLOOD_S if given["flood"] else float("inf"))
     count = given["count"] or COUNT
-    for size_bytes in SWEEP_BYTES if given["sweep"] else [SIZE_BYTES if given["size"] is None else given["size"]]:
+    warmup = count // WARMUP_SHARE if given["warmup"] is None else given["warmup"]
+    size = SIZE_BYTES if given["size"] is None else given["size"]
+    for size_bytes in SWEEP_BYTES if given["sweep"] else [size]:
         until = Deadline.after(options.bounded(seconds))
         if given["flood"]:
             measured.append(flood := Flood(size_bytes))
             run_flood = flood_one_way if given["is_self"] else flood_with_pings
-            run_flood(
-                endpoint, to, flood, until=until, limit=Deadline.after(options.bounded(seconds + given["timeout"]))
-            )
+            run_flood(endpoint, to, flood, until=until, timeout_s=timeout_s)
             if flood.lost:
                 raise PeerError(f"{flood.lost} of {flood.sent.messages} messages were lost on the way to {to} or back")
         else:
             measured.append(trips := RoundTrips(size_bytes))
+            interval_s = given["interval"] or 0.0
             measure_round_trips(
-                endpoint,
-                to,
-                trips,
-                count=count,
-                timeout_s=options.bounded(given["timeout"]),
-                warmup=count // WARMUP_SHARE if given["warmup"] is None else given["warmup"],
-                interval_s=given["interval"] or 0.0,
-                until=until,
+                endpoint, to, trips, count=count, warmup=warmup, interval_s=interval_s, timeout_s=timeout_s, until=until
             )

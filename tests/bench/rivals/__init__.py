@@ -3,10 +3,10 @@
     python -m tests.bench.rivals.pair NAME FOLDER CPU      (CPU -1: anywhere)
 
 starts the process that asks, which starts the one that answers. It says `ready`; then each line on its
-stdin is a task, KIND CONTENT_BYTES LINE_BYTES COUNT, and is answered with one line of nanoseconds:
+stdin is a task, KIND CONTENT_BYTES LINE_BYTES MESSAGES, and is answered with one line of nanoseconds:
 
-- round_trip: COUNT questions, each answered; the time of each.
-- one_way: COUNT messages, then one back from who has read them all; the time of all of it.
+- round_trip: MESSAGES questions, each answered; the time of each.
+- one_way: MESSAGES messages, then one back from who has read them all; the time of all of it.
 - one_way_single: the same where each read gives one message, by the kernel's packet mode for pipes.
 
 `fifo.c` speaks the same.
@@ -44,12 +44,12 @@ class Task(NamedTuple):
     kind: str
     content_bytes: int
     line_bytes: int  # encoded, the line's end included: what those carry who do not encode
-    count: int
+    messages: int
 
     @classmethod
-    def make(cls, kind: str, content_bytes: int, count: int) -> Task:
+    def make(cls, kind: str, content_bytes: int, messages: int) -> Task:
         make = question if kind == "round_trip" else piece
-        return cls(kind, content_bytes, len(encode(make(0, content(content_bytes)))), count)
+        return cls(kind, content_bytes, len(encode(make(0, content(content_bytes)))), messages)
 
     @classmethod
     def parse(cls, line: str) -> Task:
@@ -68,7 +68,7 @@ class Rival:
 
     @staticmethod
     def prepare(folder: str) -> tuple[Any, Any]:
-        """What the asking and the answering end are to open."""
+        """What the asking and the answering end are to open; the folder is the working directory of both."""
         return folder, folder
 
     def ask(self, task: Task) -> list[int]:

@@ -56,7 +56,7 @@ class Carrier(Rival):
 
     def ask_round_trips(self, task: Task, text: str) -> list[int]:
         taken_ns = []
-        for number in range(task.count):
+        for number in range(task.messages):
             began_ns = perf_counter_ns()
             asked = self.question(task, number, text)
             self.send(asked)
@@ -66,14 +66,14 @@ class Carrier(Rival):
         return taken_ns
 
     def answer_round_trips(self, task: Task) -> None:
-        for _ in range(task.count):
+        for _ in range(task.messages):
             self.send(self.answer_to(self.receive()))
 
     def ask_one_way(self, task: Task, text: str) -> list[int]:
         if task.kind == "one_way_single":
             self.set_packets(True)
         began_ns = perf_counter_ns()
-        for number in range(task.count):
+        for number in range(task.messages):
             self.send(self.piece(task, number, text))
         self.receive()
         taken_ns = perf_counter_ns() - began_ns
@@ -83,10 +83,8 @@ class Carrier(Rival):
 
     def answer_one_way(self, task: Task) -> None:
         last = None
-        for _ in range(task.count):
+        for _ in range(task.messages):
             last = self.receive()
-        expected = self.piece(task, task.count - 1, content(task.content_bytes))
+        expected = self.piece(task, task.messages - 1, content(task.content_bytes))
         assert last == expected, f"{last} came last, not {expected}"
         self.send(last)
-
-

@@ -60,7 +60,7 @@ class Told(Pinged):
         return Reply(message.id, message.id, self.seat, self.other, message.content, "end")
 
     def answer_round_trips(self, task: Task) -> None:
-        for _ in range(task.count):
+        for _ in range(task.messages):
             self.send(self.answer_to(self.receive()))
         assert isinstance(self.receive(), Bye)
 

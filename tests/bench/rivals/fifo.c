@@ -3,7 +3,7 @@
  *     fifo blocking|poll FOLDER CPU      (CPU -1: anywhere)
  *
  * The FIFOs `there` and `back` lie in FOLDER. Each line on stdin is a task, KIND CONTENT_BYTES LINE_BYTES
- * COUNT, and is answered with one line of nanoseconds: see tests/bench/rivals/__init__.py.
+ * MESSAGES, and is answered with one line of nanoseconds: see tests/bench/rivals/__init__.py.
  */
 #define _GNU_SOURCE
 #include <errno.h>

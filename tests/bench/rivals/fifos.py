@@ -72,11 +72,11 @@ class Bytes(Fifos):
         return super().ask(task)
 
     def answer_round_trips(self, task: Task) -> None:
-        for _ in range(task.count):
+        for _ in range(task.messages):
             self.send(self.receive_bytes(task.line_bytes))
 
     def answer_one_way(self, task: Task) -> None:
-        left = task.count * task.line_bytes
+        left = task.messages * task.line_bytes
         while left > 0:
             left -= len(os.read(self.in_fd, READ_BYTES))
         assert left == 0, f"{-left} bytes too many"
@@ -88,7 +88,7 @@ class Lines(Fifos):
 
     def __init__(self, place: Any, *, is_asking: bool) -> None:
         super().__init__(place, is_asking=is_asking)
-        self._lines = open(self.in_fd, "rb", buffering=READ_BYTES)
+        self._lines = os.fdopen(self.in_fd, "rb", buffering=READ_BYTES)
 
     def send(self, message: Any) -> None:
         os.write(self.out_fd, encode(message) + b"\n")

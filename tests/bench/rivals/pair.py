@@ -26,6 +26,7 @@ def main() -> None:
     name, folder, cpu = sys.argv[1], sys.argv[2], int(sys.argv[3])
     if cpu >= 0:
         os.sched_setaffinity(0, {cpu})
+    os.chdir(folder)  # the name of a Unix socket is at most 107 bytes: theirs are relative
     rival = load(name)
     context = multiprocessing.get_context("spawn")
     ours, theirs = rival.prepare(folder)
@@ -39,7 +40,7 @@ def main() -> None:
     for line in sys.stdin:
         task = Task.parse(line)
         tasks.send(task)
-        print(*end.ask(task), flush=True)
+        print(" ".join(map(str, end.ask(task))), flush=True)  # one write, also where Python does not buffer
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ from tests.bench.rivals.fifos import BACK, THERE
 PERL = {
     "ask": f"alarm {LIMIT_S:.0f}; open P, '>', $ARGV[0]; print P <STDIN>; close P;"
     " open P, '<', $ARGV[1]; print scalar <P>",
-    "answer": f"alarm {LIMIT_S:.0f}; open P, '<', $ARGV[0]; $line = <P>; close P;"
-    " open P, '>', $ARGV[1]; print P $line",
+    "answer": f"alarm {LIMIT_S:.0f}; open P, '<', $ARGV[0]; $line = <P>; close P; open P, '>', $ARGV[1]; print P $line",
 }
 SHELL = {
     "ask": 'cat >"$1"; IFS= read -r line <"$2"; printf "%s\\n" "$line"',
@@ -55,7 +54,7 @@ class Processes(Rival):
 
     def ask(self, task: Task) -> list[int]:
         taken_ns = []
-        for number in range(task.count):
+        for number in range(task.messages):
             line = f"{number} ".encode().ljust(task.line_bytes - 1, b"x") + b"\n"
             Path(self._asked).write_bytes(line)
             began_ns = perf_counter_ns()
@@ -70,7 +69,7 @@ class Processes(Rival):
         return taken_ns
 
     def answer(self, task: Task) -> None:
-        for _ in range(task.count):
+        for _ in range(task.messages):
             self._run([])
 
     def _run(self, actions: Any) -> None:

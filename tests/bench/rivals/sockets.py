@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import socket
 from typing import Any
 
@@ -28,13 +27,13 @@ class Connection(Carrier):
         return decode(self._connection.recv_bytes())
 
 
-def listen(folder: str) -> tuple[Any, Any]:
-    """A listening Unix socket for the end that asks, and where it is."""
-    path = os.path.join(folder, "socket")
+def listen() -> tuple[Any, Any]:
+    """A listening Unix socket in the working directory for the end that asks, and its name."""
+    name = "socket"
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
+    listener.bind(name)
     listener.listen(1)
-    return listener, path
+    return listener, name
 
 
 class Socket(Carrier):
@@ -50,7 +49,7 @@ class Socket(Carrier):
 
     @staticmethod
     def prepare(folder: str) -> tuple[Any, Any]:
-        return listen(folder)
+        return listen()
 
     def send(self, message: Any) -> None:
         self._socket.sendall(encode(message) + b"\n")

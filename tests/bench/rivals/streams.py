@@ -29,7 +29,7 @@ class Streams(Carrier):
 
     @staticmethod
     def prepare(folder: str) -> tuple[Any, Any]:
-        return listen(folder)
+        return listen()
 
     def ask(self, task: Task) -> list[int]:
         ask = self._ask_round_trips if task.kind == "round_trip" else self._ask_one_way
@@ -48,7 +48,7 @@ class Streams(Carrier):
 
     async def _ask_round_trips(self, task: Task, text: str) -> list[int]:
         taken_ns = []
-        for number in range(task.count):
+        for number in range(task.messages):
             began_ns = perf_counter_ns()
             asked = self.question(task, number, text)
             await self._send(asked)
@@ -58,19 +58,19 @@ class Streams(Carrier):
         return taken_ns
 
     async def _answer_round_trips(self, task: Task) -> None:
-        for _ in range(task.count):
+        for _ in range(task.messages):
             await self._send(self.answer_to(await self._receive()))
 
     async def _ask_one_way(self, task: Task, text: str) -> list[int]:
         began_ns = perf_counter_ns()
-        for number in range(task.count):
+        for number in range(task.messages):
             await self._send(self.piece(task, number, text))
         await self._receive()
         return [perf_counter_ns() - began_ns]
 
     async def _answer_one_way(self, task: Task) -> None:
         last = None
-        for _ in range(task.count):
+        for _ in range(task.messages):
             last = await self._receive()
-        assert last == self.piece(task, task.count - 1, content(task.content_bytes))
+        assert last == self.piece(task, task.messages - 1, content(task.content_bytes))
         await self._send(last)
