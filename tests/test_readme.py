@@ -14,7 +14,7 @@ import click
 import pytest
 
 from modelpipes import errors
-from modelpipes.commands import ask, attach, chat, cleanup, seats, setup
+from modelpipes.commands import ask, attach, chat, cleanup, find, seats, setup
 from modelpipes.deadline import Deadline
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.message import Delta, Progress, Reply, Say
@@ -32,6 +32,7 @@ COMMANDS: dict[str, click.Command] = {
     "list-seats": seats.command,
     "ask-model": ask.command,
     "chat-models": chat.command,
+    "find-gguf": find.command,
 }
 
 
@@ -201,6 +202,12 @@ def test_a_resumed_conversation_goes_on_where_it_ended(typed: Ended) -> None:
 def test_a_running_server_gives_a_seat_its_voice(typed: Ended) -> None:
     said = said_by(typed, "setup-pipes bob\n")
     assert speakers(said[-3:]) == ["hub", "bob", "alice"]
+
+
+def test_models_are_listed_and_reported_for_scripts(typed: Ended, home: Home) -> None:
+    assert said_by(typed, "find-gguf\n")[0].split()[:2] == ["name", "arch"]
+    assert list(json.loads((home.cwd / "models.json").read_text())) == ["gpu", "settings", "files", "problems"]
+    assert (home.cwd / "models.csv").read_text().startswith("path,path_bytes,name,")
 
 
 def test_a_deadline_ends_with_its_own_exit_code(typed: Ended) -> None:

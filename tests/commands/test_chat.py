@@ -157,7 +157,7 @@ def test_an_option_reaches_its_own_member_and_a_common_one_those_who_can_use_it(
     engine = "--ctx-size=1024 --engine-arg=--threads --engine-arg=1"
     assert ours[
         "alice"
-    ] == f"--model=tiny-chat --timeout=7.0 --max-tokens=3 --temperature=0 --parallel=2 {engine}".replace(
+    ] == f"--model=tiny-chat --no-fit-check --timeout=7.0 --max-tokens=3 --temperature=0 --parallel=2 {engine}".replace(
         "--parallel=2 --ctx-size=1024", "--ctx-size=1024 --parallel=2"
     )
     assert "--max-tokens=5" in ours["bob"] and "--max-tokens=3" not in ours["bob"] and "temperature" not in ours["bob"]
@@ -242,7 +242,7 @@ def test_what_cannot_be_seated_is_one_line_that_names_the_member_and_nothing_is_
     for voice, said in (
         ("--model=bob=missing.gguf", "bob: no model file "),
         (f"--model=bob={junk}", "is no GGUF file"),
-        (f"--model=bob={half}", "bob ended with 1: "),
+        (f"--model=bob={half}", "incomplete download"),
         ("--exec=bob=no-such-program", "no-such-program: no such program on PATH"),
         ("--filter=bob=/etc/passwd", "bob"),
         ("--server=bob=http://127.0.0.1:9", "bob ended with 1: "),

@@ -147,7 +147,7 @@ class TestFormats:
     def test_no_known_folder_is_said(self, run: Commands, models: Path) -> None:
         ended = run("find", CARD)
         assert ended.code == 0
-        assert ended.stderr.startswith("no known model folder is here: ")
+        assert ended.stderr.startswith("no known model folder here: ")
 
 
 class TestChoice:

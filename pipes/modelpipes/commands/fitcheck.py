@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modelpipes.errors import FileError
+from modelpipes.errors import FileError, ModelFileError
 from modelpipes.units import format_bytes
 
 if TYPE_CHECKING:
@@ -44,7 +44,12 @@ def check_fit(asked: Sequence[Asked], engine: EngineChoice = "auto") -> None:
     from modelpipes.gguf.shards import read_model
 
     paths = [find_model(one.model) for one in asked]
-    headers = [read_model(path) for path in paths]
+    headers = []
+    for one, path in zip(asked, paths, strict=True):
+        try:
+            headers.append(read_model(path))
+        except ModelFileError as error:
+            raise FileError(f"{one.name}: {error}") from None
     room, place = _room(find_engine(engine).has_gpu)
     n_devices = len(room.device_bytes)
     settings = [

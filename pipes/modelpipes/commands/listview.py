@@ -44,10 +44,8 @@ def tell(listing: Listing, searched: Sequence[str], *, verbose: bool) -> None:
     if listing.n_files:
         output.say(f"none of {listing.n_files} files is what was asked for")
     elif not listing.problems:
-        where = (
-            f"no GGUF file in {', '.join(map(printable, searched))}" if searched else "no known model folder is here"
-        )
-        output.say(f"{where}: name one that has models (find-gguf DIR), or set SEARCH_PATH")
+        nowhere = f"no GGUF file in {', '.join(map(printable, searched))}" if searched else "no known model folder here"
+        output.say(f"{nowhere}: name one that has models (find-gguf DIR), or set SEARCH_PATH")
 
 
 def _problem_record(problem: Problem) -> dict[str, Any]:
@@ -76,7 +74,7 @@ def _write_table(lines: list[Line], *, is_rated: bool) -> None:
 
 
 def _amount(size_bytes: int | None) -> str:
-    """A size as `ls -h` has it, with one more place."""
+    """A size as people say it: 4.6G, 604M; G is 2^30, as coreutils has it."""
     if size_bytes is None:
         return "-"
     unit, scale = next(((unit, scale) for unit, scale in UNITS if size_bytes >= scale), ("K", 1 << 10))
@@ -85,7 +83,9 @@ def _amount(size_bytes: int | None) -> str:
 
 def _count(number: int) -> str:
     """Parameters as people say them: 8.03B, 596M."""
-    return next((f"{number / scale:.3g}{letter}" for letter, scale in COUNTS if number >= scale), str(number or "-"))
+    # 0.9995: what would round to 1000M is 1B.
+    said = (f"{number / scale:.3g}{letter}" for letter, scale in COUNTS if number >= 0.9995 * scale)
+    return next(said, str(number or "-"))
 
 
 def _verdict(line: Line) -> str:
