@@ -75,7 +75,8 @@ def read_members(given: Mapping[str, Any], names: Sequence[str]) -> Members:
     commands = _commands(kinds, given)
     for name, arguments in commands.items():
         kind, value = seated[name]
-        arguments[:0] = [f"--{kind}={value}", "--no-fit-check"]  # all of them are checked at once
+        # Models are checked here, all of them at once.
+        arguments[:0] = [f"--{kind}={value}", *(["--no-fit-check"] if kind == "model" else [])]
         _check(name, kind, value, arguments)
     voices = {name: " ".join(seated[name]) for name in commands}
     return Members(tuple(names), commands, voices | ({ME: "the terminal"} if ME in names else {}))
