@@ -14,7 +14,7 @@ import click
 import pytest
 
 from modelpipes import errors
-from modelpipes.commands import ask, attach, chat, cleanup, find, seats, setup
+from modelpipes.commands import ask, attach, chat, cleanup, find, fit, ping, seats, setup
 from modelpipes.deadline import Deadline
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.message import Delta, Progress, Reply, Say
@@ -33,6 +33,8 @@ COMMANDS: dict[str, click.Command] = {
     "ask-model": ask.command,
     "chat-models": chat.command,
     "find-gguf": find.command,
+    "fit-models": fit.command,
+    "ping-pipes": ping.command,
 }
 
 

@@ -30,6 +30,7 @@ from tests.commands.conftest import LIMIT_S, Commands
 from tests.fit.shapes import SHAPES, write_model
 from tests.gguf.make import File, llama_entries, llama_tensors
 from tests.shell import Ended
+from tests.test_gpu import build
 
 GIB = 1 << 30
 NAMES = ("gemma-3-12b", "gpt-oss-20b", "llama-3.1-8b", "qwen3-0.6b")
@@ -122,7 +123,7 @@ class TestFormats:
     def test_sizes_are_said_as_coreutils_says_them(self, run: Commands, models: Path) -> None:
         (models / "tiny.gguf").write_bytes(bytes(File(llama_entries(), llama_tensors())))
         ended = run("find", str(models), CARD, "--sort", "size")
-        assert [re.split(r"\s{2,}", line)[4] for line in ended.lines[1:]] == ["11.3G", "6.8G", "4.6G", "604M", "43.8K"]
+        assert [re.split(r"\s{2,}", line)[4] for line in ended.lines[1:]] == ["11.3G", "6.8G", "4.6G", "604M", "44.2K"]
 
     @pytest.mark.parametrize(
         ("format_", "said"),
@@ -253,6 +254,16 @@ class TestCards:
         made = json.loads(run("find", str(models), "--vram", "8GB", "--json").stdout)
         assert made["gpu"]["source"] == "vram"
         assert {card["free_bytes"] for card in made["gpu"]["cards"]} == {8 * 10**9}
+
+    def test_of_a_card_that_nvml_shows_counts_what_is_free_now(self, run: Commands, models: Path) -> None:
+        env = {"LD_LIBRARY_PATH": str(build(run.temporary)), "CUDA_VISIBLE_DEVICES": "0"}
+        ended = run("find", "gpt-oss-20b.gguf", "--json", **env)
+        made = json.loads(ended.stdout)
+        assert (ended.code, ended.stderr, made["gpu"]["source"]) == (0, "", "nvml")
+        assert (made["gpu"]["total_bytes"], made["gpu"]["free_bytes"]) == (16376 << 20, 14000 << 20)
+        rounded = 14000 // 64 * 64  # MiB: what changes from moment to moment is left out
+        given = json.loads(run("find", "gpt-oss-20b.gguf", "--json", "--vram", f"{rounded}MiB").stdout)
+        assert made["files"][0]["max_context"] == given["files"][0]["max_context"]
 
     def test_without_a_card_the_stand_in_is_named_with_the_reason(self, run: Commands, models: Path) -> None:
         ended = run("find", "qwen3-0.6b.gguf", CUDA_VISIBLE_DEVICES="none")

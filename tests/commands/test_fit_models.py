@@ -182,7 +182,7 @@ class TestErrors:
             ([], 2, "Missing argument 'FILE...'"),
             (["missing.gguf"], 1, "missing.gguf"),
             (["/nowhere/missing.gguf"], 1, "/nowhere/missing.gguf: "),
-            (["text.gguf"], 1, "text.gguf: not a GGUF file"),
+            (["text.gguf"], 1, "text.gguf is no GGUF file"),
             (["qwen3-0.6b.gguf", "short.gguf"], 1, "short.gguf: incomplete download"),
             (["qwen3-0.6b.gguf", "--vram", "lots"], 2, "'lots' is not a size"),
             (["qwen3-0.6b.gguf", "--gpu", "voodoo2"], 2, "voodoo2"),

@@ -7,12 +7,12 @@ import os
 import click
 
 from modelpipes.commands import cards, options, planview
+from modelpipes.engine.locate import find_model
 from modelpipes.errors import PipesError, UsageError
 from modelpipes.fit.context import CACHE_TYPES
 from modelpipes.fit.plan import Wishes, plan
 from modelpipes.fit.rating import LEAST_CONTEXT
 from modelpipes.fit.search import KV_TYPES
-from modelpipes.gguf.catalog import resolve
 from modelpipes.gguf.modelfile import stem
 from modelpipes.gguf.shards import read_model
 
@@ -53,7 +53,7 @@ def command(
     """
     if ctx_size is not None and min_ctx is not None:
         raise UsageError("--ctx-size fixes the context and --min-ctx bounds it: give one of them")
-    paths = [resolve(file) for file in files]
+    paths = [find_model(file) for file in files]
     headers = [read_model(path) for path in paths]
     wishes = Wishes(
         n_ctx=ctx_size,

@@ -75,16 +75,18 @@ def rate(header: Header, settings: Settings, room: Room | None) -> Rating:
     def memory_at(context: int) -> Memory:
         return predict(replace(whole, n_ctx=context))
 
-    longest = -(-max(trained, n_ctx) // STEP)
-    padded = STEP * largest(1, longest, lambda steps: spare_bytes(memory_at(steps * STEP), room))
-    max_context = min(padded, trained or n_ctx)
     memory = memory_at(n_ctx)
+    asked, longest = -(-n_ctx // STEP), -(-max(trained, n_ctx) // STEP)
+    fits = spare_bytes(memory, room) >= 0
+    low, high = (asked, longest) if fits else (1, asked)
+    padded = STEP * largest(low, high, lambda steps: spare_bytes(memory_at(steps * STEP), room))
+    max_context = min(padded, trained or n_ctx)
     rating = Rating(
         memory, n_ctx, n_layers, "fits", n_ctx, max(max_context, n_ctx), n_layers,
         host_bytes=memory_at(max(padded, n_ctx)).host.total_bytes,
-        host_limits=memory_at(longest * STEP).host.total_bytes > room.host_bytes,
+        host_limits=memory_at(high * STEP).host.total_bytes > room.host_bytes,
     )  # fmt: skip
-    if spare_bytes(memory, room) >= 0:
+    if fits:
         return rating
     rating = replace(rating, max_context=max_context)
     if spare_bytes(memory, replace(room, reserve_bytes=0)) >= 0:
