@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import Builder
+from modelpipes.fit.compute.experts import moe
 from modelpipes.fit.compute.latent import KeyInputs, key_inputs, query_rows, store_rows
 from modelpipes.fit.compute.sparse import chosen_mask, every_layer, hadamard, shown_zeros, stream_weights, weighted
 from modelpipes.fit.compute.tensor import F16, F32, I32, I64, Tensor
@@ -189,7 +190,7 @@ def experts(b: Builder, il: int, cur: Tensor, tokens: Tensor) -> Tensor:
     """Experts, chosen by the router or (in the first layers) by the token alone, beside the shared ones."""
     by_token = b.layer(il, "ffn_gate_tid2eid")
     chosen = None if by_token is None else t.get_rows(by_token, tokens)
-    out = b.moe(il, cur, normed=bool(b.h.value("expert_weights_norm", False)), chosen=chosen)
+    out = moe(b, il, cur, normed=bool(b.h.value("expert_weights_norm", False)), chosen=chosen)
     return t.add(out, b.ffn(il, cur, "ffn_up_shexp", "ffn_gate_shexp", "ffn_down_shexp"))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import AttentionInputs, Builder
+from modelpipes.fit.compute.experts import moe
 from modelpipes.fit.compute.state import StateInputs, read_state, state_cache, state_inputs, write_state
 from modelpipes.fit.compute.tensor import F32, Tensor
 
@@ -149,7 +150,7 @@ def feed_forward(b: Builder, il: int, cur: Tensor) -> Tensor:
     """`build_layer_ffn`: dense, or experts and a gated one that every token passes."""
     if b.layer(il, "ffn_gate_inp") is None:
         return b.ffn(il, cur)
-    out = b.moe(il, cur)
+    out = moe(b, il, cur)
     if b.layer(il, "ffn_up_shexp") is None:
         return out
     shared = b.ffn(il, cur, "ffn_up_shexp", "ffn_gate_shexp", "ffn_down_shexp")

@@ -13,6 +13,7 @@ from functools import partial
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import Builder
+from modelpipes.fit.compute.experts import moe
 from modelpipes.fit.compute.tensor import F16, F32, Tensor
 
 DECISION_TYPES = 3  # N_DECISION_TYPES in models/modern-bert.cpp: a head's scores for each type of question
@@ -77,7 +78,7 @@ def bert(b: Builder, layers: list[int], style: Bert) -> None:
         cur = _layer_norm(b, il, t.add(cur, residual), "attn_output_norm")
         if b.layer(il, "attn_norm_2") is not None:
             cur = _layer_norm(b, il, t.add(cur, residual), "attn_norm_2")
-        out = b.ffn(il, cur) if b.layer(il, "ffn_gate_inp") is None else b.moe(il, cur, normed=False)
+        out = b.ffn(il, cur) if b.layer(il, "ffn_gate_inp") is None else moe(b, il, cur, normed=False)
         cur = _layer_norm(b, il, t.add(out, cur), "layer_output_norm")
     b.graph.expand(cur)
 
@@ -151,7 +152,7 @@ def _modern_block(
         cur, residual = t.get_rows(cur, out_ids), t.get_rows(residual, out_ids)
     residual = t.add(normed(cur, "post_attention_norm"), residual)
     cur = normed(residual, "ffn_norm")
-    cur = b.ffn(il, cur) if b.layer(il, "ffn_gate_inp") is None else b.moe(il, cur, normed=style.normed_experts)
+    cur = b.ffn(il, cur) if b.layer(il, "ffn_gate_inp") is None else moe(b, il, cur, normed=style.normed_experts)
     return t.add(normed(cur, "post_ffw_norm"), residual)
 
 

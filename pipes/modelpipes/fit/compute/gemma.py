@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import Builder
+from modelpipes.fit.compute.experts import moe
 from modelpipes.fit.compute.tensor import I32, Tensor
 
 N_ALTUP = 4  # copies of the stream, the first of which the layers work on (llama_hparams::n_altup)
@@ -231,7 +232,7 @@ def _gemma4_ffn(b: Builder, il: int, residual: Tensor) -> Tensor:
     out = b.norm(out, b.layer(il, "post_ffw_norm_1"))
     cur = b.norm(residual, b.layer(il, "pre_ffw_norm_2"))
     logits = t.mul_mat(router, t.mul(t.scale(b.norm(residual, None)), b.weights[f"blk.{il}.ffn_gate_inp.scale"]))
-    experts = b.norm(b.moe(il, cur, probs=logits), b.layer(il, "post_ffw_norm_2"))
+    experts = b.norm(moe(b, il, cur, probs=logits), b.layer(il, "post_ffw_norm_2"))
     return t.add(out, experts)
 
 

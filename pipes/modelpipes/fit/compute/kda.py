@@ -11,6 +11,7 @@ from collections.abc import Callable
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import Builder
 from modelpipes.fit.compute.delta import delta_net, late_output, unit
+from modelpipes.fit.compute.experts import moe
 from modelpipes.fit.compute.latent import latent_attention, latent_inputs
 from modelpipes.fit.compute.state import StateInputs, read_state, state_cache, state_inputs, write_state
 from modelpipes.fit.compute.tensor import F32, Tensor
@@ -94,7 +95,7 @@ def feed_forward(b: Builder, il: int, cur: Tensor, normed: bool = True) -> Tenso
     """Dense in the first layers, then experts and one that every token passes."""
     if b.layer(il, "ffn_gate_inp") is None:
         return b.ffn(il, cur, gated=limited(b, "swiglu_clamp_shexp", il))
-    out = b.moe(il, cur, normed=normed, gated=limited(b, "swiglu_clamp_exp", il))
+    out = moe(b, il, cur, normed=normed, gated=limited(b, "swiglu_clamp_exp", il))
     names = ("ffn_up_shexp", "ffn_gate_shexp", "ffn_down_shexp")
     return t.add(out, b.ffn(il, cur, *names, gated=limited(b, "swiglu_clamp_shexp", il)))
 
@@ -195,7 +196,7 @@ def latent_experts(b: Builder, il: int, cur: Tensor) -> Tensor:
     down, norm, up = (b.layer(il, f"ffn_routed_{name}") for name in ("down", "norm", "up"))
     rows = cur if down is None else t.mul_mat(down, cur)
     scores = t.mul_mat(b.needed(il, "ffn_gate_inp"), cur)
-    out = b.moe(il, rows, probs=scores, normed=bool(b.h.value("expert_weights_norm", False)), gated=situ)
+    out = moe(b, il, rows, probs=scores, normed=bool(b.h.value("expert_weights_norm", False)), gated=situ)
     out = out if norm is None else b.norm(out, norm)
     out = out if up is None else t.mul_mat(up, out)
     if b.layer(il, "ffn_gate_shexp") is None:

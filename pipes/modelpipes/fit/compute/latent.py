@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import AttentionInputs, Builder
+from modelpipes.fit.compute.experts import moe
 from modelpipes.fit.compute.tensor import F16, F32, I64, Tensor
 from modelpipes.gguf.types import row_bytes
 
@@ -165,7 +166,7 @@ def experts(b: Builder, il: int, cur: Tensor) -> Tensor:
     if b.layer(il, "ffn_gate_inp") is None:
         return b.ffn(il, cur)
     normed = bool(b.h.value("expert_weights_norm", False))
-    out = b.moe(il, cur, normed=normed, softmax_weight=b.h.number("expert_gating_func") == SOFTMAX_WEIGHT)
+    out = moe(b, il, cur, normed=normed, softmax_weight=b.h.number("expert_gating_func") == SOFTMAX_WEIGHT)
     return t.add(out, b.ffn(il, cur, "ffn_up_shexp", "ffn_gate_shexp", "ffn_down_shexp"))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from modelpipes.fit.compute import delta, kda, pooled
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import AttentionInputs, Builder
+from modelpipes.fit.compute.experts import moe
 from modelpipes.fit.compute.state import StateInputs, read_state, state_cache, state_inputs, write_state
 from modelpipes.fit.compute.tensor import F32, Tensor
 
@@ -91,7 +92,7 @@ def minimax_01(b: Builder, layers: list[int]) -> None:
         if il == layers[-1]:
             cur, residual = t.get_rows(cur, out_ids), t.get_rows(residual, out_ids)
         residual = b.norm(t.add(cur, t.scale(residual)), b.needed(il, "ffn_norm"))
-        cur = t.add(b.moe(il, residual), t.scale(residual))
+        cur = t.add(moe(b, il, residual), t.scale(residual))
     b.output(cur)
 
 

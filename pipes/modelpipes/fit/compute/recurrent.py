@@ -12,6 +12,7 @@ from functools import partial
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import AttentionInputs, Builder
+from modelpipes.fit.compute.experts import moe
 from modelpipes.fit.compute.mamba import bare, mamba, mamba2, plamo2_mamba, short_convolution
 from modelpipes.fit.compute.state import StateInputs, state_inputs
 from modelpipes.fit.compute.tensor import Tensor
@@ -134,8 +135,8 @@ def _nemotron_ffn(b: Builder, il: int, cur: Tensor) -> Tensor:
     if b.layer(il, "ffn_gate_inp") is None:
         return b.ffn(il, cur)
     down, up = b.layer(il, "ffn_latent_down"), b.layer(il, "ffn_latent_up")
-    out = b.moe(
-        il, cur if down is None else t.mul_mat(down, cur), normed=bool(b.h.value("expert_weights_norm")),
+    out = moe(
+        b, il, cur if down is None else t.mul_mat(down, cur), normed=bool(b.h.value("expert_weights_norm")),
         probs=t.mul_mat(b.needed(il, "ffn_gate_inp"), cur),
     )  # fmt: skip
     if up is not None:
@@ -160,7 +161,7 @@ def feed_forward(b: Builder, style: Style, il: int, cur: Tensor) -> Tensor:
     """Dense, or experts and maybe one that every token passes."""
     if b.layer(il, "ffn_gate_inp") is None:
         return b.ffn(il, cur)
-    out = b.moe(il, cur, normed=style.normed_experts)
+    out = moe(b, il, cur, normed=style.normed_experts)
     if b.layer(il, "ffn_up_shexp") is None:
         return out
     return t.add(out, b.ffn(il, cur, "ffn_up_shexp", "ffn_gate_shexp", "ffn_down_shexp"))

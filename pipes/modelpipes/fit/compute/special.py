@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import AttentionInputs, Builder
+from modelpipes.fit.compute.experts import moe
 from modelpipes.fit.compute.tensor import F32, I32, Tensor
 from modelpipes.fit.compute.transformer import PLAIN, block
 
@@ -127,7 +128,7 @@ def llama4(b: Builder, layers: list[int]) -> None:
         if b.layer(il, "ffn_gate_inp") is None:
             cur = b.ffn(il, cur)
         else:
-            experts = b.moe(il, cur, normed=False, weighted_first=True)
+            experts = moe(b, il, cur, normed=False, weighted_first=True)
             cur = t.add(experts, b.ffn(il, cur, "ffn_up_shexp", "ffn_gate_shexp", "ffn_down_shexp"))
         cur = t.add(cur, residual)
     b.output(cur)
@@ -150,11 +151,11 @@ def grovemoe(b: Builder, layers: list[int]) -> None:
         cur = b.norm(residual, b.layer(il, "ffn_norm"))
         logits = t.mul_mat(b.needed(il, "ffn_gate_inp"), cur)
         n_used, n_groups = b.h.n_expert_used, b.needed(il, "ffn_up_chexps").ne[2]
-        cur = b.moe(il, cur, probs=logits, chosen=t.argsort_top_k(t.activation(logits), n_used))
+        cur = moe(b, il, cur, probs=logits, chosen=t.argsort_top_k(t.activation(logits), n_used))
         groups = t.argsort_top_k(t.activation(logits), min(n_used, n_groups))
         groups = t.cast(t.scale(t.cast(groups, F32)), I32)
         names = ("ffn_up_chexps", "ffn_gate_chexps", "ffn_down_chexps")
-        more = b.moe(il, cur, probs=logits, chosen=groups, names=names)
+        more = moe(b, il, cur, probs=logits, chosen=groups, names=names)
         cur = t.add(t.add(cur, t.scale(more)), residual)
     b.output(cur)
 

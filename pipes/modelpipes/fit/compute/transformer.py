@@ -11,6 +11,7 @@ from typing import Literal
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import AttentionInputs, Builder
+from modelpipes.fit.compute.experts import moe
 from modelpipes.fit.compute.tensor import Tensor
 from modelpipes.fit.hparams import Hparams
 
@@ -147,7 +148,7 @@ def block(
         cur = normed if rows is None else t.get_rows(normed, rows)
     if b.layer(il, "ffn_norm_exps") is not None:  # arctic: experts beside the block
         out = t.add(b.ffn(il, cur), ffn_input)
-        return t.add(b.moe(il, norm(b, style, il, "ffn_norm_exps", residual)), out)
+        return t.add(moe(b, il, norm(b, style, il, "ffn_norm_exps", residual)), out)
     cur = feed_forward(b, style, il, cur, probs)
     cur = norm(b, style, il, "layer_output_norm", norm(b, style, il, "post_ffw_norm", cur))
     return t.add(ffn_input, cur) if style.residual_first == "last" else t.add(cur, ffn_input)
@@ -244,8 +245,8 @@ def feed_forward(b: Builder, style: Style, il: int, cur: Tensor, probs: Tensor |
     if style.dense or b.layer(il, "ffn_gate_inp") is None:
         return b.ffn(il, cur)
     normed = style.normed_experts
-    out = b.moe(
-        il, cur, softmax_weight=style.softmax_weight, probs=probs,
+    out = moe(
+        b, il, cur, softmax_weight=style.softmax_weight, probs=probs,
         normed=bool(b.h.value("expert_weights_norm", False)) if normed is None else normed,
     )  # fmt: skip
     if b.layer(il, "ffn_up_shexp") is not None:
