@@ -17,7 +17,7 @@ EXPECTED = {
     "critic.sh": ["hub: …", "alice: …", "bob: …", "critic: …", "verdict: …"],
     "pipeline.sh": ["alice: …", "bob: …", "What is 5 and 6?\tIt is 11."],
     "non-model-member.sh": ["That makes 19", "5 words", "Dear friend, … Yours truly.", "counter: … words"],
-    "find_gpu_models.sh": ["name …path", "tiny-chat  llama …/tiny-chat.gguf", "largest that fits: tiny-chat", "It is 7."],
+    "find_gpu_models.sh": ["name …path", "tiny-chat …/tiny-chat.gguf", "largest that fits: tiny-chat", "It is 7."],
     "plain.sh": ["The word is lantern…", "1 and 2: It is 3.", "5 and 6: It is 11.", "The word is garden…"],
 }
 

@@ -14,6 +14,8 @@ RULE = (
     f"deviations, and by more than {LEAST_CHANGE:.0%}. Ratios are compared where there are any, values else."
 )
 
+BUSY = 0.5  # load a core, from which on runs are no longer alike
+
 
 class Change(NamedTuple):
     """One figure then and now."""
@@ -55,6 +57,9 @@ def report(old: Results, new: Results, changes: Sequence[Change]) -> str:
     lines.append(f"{counts['same']} the same, {counts['unknown']} with too few runs to tell. {RULE}")
     if not old.machine.is_like(new.machine):
         lines.append(f"Another machine then, so only ratios were compared: {old.machine.name()}")
+    if max(run.machine.load_before[0] / run.machine.cores for run in (old, new)) > BUSY:
+        loads = " and ".join(f"{run.machine.load_before[0]:.1f}" for run in (old, new))
+        lines.append(f"The machine had other work (load {loads} before); measure again when it is idle.")
     if old.quick or new.quick:
         lines.append("A quick run is too short to judge by.")
     return "\n".join(lines) + "\n"

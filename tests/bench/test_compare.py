@@ -99,6 +99,11 @@ class TestCompare:
         assert self.verdicts(old, new) == ["worse"]
         assert "Another machine" in compare.report(old, new, compare.compare(old, new))
 
+    def test_a_machine_that_was_busy_is_told_of(self) -> None:
+        busy = results_of(machine=msgspec.structs.replace(HERE, load_before=(4.0, 1.0, 1.0)))
+        assert "load 4.0 and 0.0" in compare.report(busy, results_of(), [])
+        assert "load" not in compare.report(results_of(), results_of(), [])
+
     def test_rivals_and_figures_that_only_one_run_has_do_not_count(self) -> None:
         old = results_of(round_trip(2.0, transport.ZMQ, is_ours=False), round_trip(2.0, column="1 MiB"))
         new = results_of(round_trip(9.0, transport.ZMQ, is_ours=False), round_trip(9.0, column="64 B"))

@@ -145,3 +145,22 @@ def test_looking_imports_no_http_client() -> None:
     check = "import sys, modelpipes.engine.locate; sys.exit(bool({'http.client', 'numpy', 'gguf'} & set(sys.modules)))"
     package = str(Path(sys.modules["modelpipes.engine.locate"].__file__ or "").parents[2])
     assert subprocess.run([sys.executable, "-c", check], env=os.environ | {"PYTHONPATH": package}).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("printed", "sees"),
+    [
+        ("Available devices:\n  CUDA0: NVIDIA GeForce RTX 4080 (16376 MiB, 15000 MiB free)\n", True),
+        ("Available devices:\n  (none)\n", False),
+        ("error: invalid argument: --list-devices\n", False),
+    ],
+)
+def test_an_engine_has_a_gpu_if_it_lists_a_device(tmp_path: Path, printed: str, sees: bool) -> None:
+    program = tmp_path / "llama-server"
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{printed}END\n")
+    program.chmod(0o755)
+    assert Binary("llama-server", (str(program),)).has_gpu is sees
+
+
+def test_the_embedded_engine_computes_on_the_host() -> None:
+    assert Binary("embedded", ("python",)).has_gpu is False

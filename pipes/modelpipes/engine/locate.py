@@ -106,23 +106,9 @@ def _path_of(name: str) -> str:
 
 @functools.cache
 def _listed_flags(argv: tuple[str, ...]) -> frozenset[str]:
-    shown = " ".join(argv)
-    try:
-        done = subprocess.run(
-            [*argv, "--help"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=HELP_LIMIT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise EngineError(f"{shown} --help has not ended after {HELP_LIMIT_S:.0f} s") from None
-    except OSError as error:
-        raise EngineError(f"{shown} cannot be run: {error.strerror}") from None
-    flags = parse_flags(done.stdout.decode("utf-8", "replace"))
+    flags = parse_flags(_printed(argv, "--help"))
     if "--model" not in flags:
-        raise EngineError(f"{shown} is no llama-server: its --help does not list --model")
+        raise EngineError(f"{' '.join(argv)} is no llama-server: its --help does not list --model")
     return flags
 
 
@@ -130,17 +116,28 @@ def _listed_flags(argv: tuple[str, ...]) -> frozenset[str]:
 def _lists_devices(argv: tuple[str, ...]) -> bool:
     """Whether `--list-devices` names one, as "  CUDA0: NVIDIA GeForce RTX 4080 (16376 MiB, 15000 MiB free)"."""
     try:
+        return re.search(r"^  \w+: .*MiB free\)", _printed(argv, "--list-devices"), re.MULTILINE) is not None
+    except EngineError:
+        return False
+
+
+def _printed(argv: tuple[str, ...], flag: str) -> str:
+    """What a program prints for one flag; EngineError if it cannot say."""
+    shown = " ".join(argv)
+    try:
         done = subprocess.run(
-            [*argv, "--list-devices"],
+            [*argv, flag],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
             timeout=HELP_LIMIT_S,
             check=False,
         )
-    except (subprocess.TimeoutExpired, OSError):
-        return False
-    return re.search(rb"^  \w+: .*MiB free\)", done.stdout, re.MULTILINE) is not None
+    except subprocess.TimeoutExpired:
+        raise EngineError(f"{shown} {flag} has not ended after {HELP_LIMIT_S:.0f} s") from None
+    except OSError as error:
+        raise EngineError(f"{shown} cannot be run: {error.strerror}") from None
+    return done.stdout.decode("utf-8", "replace")
 
 
 def parse_flags(help_text: str) -> frozenset[str]:

@@ -106,11 +106,12 @@ def _rate_in_part(predict: Predictor, whole: Settings, room: Room, rating: Ratin
     plans = [plan for plan in (partial_layers(predict, choice, room) for choice in choices) if plan.n_gpu_layers]
     needed = {plan: predict(plan).host.total_bytes for plan in plans}
     possible = [plan for plan in plans if needed[plan] <= room.host_bytes]
-    host_limits = len(possible) < len(plans)
+    host_limits = rating.host_limits or len(possible) < len(plans)
     if not possible:
         memory = rating.memory
         reason = f"needs {_mib(memory.device_bytes + memory.host.total_bytes)}"
-        return replace(rating, fit="no", gpu_layers=0, reason=reason, host_bytes=0, host_limits=host_limits)
+        host_bytes = rating.host_bytes if rating.max_context else 0
+        return replace(rating, fit="no", gpu_layers=0, reason=reason, host_bytes=host_bytes, host_limits=host_limits)
     best = min(possible, key=lambda plan: host_work(predict, plan))
     layers = best.n_gpu_layers or 0
     reason = f"{layers} of {rating.n_layers} layers" + ", without experts" * best.cpu_moe
