@@ -70,7 +70,7 @@ def _growth(figures: Sequence[Figure]) -> Iterator[Promise]:
         is_small = figure.unit == "KiB" and grown < STEP_KIB
         yield Promise(
             f"{figure.row} does not grow with the turns",
-            f"slope within {SLOPE_ERRORS} standard errors of 0"
+            f"slope at most {SLOPE_ERRORS} standard errors above 0"
             + (f", or {STEP_KIB} KiB in all" if figure.unit == "KiB" else ""),
             f"{figure.slope:+.2g} ± {figure.slope_error:.1g} {figure.unit} per 1000 turns",
             is_noise or is_small,

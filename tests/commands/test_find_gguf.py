@@ -16,7 +16,6 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from modelpipes.fit.settings import Settings
 from modelpipes.gguf.shards import read_model
 from tests.commands.conftest import LIMIT_S, Commands
 from tests.fit.shapes import SHAPES, write_model
-from tests.gguf.make import File, llama_entries, llama_tensors
+from tests.gguf.make import File, llama_entries, llama_tensors, vocabulary
 from tests.shell import Ended
 from tests.test_gpu import build
 
@@ -488,7 +487,7 @@ class TestTelling:
     def test_on_a_terminal_no_line_is_wider_than_it_is(self, run: Commands, models: Path) -> None:
         os.link(models / "qwen3-0.6b.gguf", models / f"{'a-very-long-name-' * 6}Q8_0.gguf")
         for columns in (60, 80, 120, 200):
-            lines = on_terminal(run, columns, "find", str(models), CARD).splitlines()
+            lines = on_terminal(run, columns, run.command("find", str(models), CARD)).splitlines()
             assert len(lines) == 2 + len(NAMES)
             assert max(map(len, lines)) <= columns
             assert all(line.endswith(".gguf") for line in lines[1:])
@@ -498,16 +497,18 @@ class TestTelling:
             assert ("trained" in shown) == (columns == 200)
             assert ("max ctx" in shown) or columns == 60
 
-    def test_a_long_scan_tells_how_far_it_is_on_a_terminal_and_wipes_it(self, run: Commands) -> None:
-        said = on_terminal(run, 80, "find", f"{run.cwd}", CARD, "--no-cache", until=lambda: flood(run.cwd))
+    def test_a_long_scan_tells_how_far_it_is_on_a_terminal_and_wipes_it(self, run: Commands, models: Path) -> None:
+        every_scan_is_long = "from modelpipes import commands, output; output.PROGRESS_S = 0; commands.main()"
+        python, *_ = run.command("find")
+        said = on_terminal(run, 80, [python, "-P", "-c", every_scan_is_long, "find", str(models), CARD])
         assert re.search(r"\r\d+ files, now /.*\x1b\[K", said)
-        assert said.rindex("\r\x1b[K") < said.index("name")
+        assert said.rindex("\r\x1b[K") < said.index("name  ")
 
     def test_ctrl_c_during_a_scan_ends_it_and_keeps_what_was_learnt(self, run: Commands) -> None:
-        flood(run.cwd)
-        process = run.start("find", str(run.cwd), CARD)
+        make_slow(run.cwd)
+        process = run.start("find", str(run.cwd), CARD, "--strict")
         assert process.stderr and process.stdout
-        wait_until_it_reads(process.pid, 10)
+        wait_until_it_has_read_one(process.pid)
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=LIMIT_S)
         assert (process.returncode, stdout, stderr) == (130, b"", b"")
@@ -520,14 +521,12 @@ def test_every_key_of_a_file_is_in_the_readme() -> None:
         assert f"`{name}`" in readme
 
 
-FLOOD_FILES = 1200
-
-
-def flood(folder: Path) -> None:
-    """So many model files, no two of them rated alike, that a scan takes a second and more."""
-    for number in range(FLOOD_FILES):
-        entries = llama_entries(8, **{"llama.vocab_size": 1000 + number})
-        (folder / f"{number:04d}.gguf").write_bytes(bytes(File(entries, llama_tensors(8, 1000 + number))))
+def make_slow(folder: Path) -> None:
+    """Model files that take seconds to walk through (`--strict`), and no disk."""
+    content = bytes(File([*llama_entries(), *vocabulary(60_000, 100_000)], llama_tensors()))
+    (folder / "0.gguf").write_bytes(content)
+    for number in range(1, 500):
+        os.link(folder / "0.gguf", folder / f"{number}.gguf")
 
 
 def raw(run: Commands, *arguments: str) -> bytes:
@@ -535,13 +534,12 @@ def raw(run: Commands, *arguments: str) -> bytes:
     return subprocess.run(run.command(*arguments), cwd=run.cwd, env=run.env, stdout=subprocess.PIPE, check=True).stdout
 
 
-def on_terminal(run: Commands, columns: int, *arguments: str, until: Callable[[], None] = lambda: None) -> str:
+def on_terminal(run: Commands, columns: int, command: list[str]) -> str:
     """What a command writes to a terminal of so many columns."""
-    until()
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     process = subprocess.Popen(
-        run.command(*arguments), cwd=run.cwd, env=run.env, stdin=subprocess.DEVNULL, stdout=terminal, stderr=terminal
+        command, cwd=run.cwd, env=run.env, stdin=subprocess.DEVNULL, stdout=terminal, stderr=terminal
     )
     os.close(terminal)
     said = b""
@@ -556,14 +554,14 @@ def on_terminal(run: Commands, columns: int, *arguments: str, until: Callable[[]
     return said.decode().replace("\r\n", "\n")
 
 
-def wait_until_it_reads(pid: int, number: int) -> None:
-    """Return when a process has one of the flood's files open, this one or a later one."""
+def wait_until_it_has_read_one(pid: int) -> None:
+    """Return when a process has had two of the slow files open, one after the other."""
+    seen: set[str] = set()
     ends_at = time.monotonic() + LIMIT_S
-    while time.monotonic() < ends_at:
+    while len(seen) < 2:
+        assert time.monotonic() < ends_at, f"process {pid} opened {seen}"
         try:
             links = [os.readlink(entry) for entry in Path("/proc", str(pid), "fd").iterdir()]
         except FileNotFoundError:
             continue  # it was closed meanwhile
-        if any(link.endswith(".gguf") and int(Path(link).stem) >= number for link in links):
-            return
-    raise AssertionError(f"process {pid} did not read file {number}")
+        seen.update(link for link in links if link.endswith(".gguf"))

@@ -162,7 +162,7 @@ def test_several_cards_share_by_what_each_has_free() -> None:
 
 @given(name=a_model, n_ctx=a_context, parts=st.lists(st.floats(0.1, 2), min_size=1, max_size=3), reserve=st.booleans(),
        host_bytes=st.sampled_from([1 << 28, 1 << 30, 4 << 30, PLENTY]))  # fmt: skip
-@examples(max_examples=400, deadline=None)
+@examples(max_examples=40, deadline=None)
 def test_what_a_rating_promises_holds(
     name: str, n_ctx: int, parts: list[float], reserve: bool, host_bytes: int
 ) -> None:
@@ -188,7 +188,7 @@ def test_what_a_rating_promises_holds(
 
 @given(name=a_model, n_ctx=a_context, part=st.floats(0.05, 2), more=st.floats(0, 1),
        host_bytes=st.sampled_from([1 << 28, 4 << 30, PLENTY]), more_host=st.floats(0, 1))  # fmt: skip
-@examples(max_examples=400, deadline=None)
+@examples(max_examples=40, deadline=None)
 def test_more_memory_never_gives_a_worse_fit(
     name: str, n_ctx: int, part: float, more: float, host_bytes: int, more_host: float
 ) -> None:
@@ -203,7 +203,7 @@ def test_more_memory_never_gives_a_worse_fit(
 
 @given(name=a_model, part=st.floats(0.05, 1.5), host_bytes=st.sampled_from([1 << 28, 1 << 30, 4 << 30, 20 << 30]),
        other_bytes=st.integers(1 << 27, 40 << 30))  # fmt: skip
-@examples(max_examples=400, deadline=None)
+@examples(max_examples=40, deadline=None)
 def test_a_rating_holds_with_other_host_memory_where_it_says_so(
     name: str, part: float, host_bytes: int, other_bytes: int
 ) -> None:

@@ -21,7 +21,8 @@ class Pinged(Carrier):
         self.seat, self.other = (ASKING, ANSWERING) if is_asking else (ANSWERING, ASKING)
         self.endpoint = Endpoint(Room(place), self.seat)
         self.endpoint.listen(self.other)
-        self.endpoint.connect(self.other, Deadline.after(LIMIT_S))
+        self.renew_deadline()
+        self.endpoint.connect(self.other, self.deadline)
 
     @staticmethod
     def prepare(folder: str) -> tuple[Any, Any]:
@@ -29,17 +30,32 @@ class Pinged(Carrier):
         room.make_pipes([(ASKING, ANSWERING), (ANSWERING, ASKING)])
         return room.path, room.path
 
+    def renew_deadline(self) -> None:
+        self.deadline = Deadline.after(LIMIT_S)
+
+    def question(self, task: Task, number: int, text: str) -> Any:
+        self.renew_deadline()  # one an exchange, handed down; a flood has one as a whole
+        return super().question(task, number, text)
+
     def send(self, message: Any) -> None:
-        self.endpoint.send(self.other, message, Deadline.after(LIMIT_S))
+        self.endpoint.send(self.other, message, self.deadline)
 
     def receive(self) -> Any:
-        event = self.endpoint.receive(Deadline.after(LIMIT_S))
+        event = self.endpoint.receive(self.deadline)
         assert isinstance(event, Arrival), f"{event} instead of a message"
         return event.item
 
     def set_packets(self, is_on: bool) -> None:
         path = self.endpoint.room.pipe(self.seat, self.other)
         set_packets(_write_end(path), is_on)
+
+    def ask_one_way(self, task: Task, text: str) -> list[int]:
+        self.renew_deadline()
+        return super().ask_one_way(task, text)
+
+    def answer(self, task: Task) -> None:
+        self.renew_deadline()
+        super().answer(task)
 
     def ask_round_trips(self, task: Task, text: str) -> list[int]:
         taken_ns = super().ask_round_trips(task, text)
@@ -54,6 +70,7 @@ class Told(Pinged):
     """A `say`, which the other process takes from its endpoint, and answers with a `reply`."""
 
     def question(self, task: Task, number: int, text: str) -> Any:
+        self.renew_deadline()
         return Say(f"{number:032x}", self.seat, self.other, text)
 
     def answer_to(self, message: Any) -> Any:
