@@ -27,7 +27,7 @@ def encode(message: Message) -> bytes:
     Raises MessageError where it is larger than MAX_MESSAGE_BYTES or holds lone surrogates.
     """
     try:
-        line = _encode_lines((message,))  # ends it without another copy
+        line = _encode_lines([message])  # ends it without another copy
     except UnicodeEncodeError as e:
         raise MessageError(f"the message is not Unicode text: {e.reason}") from None
     if len(line) > MAX_MESSAGE_BYTES + 1:

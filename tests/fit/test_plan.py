@@ -1,4 +1,4 @@
-"""Plans: properties that hold in every room, and the plans that people ask for."""
+"""Plans: properties that hold in every space, and the plans that people ask for."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from modelpipes.errors import FileError, UsageError
 from modelpipes.fit import Settings, predict_memory
 from modelpipes.fit.arrangement import choose_devices
 from modelpipes.fit.plan import MAX_MODELS, Plan, Planned, Wishes, plan
-from modelpipes.fit.rating import LEAST_CONTEXT, STEP, Room
+from modelpipes.fit.rating import LEAST_CONTEXT, STEP, Space
 from modelpipes.gguf.header import Header
 from tests.fit.table import shape_header
 
 GIB = 1 << 30
 MIB = 1 << 20
-RTX_4080 = Room((16376 * MIB,), 32 * GIB)
-TWO_RTX_3060 = Room((12288 * MIB,) * 2, 32 * GIB)
+RTX_4080 = Space((16376 * MIB,), 32 * GIB)
+TWO_RTX_3060 = Space((12288 * MIB,) * 2, 32 * GIB)
 KINDS = ["none", "turns", "partial", "whole"]  # the better, the later
 
 # One of each kind that the plan tells apart: dense, tied, a mixture, without a cache, with a short context.
@@ -32,7 +32,7 @@ NAMES = st.lists(
 )
 SIZES = st.integers(1, 28 * 1024).map(lambda n: n * MIB)
 HOSTS = st.sampled_from([0, 1, 4, 8, 16, 64]).map(lambda n: n * GIB)
-ROOMS = st.builds(Room, st.lists(SIZES, min_size=1, max_size=3).map(tuple), HOSTS, st.sampled_from([0, GIB]))
+ROOMS = st.builds(Space, st.lists(SIZES, min_size=1, max_size=3).map(tuple), HOSTS, st.sampled_from([0, GIB]))
 WISHES = st.builds(
     Wishes,
     n_ctx=st.sampled_from([None, None, 3000, 8192]),
@@ -46,9 +46,9 @@ def headers(names: Sequence[str]) -> list[Header]:
     return [shape_header(name) for name in names]
 
 
-def lacks(room: Room, names: Sequence[str], models: Sequence[tuple[int, Planned]]) -> bool:
-    """Whether these models are too much for a room, each predicted afresh."""
-    left, host = [free - room.reserve_bytes for free in room.device_bytes], room.host_bytes
+def lacks(space: Space, names: Sequence[str], models: Sequence[tuple[int, Planned]]) -> bool:
+    """Whether these models are too much for a space, each predicted afresh."""
+    left, host = [free - space.reserve_bytes for free in space.device_bytes], space.host_bytes
     used = set()
     for number, model in models:
         memory = predict_memory(shape_header(names[number]), model.settings)
@@ -66,20 +66,20 @@ def residents(made: Plan) -> list[tuple[int, Planned]]:
 
 @settings(max_examples=60, deadline=None)
 @given(NAMES, ROOMS, WISHES)
-def test_no_plan_is_over_the_budget_in_any_turn(names: list[str], room: Room, wishes: Wishes) -> None:
-    made = plan(headers(names), room, wishes)
-    assert not lacks(room, names, residents(made))
+def test_no_plan_is_over_the_budget_in_any_turn(names: list[str], space: Space, wishes: Wishes) -> None:
+    made = plan(headers(names), space, wishes)
+    assert not lacks(space, names, residents(made))
     for swap in made.swaps:
         staying = [(number, model) for number, model in residents(made) if number not in swap.leaves]
-        assert not lacks(room, names, [*staying, (swap.enters, made.models[swap.enters])])
+        assert not lacks(space, names, [*staying, (swap.enters, made.models[swap.enters])])
 
 
 @settings(max_examples=40, deadline=None)
 @given(NAMES, ROOMS, WISHES)
 def test_a_plan_keeps_the_wishes_and_says_what_becomes_of_every_model(
-    names: list[str], room: Room, wishes: Wishes
+    names: list[str], space: Space, wishes: Wishes
 ) -> None:
-    made = plan(headers(names), room, wishes)
+    made = plan(headers(names), space, wishes)
     assert made.is_together == all(model.resident for model in made.models)
     assert [model.reason for model in made.models if not model.reason] == []
     for number, model in enumerate(made.models):
@@ -95,24 +95,24 @@ def test_a_plan_keeps_the_wishes_and_says_what_becomes_of_every_model(
 @settings(max_examples=40, deadline=None)
 @given(NAMES, st.lists(SIZES, min_size=2, max_size=2).map(sorted), HOSTS)
 def test_more_memory_never_gives_a_worse_plan(names: list[str], sizes: list[int], host_bytes: int) -> None:
-    less, more = (plan(headers(names), Room((size,), host_bytes)) for size in sizes)
+    less, more = (plan(headers(names), Space((size,), host_bytes)) for size in sizes)
     assert KINDS.index(less.kind) <= KINDS.index(more.kind)
     assert less.n_ctx <= more.n_ctx
 
 
 @settings(max_examples=30, deadline=None)
 @given(NAMES, ROOMS, WISHES)
-def test_asked_twice_the_plan_is_the_same(names: list[str], room: Room, wishes: Wishes) -> None:
-    assert plan(headers(names), room, wishes) == plan(headers(names), room, wishes)
+def test_asked_twice_the_plan_is_the_same(names: list[str], space: Space, wishes: Wishes) -> None:
+    assert plan(headers(names), space, wishes) == plan(headers(names), space, wishes)
 
 
 @settings(max_examples=30, deadline=None)
 @given(NAMES.filter(lambda names: len(names) > 1), SIZES)
 def test_what_is_whole_together_is_whole_with_fewer_models(names: list[str], size: int) -> None:
-    room = Room((size,), 64 * GIB)
-    together = plan(headers(names), room)
+    space = Space((size,), 64 * GIB)
+    together = plan(headers(names), space)
     if together.kind == "whole":
-        fewer = plan(headers(names[1:]), room)
+        fewer = plan(headers(names[1:]), space)
         assert fewer.kind == "whole"
         assert all(a.settings.n_ctx >= b.settings.n_ctx for a, b in zip(fewer.models, together.models[1:], strict=True))
 
@@ -120,20 +120,20 @@ def test_what_is_whole_together_is_whole_with_fewer_models(names: list[str], siz
 @settings(max_examples=30, deadline=None)
 @given(NAMES, SIZES)
 def test_no_longer_context_fits_with_any_type_and_no_better_type_with_this_context(names: list[str], size: int) -> None:
-    room = Room((size,), 64 * GIB)
-    made = plan(headers(names), room)
+    space = Space((size,), 64 * GIB)
+    made = plan(headers(names), space)
     if made.kind != "whole":
         return
 
     def fits(n_ctx: int, kv_type: str) -> bool:
         needed = 0
         for number, model in enumerate(made.models):
-            longest = plan(headers([names[number]]), Room((256 * GIB,), 64 * GIB)).n_ctx
+            longest = plan(headers([names[number]]), Space((256 * GIB,), 64 * GIB)).n_ctx
             wanted = replace(model.settings, n_ctx=min(n_ctx, longest), type_k=kv_type, type_v=kv_type)
             needed += predict_memory(shape_header(names[number]), wanted).devices[0].total_bytes
-        return needed <= size - room.reserve_bytes
+        return needed <= size - space.reserve_bytes
 
-    is_longest = made.n_ctx >= max(plan(headers([name]), Room((256 * GIB,), 64 * GIB)).n_ctx for name in names)
+    is_longest = made.n_ctx >= max(plan(headers([name]), Space((256 * GIB,), 64 * GIB)).n_ctx for name in names)
     assert is_longest or not any(fits(made.n_ctx + STEP, kv_type) for kv_type in made.contexts)
     types = [model.settings.type_k for model in made.models]
     worst = max(types, key=list(made.contexts).index)
@@ -171,9 +171,9 @@ class TestOnOneCard:
         assert f"{made.n_ctx + STEP} would need" in made.reason
 
     def test_a_model_named_first_gets_the_better_cache_where_one_has_room_for_it(self) -> None:
-        made = plan(headers(["qwen3-0.6b", "llama-3.1-8b"]), Room((10 * GIB,), 32 * GIB), Wishes(n_ctx=32768))
+        made = plan(headers(["qwen3-0.6b", "llama-3.1-8b"]), Space((10 * GIB,), 32 * GIB), Wishes(n_ctx=32768))
         assert [model.settings.type_k for model in made.models] == ["q8_0", "q4_0"]
-        assert made.models[0].reason == "there is room for a cache of q8_0"
+        assert made.models[0].reason == "there is space for a cache of q8_0"
 
     def test_a_mixture_too_large_keeps_on_the_host_what_costs_least(self) -> None:
         made = plan(headers(["qwen3-30b-a3b"]), RTX_4080)
@@ -181,7 +181,7 @@ class TestOnOneCard:
         assert (made.kind, made.n_ctx, model.fit) == ("partial", LEAST_CONTEXT, "partial")
         assert model.settings.type_k == "f16"
         assert 30 < model.gpu_layers < model.n_layers
-        small = plan(headers(["qwen3-30b-a3b"]), Room((3 * GIB,), 32 * GIB)).models[0]
+        small = plan(headers(["qwen3-30b-a3b"]), Space((3 * GIB,), 32 * GIB)).models[0]
         assert (small.settings.cpu_moe, small.gpu_layers) == (True, small.n_layers)
 
     def test_experts_leave_the_card_before_layers_of_a_dense_model_do(self) -> None:
@@ -203,7 +203,7 @@ class TestOnOneCard:
         assert abs(swap.returns_bytes - returns) < MIB
 
     def test_a_model_that_does_not_fit_even_alone_is_said_to(self) -> None:
-        made = plan(headers(["qwen3-30b-a3b", "qwen3-0.6b"]), Room((6 * GIB,), 2 * GIB))
+        made = plan(headers(["qwen3-30b-a3b", "qwen3-0.6b"]), Space((6 * GIB,), 2 * GIB))
         assert made.kind == "none"
         assert [model.fit for model in made.models] == ["no", "fits"]
         assert made.models[0].reason.startswith("needs 17.")
@@ -248,7 +248,7 @@ class TestOnSeveralCards:
         assert [model.devices for model in made.models] == [(0,), (1,)]
 
     def test_a_model_that_no_card_holds_alone_is_split_by_what_is_free(self) -> None:
-        (model,) = plan(headers(["qwen3-30b-a3b"]), Room((10 * GIB, 14 * GIB), 32 * GIB)).models
+        (model,) = plan(headers(["qwen3-30b-a3b"]), Space((10 * GIB, 14 * GIB), 32 * GIB)).models
         assert model.devices == (0, 1)
         assert model.settings.tensor_split == (9216.0, 13312.0)
         assert model.memory.devices[0].model_bytes < model.memory.devices[1].model_bytes
@@ -259,17 +259,17 @@ class TestOnSeveralCards:
         assert made.n_ctx > 65536
 
     def test_a_card_without_room_is_left_out(self) -> None:
-        (model,) = plan(headers(["qwen3-30b-a3b"]), Room((GIB, 14 * GIB, 14 * GIB), 32 * GIB)).models
+        (model,) = plan(headers(["qwen3-30b-a3b"]), Space((GIB, 14 * GIB, 14 * GIB), 32 * GIB)).models
         assert model.devices == (1, 2)
 
 
 def test_without_a_device_the_host_is_what_is_shared() -> None:
-    room = Room((), 12 * GIB)
-    made = plan(headers(["llama-3.1-8b", "qwen2.5-7b"]), room, Wishes(backend="generic"))
+    space = Space((), 12 * GIB)
+    made = plan(headers(["llama-3.1-8b", "qwen2.5-7b"]), space, Wishes(backend="generic"))
     assert made.kind == "whole"
     assert [(model.devices, model.gpu_layers) for model in made.models] == [((), 0)] * 2
-    assert not lacks(room, ["llama-3.1-8b", "qwen2.5-7b"], residents(made))
-    assert plan(headers(["llama-3.1-8b"] * 3), room, Wishes(backend="generic")).kind == "turns"
+    assert not lacks(space, ["llama-3.1-8b", "qwen2.5-7b"], residents(made))
+    assert plan(headers(["llama-3.1-8b"] * 3), space, Wishes(backend="generic")).kind == "turns"
 
 
 def test_a_projector_is_refused_and_so_are_too_many_models() -> None:

@@ -13,7 +13,7 @@ from modelpipes.fit.rating import (
     LEAST_CONTEXT,
     STEP,
     Rating,
-    Room,
+    Space,
     device_spare_bytes,
     host_work,
     largest,
@@ -53,19 +53,19 @@ def needed_bytes(name: str, settings: Settings = ASKED) -> int:
     return predictor(name)(settings).device_bytes
 
 
-def card(free_bytes: int, host_bytes: int = PLENTY, reserve_bytes: int = GIB) -> Room:
-    return Room((free_bytes,), host_bytes, reserve_bytes)
+def card(free_bytes: int, host_bytes: int = PLENTY, reserve_bytes: int = GIB) -> Space:
+    return Space((free_bytes,), host_bytes, reserve_bytes)
 
 
-def rated(name: str, room: Room, settings: Settings = ASKED) -> Rating:
-    return rate(header(name), settings, room)
+def rated(name: str, space: Space, settings: Settings = ASKED) -> Rating:
+    return rate(header(name), settings, space)
 
 
-def planned(name: str, rating: Rating, room: Room) -> Settings:
+def planned(name: str, rating: Rating, space: Space) -> Settings:
     """The settings that a rating promises to work."""
     return replace(
         ASKED, n_ctx=rating.fit_context, n_gpu_layers=rating.gpu_layers, cpu_moe=rating.cpu_moe,
-        n_devices=len(room.device_bytes), tensor_split=tuple(map(float, room.device_bytes)),
+        n_devices=len(space.device_bytes), tensor_split=tuple(map(float, space.device_bytes)),
     )  # fmt: skip
 
 
@@ -97,8 +97,8 @@ class TestTight:
         )  # fmt: skip
 
     def test_at_a_smaller_context_where_the_reserve_is_too_little(self) -> None:
-        room = card(needed_bytes("llama-3.1-8b") - 1, reserve_bytes=0)
-        rating = rated("llama-3.1-8b", room)
+        space = card(needed_bytes("llama-3.1-8b") - 1, reserve_bytes=0)
+        rating = rated("llama-3.1-8b", space)
         assert (rating.fit, rating.fit_context, rating.max_context) == ("tight", 3840, 3840)
         assert rating.reason == "at a context of 3840"
 
@@ -115,28 +115,28 @@ class TestTight:
 
 class TestPartial:
     def test_the_most_layers_that_fit(self) -> None:
-        room = card(needed_bytes("llama-3.1-8b") // 2, reserve_bytes=0)
-        rating = rated("llama-3.1-8b", room)
+        space = card(needed_bytes("llama-3.1-8b") // 2, reserve_bytes=0)
+        rating = rated("llama-3.1-8b", space)
         assert (rating.fit, rating.n_layers) == ("partial", 33)
-        settings = planned("llama-3.1-8b", rating, room)
+        settings = planned("llama-3.1-8b", rating, space)
         predict = predictor("llama-3.1-8b")
-        assert device_spare_bytes(predict(settings), room) >= 0
-        assert device_spare_bytes(predict(replace(settings, n_gpu_layers=rating.gpu_layers + 1)), room) < 0
+        assert device_spare_bytes(predict(settings), space) >= 0
+        assert device_spare_bytes(predict(replace(settings, n_gpu_layers=rating.gpu_layers + 1)), space) < 0
         assert "of 33 layers; the rest takes" in rating.reason
 
     def test_the_rest_must_fit_the_host(self) -> None:
-        room = card(needed_bytes("llama-3.1-8b") // 2, reserve_bytes=0)
-        host = rated("llama-3.1-8b", room).host_bytes
-        assert rated("llama-3.1-8b", replace(room, host_bytes=host)).fit == "partial"
-        assert rated("llama-3.1-8b", replace(room, host_bytes=host - 1)).fit == "no"
+        space = card(needed_bytes("llama-3.1-8b") // 2, reserve_bytes=0)
+        host = rated("llama-3.1-8b", space).host_bytes
+        assert rated("llama-3.1-8b", replace(space, host_bytes=host)).fit == "partial"
+        assert rated("llama-3.1-8b", replace(space, host_bytes=host - 1)).fit == "no"
 
     def test_of_a_mixture_the_plan_that_leaves_the_host_less_to_read(self) -> None:
         predict = predictor("qwen3-30b-a3b")
         seen = set()
         for gib in range(2, 17):
-            room = card(gib * GIB, reserve_bytes=0)
-            rating = rated("qwen3-30b-a3b", room)
-            plans = [partial_layers(predict, replace(ASKED, cpu_moe=cpu_moe), room) for cpu_moe in (False, True)]
+            space = card(gib * GIB, reserve_bytes=0)
+            rating = rated("qwen3-30b-a3b", space)
+            plans = [partial_layers(predict, replace(ASKED, cpu_moe=cpu_moe), space) for cpu_moe in (False, True)]
             best = min((plan for plan in plans if plan.n_gpu_layers), key=lambda plan: host_work(predict, plan))
             assert (rating.gpu_layers, rating.cpu_moe) == (best.n_gpu_layers, best.cpu_moe)
             seen.add(rating.cpu_moe)
@@ -154,7 +154,7 @@ def test_without_a_room_only_the_memory_is_predicted() -> None:
 
 
 def test_several_cards_share_by_what_each_has_free() -> None:
-    rating = rated("llama-3.1-8b", Room((9 * GIB, 3 * GIB), PLENTY))
+    rating = rated("llama-3.1-8b", Space((9 * GIB, 3 * GIB), PLENTY))
     large, small = (share.model_bytes for share in rating.memory.devices)
     assert rating.fit == "fits"
     assert large > 2 * small
@@ -168,22 +168,22 @@ def test_what_a_rating_promises_holds(
 ) -> None:
     reserve_bytes = GIB if reserve else 0
     needed = needed_bytes(name)
-    room = Room(tuple(int(part * needed) + reserve_bytes for part in parts), host_bytes, reserve_bytes)
-    rating = rated(name, room, replace(ASKED, n_ctx=n_ctx))
+    space = Space(tuple(int(part * needed) + reserve_bytes for part in parts), host_bytes, reserve_bytes)
+    rating = rated(name, space, replace(ASKED, n_ctx=n_ctx))
     predict = predictor(name)
     if rating.fit in ("fits", "tight", "partial"):
-        memory = predict(planned(name, rating, room))
+        memory = predict(planned(name, rating, space))
         eaten = reserve_bytes if rating.reason.startswith("leaves") else 0
-        assert device_spare_bytes(memory, room) >= -eaten
+        assert device_spare_bytes(memory, space) >= -eaten
         assert memory.host.total_bytes <= rating.host_bytes <= host_bytes
     if rating.fit == "fits":
         assert rating.fit_context == rating.n_ctx == min(n_ctx, predict.hparams.n_ctx_train)
-    whole = replace(planned(name, rating, room), n_gpu_layers=None, cpu_moe=False)
+    whole = replace(planned(name, rating, space), n_gpu_layers=None, cpu_moe=False)
     if rating.max_context:
-        assert spare_bytes(predict(replace(whole, n_ctx=rating.max_context)), room) >= 0
+        assert spare_bytes(predict(replace(whole, n_ctx=rating.max_context)), space) >= 0
     if rating.max_context < predict.hparams.n_ctx_train:
         more = rating.max_context // STEP * STEP + STEP
-        assert spare_bytes(predict(replace(whole, n_ctx=more)), room) < 0
+        assert spare_bytes(predict(replace(whole, n_ctx=more)), space) < 0
 
 
 @given(name=a_model, n_ctx=a_context, part=st.floats(0.05, 2), more=st.floats(0, 1),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from modelpipes.errors import Ended, ModelFileError
-from modelpipes.fit.rating import Rating, Room, rate
+from modelpipes.fit.rating import Rating, Space, rate
 from modelpipes.fit.settings import Settings
 from modelpipes.fit.survey import Answer, Facts, Survey
 from modelpipes.gguf.header import Header
@@ -16,7 +16,7 @@ from tests.fit.shapes import SHAPES, encode_header, write_model
 from tests.gguf.make import File, TensorSpec, llama_entries, llama_tensors
 
 GIB = 1 << 30
-ROOM = Room((16 * GIB,), 8 * GIB)
+ROOM = Space((16 * GIB,), 8 * GIB)
 SETTINGS = Settings(backend="cuda")
 
 
@@ -41,10 +41,10 @@ def seen(path: Path) -> ModelFile:
 
 
 def asked(
-    file: ModelFile, room: Room | None = ROOM, settings: Settings = SETTINGS, *, cached: bool = True
+    file: ModelFile, space: Space | None = ROOM, settings: Settings = SETTINGS, *, cached: bool = True
 ) -> tuple[Facts, Answer, int]:
     """A file's facts, the answer, and how many headers were read for it."""
-    with Survey(settings, room, cached=cached) as survey:
+    with Survey(settings, space, cached=cached) as survey:
         facts, answer = survey.ask(file)
         return facts, answer, survey.n_read
 
@@ -62,11 +62,11 @@ def test_an_answer_is_the_same_from_the_cache(model: ModelFile) -> None:
 
 
 @pytest.mark.parametrize(
-    ("room", "settings"),
+    ("space", "settings"),
     [
-        (Room((8 * GIB,), 8 * GIB), SETTINGS),
-        (Room((16 * GIB, 16 * GIB), 8 * GIB), SETTINGS),
-        (Room((16 * GIB,), 8 * GIB, 0), SETTINGS),
+        (Space((8 * GIB,), 8 * GIB), SETTINGS),
+        (Space((16 * GIB, 16 * GIB), 8 * GIB), SETTINGS),
+        (Space((16 * GIB,), 8 * GIB, 0), SETTINGS),
         (None, SETTINGS),
         (ROOM, Settings(backend="cuda", n_ctx=8192)),
         (ROOM, Settings(backend="cuda", type_k="q8_0")),
@@ -74,13 +74,13 @@ def test_an_answer_is_the_same_from_the_cache(model: ModelFile) -> None:
     ],
 )
 def test_another_question_is_answered_anew_and_then_known(
-    model: ModelFile, room: Room | None, settings: Settings
+    model: ModelFile, space: Space | None, settings: Settings
 ) -> None:
     before = asked(model)
-    other = asked(model, room, settings)
+    other = asked(model, space, settings)
     assert other[2] == 1
-    assert other[:2] == asked(model, room, settings, cached=False)[:2]
-    assert asked(model, room, settings) == (*other[:2], 0)
+    assert other[:2] == asked(model, space, settings, cached=False)[:2]
+    assert asked(model, space, settings) == (*other[:2], 0)
     assert asked(model) == (*before[:2], 0)
 
 
@@ -113,12 +113,12 @@ def test_other_code_makes_the_cache_worthless(model: ModelFile, monkeypatch: pyt
 
 def test_less_host_memory_counts_only_where_it_makes_a_difference(tmp_path: Path, model: ModelFile) -> None:
     large = written(tmp_path / "large.gguf", "qwen3-30b-a3b")
-    plenty = Room((12 * GIB,), 64 * GIB)
+    plenty = Space((12 * GIB,), 64 * GIB)
     for file in (model, large):
         asked(file, plenty)
-    more, less = Room((12 * GIB,), 65 * GIB), Room((12 * GIB,), 16 * GIB)
-    assert [asked(file, room)[2] for file in (model, large) for room in (more, less)] == [0, 0, 0, 0]
-    none = Room((12 * GIB,), GIB)
+    more, less = Space((12 * GIB,), 65 * GIB), Space((12 * GIB,), 16 * GIB)
+    assert [asked(file, space)[2] for file in (model, large) for space in (more, less)] == [0, 0, 0, 0]
+    none = Space((12 * GIB,), GIB)
     _, answer, n_read = asked(large, none)
     assert n_read == 1
     assert answer.rating and answer.rating.fit == "no"
@@ -130,9 +130,9 @@ def test_less_host_memory_counts_only_where_it_makes_a_difference(tmp_path: Path
 def test_equal_models_are_rated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Header] = []
 
-    def counted(header: Header, settings: Settings, room: Room | None) -> Rating:
+    def counted(header: Header, settings: Settings, space: Space | None) -> Rating:
         calls.append(header)
-        return rate(header, settings, room)
+        return rate(header, settings, space)
 
     monkeypatch.setattr("modelpipes.fit.survey.rate", counted)
     files = [written(tmp_path / f"{number}.gguf", "qwen3-0.6b") for number in range(3)]

@@ -10,7 +10,7 @@ import msgspec
 from modelpipes import gpu, hostmemory, output
 from modelpipes.commands import options
 from modelpipes.errors import UsageError
-from modelpipes.fit.rating import DEFAULT_RESERVE_BYTES, Room
+from modelpipes.fit.rating import DEFAULT_RESERVE_BYTES, Space
 from modelpipes.units import format_bytes
 
 # Free memory moves by some MiB from one second to the next; what rests on it should not.
@@ -83,11 +83,11 @@ def choose_cards(name: str, vram_bytes: int | None) -> tuple[gpu.Card, ...]:
     return found.cards
 
 
-def room_of(cards: tuple[gpu.Card, ...], reserve_bytes: int) -> Room:
+def space_of(cards: tuple[gpu.Card, ...], reserve_bytes: int) -> Space:
     """What models may use of these cards, and of the host, now."""
     free = tuple(card.free_bytes // DEVICE_STEP * DEVICE_STEP if card.uuid else card.free_bytes for card in cards)
     host = hostmemory.available_bytes()
-    return Room(free, host // HOST_STEP * HOST_STEP or host, reserve_bytes)
+    return Space(free, host // HOST_STEP * HOST_STEP or host, reserve_bytes)
 
 
 def describe_cards(cards: tuple[gpu.Card, ...], *, is_given: bool) -> dict[str, Any]:

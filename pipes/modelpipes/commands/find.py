@@ -82,9 +82,9 @@ def command(
         n_ctx=ctx_size, n_parallel=parallel, flash_attn=flash_attn, type_k=kv_type, type_v=kv_type, backend="cuda"
     )
     chosen = cards.choose_cards(gpu, vram) if gpu_fit else ()
-    room = cards.room_of(chosen, reserve) if gpu_fit else None
+    space = cards.space_of(chosen, reserve) if gpu_fit else None
     searched = folders or places.default_places()
-    with Survey(settings, room, strict=strict, cached=not no_cache) as survey, output.Progress() as progress:
+    with Survey(settings, space, strict=strict, cached=not no_cache) as survey, output.Progress() as progress:
         listing = list_files(searched, survey, wanted, progress.show)
     if not no_cache:
         places.remember(folders)
@@ -93,7 +93,7 @@ def command(
         "gpu": cards.describe_cards(chosen, is_given=vram is not None) if chosen else None,
         "settings": {
             "ctx_size": ctx_size, "kv_type": kv_type, "parallel": parallel, "flash_attn": flash_attn,
-            "reserve_bytes": reserve, "host_available_bytes": room and room.host_bytes,
+            "reserve_bytes": reserve, "host_available_bytes": space and space.host_bytes,
         },
     }  # fmt: skip
     listview.write_listing(listing, head, "json" if as_json else format_)

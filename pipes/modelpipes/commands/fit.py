@@ -64,14 +64,14 @@ def command(
         flash_attn=flash_attn,
     )
     chosen = cards.choose_cards(gpu, vram)
-    room = cards.room_of(chosen, reserve)
-    made = plan(headers, room, wishes)
+    space = cards.space_of(chosen, reserve)
+    made = plan(headers, space, wishes)
     names = [stem(path) if _is_path(file, path) else file for file, path in zip(files, paths, strict=True)]
-    view = planview.View(made, names, paths, chosen, room)
+    view = planview.View(made, names, paths, chosen, space)
     if as_json or format_ == "json":
         settings = {
             "ctx_size": ctx_size, "min_ctx": wishes.min_ctx, "kv_types": wishes.kv_types, "parallel": parallel,
-            "flash_attn": flash_attn, "whole": whole, "reserve_bytes": reserve, "host_available_bytes": room.host_bytes,
+            "flash_attn": flash_attn, "whole": whole, "reserve_bytes": reserve, "host_available_bytes": space.host_bytes,
         }  # fmt: skip
         planview.write_json(view, cards.describe_cards(chosen, is_given=vram is not None), settings)
     elif format_ == "table":

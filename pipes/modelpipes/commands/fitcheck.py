@@ -11,7 +11,7 @@ from modelpipes.units import format_bytes
 
 if TYPE_CHECKING:
     from modelpipes.engine.locate import EngineChoice
-    from modelpipes.fit.rating import Room
+    from modelpipes.fit.rating import Space
     from modelpipes.fit.settings import Settings
     from modelpipes.fit.shares import Memory
     from modelpipes.gguf.header import Header
@@ -50,8 +50,8 @@ def check_fit(asked: Sequence[Asked], engine: EngineChoice = "auto") -> None:
             headers.append(read_model(path))
         except ModelFileError as error:
             raise FileError(f"{one.name}: {error}") from None
-    room, place = _room(find_engine(engine).has_gpu)
-    n_devices = len(room.device_bytes)
+    space, place = _space(find_engine(engine).has_gpu)
+    n_devices = len(space.device_bytes)
     settings = [
         Settings(
             n_ctx=one.ctx_size * one.parallel,
@@ -64,46 +64,46 @@ def check_fit(asked: Sequence[Asked], engine: EngineChoice = "auto") -> None:
         for one in asked
     ]
     memories = [predict_memory(header, each) for header, each in zip(headers, settings, strict=True)]
-    if _missing_bytes(memories, paths, room) <= 0:
+    if _missing_bytes(memories, paths, space) <= 0:
         return
     needs = ", ".join(
         f"{one.name} {format_bytes(_device_bytes(memory) or memory.host.total_bytes)}"
         for one, memory in zip(asked, memories, strict=True)
     )
-    raise FileError(f"{needs}: more than {place}; {_what_would_work(asked, headers, settings, paths, room)}; {ADVICE}")
+    raise FileError(f"{needs}: more than {place}; {_what_would_work(asked, headers, settings, paths, space)}; {ADVICE}")
 
 
-def _room(is_on_card: bool) -> tuple[Room, str]:
+def _space(is_on_card: bool) -> tuple[Space, str]:
     """Where the engine computes, and its name for a message."""
     from modelpipes import gpu, hostmemory
-    from modelpipes.fit.rating import Room
+    from modelpipes.fit.rating import Space
 
     host = hostmemory.available_bytes()
     cards = gpu.find_visible_cards().cards if is_on_card else ()
     if not cards:
-        return Room((), host, 0), f"the {format_bytes(host)} of host memory that are free"
+        return Space((), host, 0), f"the {format_bytes(host)} of host memory that are free"
     free = tuple(card.free_bytes for card in cards)
     names = " and ".join(card.name for card in cards)
-    return Room(free, host, 0), f"the {format_bytes(sum(free))} that are free on {names}"
+    return Space(free, host, 0), f"the {format_bytes(sum(free))} that are free on {names}"
 
 
 def _device_bytes(memory: Memory) -> int:
     return sum(share.total_bytes for share in memory.devices)
 
 
-def _missing_bytes(memories: Sequence[Memory], paths: Sequence[str], room: Room) -> int:
+def _missing_bytes(memories: Sequence[Memory], paths: Sequence[str], space: Space) -> int:
     """What the fullest place lacks; a file that several engines map into host memory counts once."""
     over = [
         sum(memory.devices[place].total_bytes for memory in memories) - free
-        for place, free in enumerate(room.device_bytes)
+        for place, free in enumerate(space.device_bytes)
     ]
     mapped = {path: memory.host.model_bytes for path, memory in zip(paths, memories, strict=True)}
     host = sum(mapped.values()) + sum(memory.host.total_bytes - memory.host.model_bytes for memory in memories)
-    return max([*over, host - room.host_bytes])
+    return max([*over, host - space.host_bytes])
 
 
 def _what_would_work(
-    asked: Sequence[Asked], headers: Sequence[Header], settings: Sequence[Settings], paths: Sequence[str], room: Room
+    asked: Sequence[Asked], headers: Sequence[Header], settings: Sequence[Settings], paths: Sequence[str], space: Space
 ) -> str:
     """A smaller context for all, fewer layers, or another model: the first that is enough."""
     from dataclasses import replace
@@ -121,12 +121,12 @@ def _what_would_work(
             for one, each in zip(asked, settings, strict=True)
         ]
         memories = [predict_memory(header, each) for header, each in zip(headers, changed, strict=True)]
-        return -_missing_bytes(memories, paths, room)
+        return -_missing_bytes(memories, paths, space)
 
     most = max(one.ctx_size for one in asked)
     if most > LEAST_SUGGESTED and spare(LEAST_SUGGESTED) >= 0:
         return f"--ctx-size {largest(LEAST_SUGGESTED, most, spare)} would fit"
-    if room.device_bytes:
+    if space.device_bytes:
         layers = largest(0, max(len(header.tensors) for header in headers), lambda n: spare(most, n))
         if layers >= 0:
             return f"--gpu-layers {layers} would fit (fit-models {' '.join(paths)} plans it better)"

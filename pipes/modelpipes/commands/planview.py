@@ -12,7 +12,7 @@ from typing import Any
 
 from modelpipes import output
 from modelpipes.fit.plan import Plan, Planned
-from modelpipes.fit.rating import Room
+from modelpipes.fit.rating import Space
 from modelpipes.gguf.modelfile import path_base64, printable
 from modelpipes.gpu import Card
 from modelpipes.units import format_bytes
@@ -27,13 +27,13 @@ FIRST_PORT = 8081  # 8080 is every other server's
 
 @dataclass(frozen=True)
 class View:
-    """A plan with what it was made for: the models' names and files, the cards, and their room."""
+    """A plan with what it was made for: the models' names and files, the cards, and their space."""
 
     plan: Plan
     names: Sequence[str]
     paths: Sequence[str]
     cards: Sequence[Card]
-    room: Room
+    space: Space
 
     def planned_bytes(self, device: int) -> dict[int, int]:
         """What each resident model takes of a card."""
@@ -71,7 +71,7 @@ def write_table(view: View) -> None:
         lines += _wrapped("swap: ", f"{text}; back again {format_bytes(swap.returns_bytes)}", width)
     for device, card in enumerate(view.cards):
         lines += ["", *_card_lines(view, device, card, width)]
-    host = f"{format_bytes(view.host_bytes)} planned of {format_bytes(view.room.host_bytes)} available"
+    host = f"{format_bytes(view.host_bytes)} planned of {format_bytes(view.space.host_bytes)} available"
     lines += ["", *_wrapped("host memory: ", host, width)]
     output.write_text("".join(f"{line}\n" for line in lines))
 
@@ -116,8 +116,8 @@ def _wrapped(head: str, text: str, width: int) -> list[str]:
 def _card_lines(view: View, device: int, card: Card, width: int) -> list[str]:
     """A card's memory as a bar, and what its parts are."""
     planned = view.planned_bytes(device)
-    free_now = view.room.device_bytes[device]
-    kept = min(view.room.reserve_bytes, free_now)
+    free_now = view.space.device_bytes[device]
+    kept = min(view.space.reserve_bytes, free_now)
     parts = [
         *((LETTERS[number], view.names[number], n_bytes) for number, n_bytes in planned.items()),
         (HELD, "in use now", card.total_bytes - free_now),
@@ -180,7 +180,7 @@ def write_json(view: View, gpu: dict[str, Any], settings: dict[str, Any]) -> Non
             "models": [_model_record(view, number) for number in range(len(plan.models))],
             "swaps": [asdict(swap) for swap in plan.swaps],
             "cards": [_card_record(view, device, card) for device, card in enumerate(view.cards)],
-            "host": {"available_bytes": view.room.host_bytes, "used_by_plan_bytes": view.host_bytes},
+            "host": {"available_bytes": view.space.host_bytes, "used_by_plan_bytes": view.host_bytes},
         }
     )
 
@@ -216,8 +216,8 @@ def _card_record(view: View, device: int, card: Card) -> dict[str, Any]:
         "index": card.index,
         "name": card.name,
         "total_bytes": card.total_bytes,
-        "free_bytes": view.room.device_bytes[device],
-        "reserve_bytes": view.room.reserve_bytes,
+        "free_bytes": view.space.device_bytes[device],
+        "reserve_bytes": view.space.reserve_bytes,
         "used_by_plan_bytes": sum(view.planned_bytes(device).values()),
         "processes": card.processes,
     }

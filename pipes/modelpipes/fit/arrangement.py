@@ -1,4 +1,4 @@
-"""Several models on the devices of a room: which lies where, what is left, and what the host takes over."""
+"""Several models on the devices of a space: which lies where, what is left, and what the host takes over."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from modelpipes.fit.hparams import Hparams
 from modelpipes.fit.memory import Predictor
-from modelpipes.fit.rating import Room, host_work, largest
+from modelpipes.fit.rating import Space, host_work, largest
 from modelpipes.fit.settings import Settings
 from modelpipes.fit.shares import Memory
 from modelpipes.gguf.header import Header
@@ -35,12 +35,12 @@ NOBODY: Arrangement = MappingProxyType({})
 class Arranger:
     """Arranges models of the list that it is made for, known by their numbers in it."""
 
-    def __init__(self, headers: Sequence[Header], room: Room) -> None:
+    def __init__(self, headers: Sequence[Header], space: Space) -> None:
         """Raises FileError where a file is no language model."""
         self._predictors = [Predictor(header) for header in headers]
         self._signatures = [header.signature for header in headers]
         self._known: dict[tuple[bytes, Settings], Memory] = {}
-        self.room = room
+        self.space = space
 
     def hparams(self, model: int) -> Hparams:
         return self._predictors[model].hparams
@@ -58,14 +58,14 @@ class Arranger:
 
     def left_bytes(self, placed: Iterable[Placed]) -> list[int]:
         """What is left of every device above the reserve; negative: what is missing."""
-        left = [free - self.room.reserve_bytes for free in self.room.device_bytes]
+        left = [free - self.space.reserve_bytes for free in self.space.device_bytes]
         for each in placed:
             for device, share in zip(each.devices, each.memory.devices, strict=True):
                 left[device] -= share.total_bytes
         return left
 
     def host_left_bytes(self, placed: Iterable[Placed]) -> int:
-        return self.room.host_bytes - sum(each.memory.host.total_bytes for each in placed)
+        return self.space.host_bytes - sum(each.memory.host.total_bytes for each in placed)
 
     def spare_bytes(self, placed: Arrangement) -> int:
         """What the fullest of the devices in use, or the host, has left; negative: what is missing."""
@@ -76,12 +76,12 @@ class Arranger:
     def whole(
         self, wanted: Mapping[int, Settings], n_split: int = 0, beside: Arrangement = NOBODY
     ) -> Arrangement | None:
-        """All layers of the models on the devices, each on one, the `n_split` largest on all that have room.
+        """All layers of the models on the devices, each on one, the `n_split` largest on all that have space.
 
         Those that they lie beside stay as they are. What is missing is for `spare_bytes` to say; None where there
-        are no two devices to split over. In a room without devices, all is on the host.
+        are no two devices to split over. In a space without devices, all is on the host.
         """
-        n_devices = len(self.room.device_bytes)
+        n_devices = len(self.space.device_bytes)
         alone = {model: replace(each, n_devices=min(n_devices, 1)) for model, each in wanted.items()}
         if not n_devices:
             return {**beside, **{model: Placed(each, (), self.predict(model, each)) for model, each in alone.items()}}
@@ -106,10 +106,10 @@ class Arranger:
     def partial(
         self, wanted: Mapping[int, Settings], n_split: int = 0, beside: Arrangement = NOBODY
     ) -> Arrangement | None:
-        """As `whole`, but with on the host what the devices lack room for; each model keeps a layer on a device.
+        """As `whole`, but with on the host what the devices lack space for; each model keeps a layer on a device.
 
         Experts go first, of which the host reads only a few for each token; then layers, of the largest model
-        first. None where that does not suffice, or the host lacks room as well.
+        first. None where that does not suffice, or the host lacks space as well.
         """
         start = self.whole(wanted, n_split, beside)
         if start is None:
@@ -176,7 +176,7 @@ def choose_devices(sizes: Sequence[int], left_bytes: Sequence[int]) -> tuple[int
             best, best_spare = chosen, spare
             return
         tries += 1
-        for n_bytes in sorted(set(left), reverse=True):  # of devices with equal room one is as good as the other
+        for n_bytes in sorted(set(left), reverse=True):  # of devices with equal space one is as good as the other
             device = left.index(n_bytes)
             rest = n_bytes - sizes[len(chosen)]
             choose((*chosen, device), (*left[:device], rest, *left[device + 1 :]), min(spare, rest))

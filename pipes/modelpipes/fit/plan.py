@@ -9,7 +9,7 @@ from typing import Literal
 
 from modelpipes.errors import UsageError
 from modelpipes.fit.arrangement import Placed
-from modelpipes.fit.rating import STEP, Room
+from modelpipes.fit.rating import STEP, Space
 from modelpipes.fit.search import Search, Turn, Whole, Wishes
 from modelpipes.fit.settings import Settings
 from modelpipes.fit.shares import Memory
@@ -27,7 +27,7 @@ Kind = Literal["whole", "partial", "turns", "none"]
 class Planned:
     """One model of a plan: its engine's settings, the devices it lies on, and what it takes there.
 
-    `devices` are numbers in the room, in the order of `memory.devices`; `gpu_layers` of `n_layers` lie there (the
+    `devices` are numbers in the space, in the order of `memory.devices`; `gpu_layers` of `n_layers` lie there (the
     output is one). A model that is not `resident` takes its turn with these settings, unless `fit` is `no`.
     """
 
@@ -78,17 +78,17 @@ class Plan:
         return "generic" if any(each.memory.estimate == "generic" for each in self.models) else "exact"
 
 
-def plan(headers: Sequence[Header], room: Room, wishes: Wishes | None = None) -> Plan:
-    """Plan these models for the devices of a room; in one without devices, for the host.
+def plan(headers: Sequence[Header], space: Space, wishes: Wishes | None = None) -> Plan:
+    """Plan these models for the devices of a space; in one without devices, for the host.
 
     All of them whole comes first: with the largest common context, at an equal context with the better KV type,
     then with the fewest models split over devices. Else, at the least context, the host takes over a part; else
     some take turns. Raises FileError where a file is no language model, UsageError where a wish cannot be met in
-    any room.
+    any space.
     """
     if not 1 <= len(headers) <= MAX_MODELS:
         raise UsageError(f"{len(headers)} models: a plan is for 1 to {MAX_MODELS}")
-    search = Search(headers, room, wishes or Wishes())
+    search = Search(headers, space, wishes or Wishes())
     whole = search.find_whole()
     if whole is not None:
         models = [_planned(search, model, placed, whole=whole) for model, placed in sorted(whole.placed.items())]
@@ -141,7 +141,7 @@ def _planned(search: Search, model: int, placed: Placed, *, whole: Whole | None 
         reasons.append(f"trained for {settings.n_ctx} tokens")
     if whole and settings.type_k != whole.kv_type:
         refusal = search.refusals.get((model, whole.kv_type))
-        reasons.append(refusal or f"there is room for a cache of {settings.type_k}")
+        reasons.append(refusal or f"there is space for a cache of {settings.type_k}")
     if placed.memory.estimate == "generic":
         reasons.append("an estimate by the general rule: the architecture is not known")
     return Planned(
@@ -158,9 +158,9 @@ def _planned(search: Search, model: int, placed: Placed, *, whole: Whole | None 
 
 def _unplanned(search: Search, model: int) -> Planned:
     """A model that does not fit, even alone."""
-    placed, room = search.alone(model), search.arranger.room
+    placed, space = search.alone(model), search.arranger.space
     needed = sum(share.total_bytes for share in (*placed.memory.devices, placed.memory.host))
-    free = sum(max(n_bytes - room.reserve_bytes, 0) for n_bytes in room.device_bytes)
+    free = sum(max(n_bytes - space.reserve_bytes, 0) for n_bytes in space.device_bytes)
     return Planned(
         settings=placed.settings,
         devices=placed.devices,
@@ -170,7 +170,7 @@ def _unplanned(search: Search, model: int) -> Planned:
         fit="no",
         resident=False,
         reason=f"needs {format_bytes(needed)} even alone: there are {format_bytes(free)} on the devices, "
-        f"{format_bytes(room.host_bytes)} on the host",
+        f"{format_bytes(space.host_bytes)} on the host",
     )
 
 

@@ -22,7 +22,7 @@ DEFAULT_RESERVE_BYTES = 1 << 30  # llama.cpp's own margin (--fit-target)
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Space:
     """Memory that a model may use: free bytes of every device, and of the host; `reserve_bytes` stay free."""
 
     device_bytes: tuple[int, ...]
@@ -54,10 +54,10 @@ class Rating:
     host_limits: bool = False
 
 
-def rate(header: Header, settings: Settings, room: Room | None) -> Rating:
-    """Rate a model on the devices of a room; a context beyond the trained one is cut to it.
+def rate(header: Header, settings: Settings, space: Space | None) -> Rating:
+    """Rate a model on the devices of a space; a context beyond the trained one is cut to it.
 
-    Several devices share the layers by what each has free, as llama.cpp does. Without a room, only the memory is
+    Several devices share the layers by what each has free, as llama.cpp does. Without a space, only the memory is
     predicted, on one device.
     """
     from modelpipes.fit.memory import Predictor  # lazily: what is in the cache needs none of it
@@ -67,9 +67,9 @@ def rate(header: Header, settings: Settings, room: Room | None) -> Rating:
     n_ctx = min(settings.n_ctx, trained) if trained else settings.n_ctx
     whole = replace(settings, n_ctx=n_ctx, n_gpu_layers=None, cpu_moe=False)
     n_layers = predict.hparams.n_layer + 1
-    if room is None:
+    if space is None:
         return Rating(predict(whole), n_ctx, n_layers)
-    whole = replace(whole, n_devices=len(room.device_bytes), tensor_split=tuple(map(float, room.device_bytes)))
+    whole = replace(whole, n_devices=len(space.device_bytes), tensor_split=tuple(map(float, space.device_bytes)))
 
     @cache
     def memory_at(context: int) -> Memory:
@@ -77,35 +77,35 @@ def rate(header: Header, settings: Settings, room: Room | None) -> Rating:
 
     memory = memory_at(n_ctx)
     asked, longest = -(-n_ctx // STEP), -(-max(trained, n_ctx) // STEP)
-    fits = spare_bytes(memory, room) >= 0
+    fits = spare_bytes(memory, space) >= 0
     low, high = (asked, longest) if fits else (1, asked)
-    padded = STEP * largest(low, high, lambda steps: spare_bytes(memory_at(steps * STEP), room))
+    padded = STEP * largest(low, high, lambda steps: spare_bytes(memory_at(steps * STEP), space))
     max_context = min(padded, trained or n_ctx)
     rating = Rating(
         memory, n_ctx, n_layers, "fits", n_ctx, max(max_context, n_ctx), n_layers,
         host_bytes=memory_at(max(padded, n_ctx)).host.total_bytes,
-        host_limits=memory_at(high * STEP).host.total_bytes > room.host_bytes,
+        host_limits=memory_at(high * STEP).host.total_bytes > space.host_bytes,
     )  # fmt: skip
     if fits:
         return rating
     rating = replace(rating, max_context=max_context)
-    if spare_bytes(memory, replace(room, reserve_bytes=0)) >= 0:
-        left = room.reserve_bytes + device_spare_bytes(memory, room)
-        return replace(rating, fit="tight", reason=f"leaves {_mib(left)} of the reserve of {_mib(room.reserve_bytes)}")
+    if spare_bytes(memory, replace(space, reserve_bytes=0)) >= 0:
+        left = space.reserve_bytes + device_spare_bytes(memory, space)
+        return replace(rating, fit="tight", reason=f"leaves {_mib(left)} of the reserve of {_mib(space.reserve_bytes)}")
     if max_context >= LEAST_CONTEXT:
         return replace(
             rating, fit="tight", fit_context=max_context, reason=f"at a context of {max_context}",
             host_bytes=memory_at(padded).host.total_bytes,
         )  # fmt: skip
-    return _rate_in_part(predict, whole, room, rating)
+    return _rate_in_part(predict, whole, space, rating)
 
 
-def _rate_in_part(predict: Predictor, whole: Settings, room: Room, rating: Rating) -> Rating:
+def _rate_in_part(predict: Predictor, whole: Settings, space: Space, rating: Rating) -> Rating:
     """The most layers that fit; or all, with the experts on the host, where that leaves the host less to do."""
     choices = (whole, replace(whole, cpu_moe=True)) if predict.hparams.n_expert else (whole,)
-    plans = [plan for plan in (partial_layers(predict, choice, room) for choice in choices) if plan.n_gpu_layers]
+    plans = [plan for plan in (partial_layers(predict, choice, space) for choice in choices) if plan.n_gpu_layers]
     needed = {plan: predict(plan).host.total_bytes for plan in plans}
-    possible = [plan for plan in plans if needed[plan] <= room.host_bytes]
+    possible = [plan for plan in plans if needed[plan] <= space.host_bytes]
     host_limits = rating.host_limits or len(possible) < len(plans)
     if not possible:
         memory = rating.memory
@@ -122,11 +122,11 @@ def _rate_in_part(predict: Predictor, whole: Settings, room: Room, rating: Ratin
     )  # fmt: skip
 
 
-def partial_layers(predict: Predictor, settings: Settings, room: Room) -> Settings:
+def partial_layers(predict: Predictor, settings: Settings, space: Space) -> Settings:
     """These settings with the most layers that fit the devices, whatever the host has (0: none)."""
 
     def spare_with(layers: int) -> int:
-        return device_spare_bytes(predict(replace(settings, n_gpu_layers=layers)), room)
+        return device_spare_bytes(predict(replace(settings, n_gpu_layers=layers)), space)
 
     n_layers = predict.hparams.n_layer + 1
     layers = tried = largest(1, n_layers, spare_with)
@@ -145,19 +145,19 @@ def host_work(predict: Predictor, settings: Settings) -> int:
     return host + experts * hparams.n_expert_used // max(hparams.n_expert, 1)
 
 
-def spare_bytes(memory: Memory, room: Room) -> int:
+def spare_bytes(memory: Memory, space: Space) -> int:
     """What the fullest place has left above the reserve (of the host, all); negative: what is missing."""
-    return min([*_device_spares(memory, room), room.host_bytes - memory.host.total_bytes])
+    return min([*_device_spares(memory, space), space.host_bytes - memory.host.total_bytes])
 
 
-def device_spare_bytes(memory: Memory, room: Room) -> int:
+def device_spare_bytes(memory: Memory, space: Space) -> int:
     """What the fullest device has left above the reserve; negative: what is missing."""
-    return min(_device_spares(memory, room))
+    return min(_device_spares(memory, space))
 
 
-def _device_spares(memory: Memory, room: Room) -> list[int]:
-    shares = zip(room.device_bytes, memory.devices, strict=True)
-    return [free - room.reserve_bytes - share.total_bytes for free, share in shares]
+def _device_spares(memory: Memory, space: Space) -> list[int]:
+    shares = zip(space.device_bytes, memory.devices, strict=True)
+    return [free - space.reserve_bytes - share.total_bytes for free, share in shares]
 
 
 def largest(low: int, high: int, spare: Callable[[int], int]) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from modelpipes.errors import UsageError
 from modelpipes.fit.arrangement import NOBODY, Arrangement, Arranger, Placed
-from modelpipes.fit.rating import LEAST_CONTEXT, STEP, Room, largest
+from modelpipes.fit.rating import LEAST_CONTEXT, STEP, Space, largest
 from modelpipes.fit.settings import Backend, Settings
 from modelpipes.gguf.header import Header
 from modelpipes.units import format_bytes
@@ -58,9 +58,9 @@ class Turn:
 class Search:
     """The search for one list of models; `least` is the least common context, `longest` the longest of use."""
 
-    def __init__(self, headers: Sequence[Header], room: Room, wishes: Wishes) -> None:
+    def __init__(self, headers: Sequence[Header], space: Space, wishes: Wishes) -> None:
         """Raises FileError where a file is no language model, UsageError where one takes none of the KV types."""
-        self.arranger = Arranger(headers, room)
+        self.arranger = Arranger(headers, space)
         self.wishes = wishes
         self.models = tuple(range(len(headers)))
         self._trained = [
@@ -94,7 +94,7 @@ class Search:
             placed = self.arranger.whole(self._wanted(models, kv_type), n_split, beside)
             if placed is not None and self.arranger.spare_bytes(placed) >= 0:
                 return placed
-        if self.wishes.whole_only or not self.arranger.room.device_bytes:
+        if self.wishes.whole_only or not self.arranger.space.device_bytes:
             return None
         for kv_type in self._choices:
             wanted = self._wanted(models, kv_type)
@@ -171,13 +171,13 @@ class Search:
         return min(self._candidates[best], self.longest) if best >= low else 0
 
     def _has_room(self, n_ctx: int, kv_type: str) -> bool:
-        """Whether all devices together have room for all models; split ones take more than whole ones, never less."""
+        """Whether all devices together have space for all models; split ones take more than whole ones, never less."""
         placed = self.arranger.whole(self._wanted(self.models, kv_type, n_ctx)) or NOBODY
         needed = sum(share.total_bytes for each in placed.values() for share in each.memory.devices)
         return needed <= sum(max(left, 0) for left in self.arranger.left_bytes(()))
 
     def _with_better_types(self, n_ctx: int, kv_type: str, n_split: int) -> Arrangement:
-        """The arrangement, with better types than meant where there is room, for models named first before others."""
+        """The arrangement, with better types than meant where there is space, for models named first before others."""
         wanted = self._wanted(self.models, kv_type, n_ctx)
         placed = self.arranger.whole(wanted, n_split)
         assert placed is not None
@@ -195,7 +195,7 @@ class Search:
 
     def _splits(self, models: Sequence[int]) -> range:
         """How many of the models may be split over several devices."""
-        return range(len(models) + 1 if len(self.arranger.room.device_bytes) > 1 else 1)
+        return range(len(models) + 1 if len(self.arranger.space.device_bytes) > 1 else 1)
 
     def _settings(self, model: int, kv_type: str, n_ctx: int) -> Settings:
         return Settings(

@@ -12,7 +12,7 @@ import msgspec
 
 from modelpipes import __version__
 from modelpipes.errors import FileError, ModelFileError, UsageError
-from modelpipes.fit.rating import Rating, Room, rate
+from modelpipes.fit.rating import Rating, Space, rate
 from modelpipes.fit.settings import Settings
 from modelpipes.gguf.cache import Cache
 from modelpipes.gguf.modelfile import ModelFile
@@ -63,15 +63,15 @@ class _Known(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Survey:
-    """Rates files under one question: these settings, this room. What it learns is in the user's cache after it."""
+    """Rates files under one question: these settings, this space. What it learns is in the user's cache after it."""
 
-    def __init__(self, settings: Settings, room: Room | None, *, strict: bool = False, cached: bool = True) -> None:
-        """Without a room, memory is predicted and nothing rated. `strict` reads every header, and walks it."""
+    def __init__(self, settings: Settings, space: Space | None, *, strict: bool = False, cached: bool = True) -> None:
+        """Without a space, memory is predicted and nothing rated. `strict` reads every header, and walks it."""
         self._settings = settings
-        self._room = room
+        self._space = space
         self._strict = strict
-        self._host_bytes = room.host_bytes if room else 0
-        devices = (*room.device_bytes, room.reserve_bytes) if room else ()
+        self._host_bytes = space.host_bytes if space else 0
+        devices = (*space.device_bytes, space.reserve_bytes) if space else ()
         self._question = " ".join(map(str, (*dataclasses.astuple(settings), *devices)))
         self._cache = Cache(os.path.join(cache_dir(), CACHE_FILE), _Known, _version()) if cached else None
         self._answers: dict[bytes, Answer] = {}  # by the signature of a header
@@ -110,7 +110,7 @@ class Survey:
         answer = self._answers.get(header.signature)
         if answer is None:
             try:
-                answer = Answer(rate(header, self._settings, self._room), host_bytes=self._host_bytes)
+                answer = Answer(rate(header, self._settings, self._space), host_bytes=self._host_bytes)
             except ModelFileError:
                 raise
             except (FileError, UsageError) as error:  # what llama.cpp would refuse too
