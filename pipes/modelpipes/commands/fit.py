@@ -71,7 +71,8 @@ def command(
     if as_json or format_ == "json":
         settings = {
             "ctx_size": ctx_size, "min_ctx": wishes.min_ctx, "kv_types": wishes.kv_types, "parallel": parallel,
-            "flash_attn": flash_attn, "whole": whole, "reserve_bytes": reserve, "host_available_bytes": space.host_bytes,
+            "flash_attn": flash_attn, "whole": whole, "reserve_bytes": reserve,
+            "host_available_bytes": space.host_bytes,
         }  # fmt: skip
         planview.write_json(view, cards.describe_cards(chosen, is_given=vram is not None), settings)
     elif format_ == "table":
