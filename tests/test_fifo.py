@@ -18,13 +18,14 @@ import pytest
 from modelpipes import fifo
 from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, RoomError
-from modelpipes.framing import READ_BYTES
 from tests.peers import LIMIT_S, Peer
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 NOBODY = 12345
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+
+PIPE_BYTES = 65536
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_a_reader_sees_no_end_when_writers_come_and_go(path: str) -> None:
         os.write(writer, text)
         os.close(writer)
         assert poll.poll(LIMIT_S * 1000) == [(reader, select.POLLIN)]
-        assert os.read(reader, READ_BYTES) == text
+        assert os.read(reader, PIPE_BYTES) == text
         assert poll.poll(0) == []
     os.close(reader)
     os.close(keep)
@@ -201,8 +202,8 @@ def test_a_lock_has_one_holder_and_says_what_the_holder_wrote(lock_path: str) ->
 def test_a_holder_may_say_more_than_one_read_takes(lock_path: str) -> None:
     # A member whose command line held a long --system was shown as loading for ever.
     with fifo.Lock.take(lock_path, Deadline.never()) as lock:
-        lock.write(b"x" * (3 * READ_BYTES))
-        assert fifo.look(lock_path) == (True, b"x" * (3 * READ_BYTES))
+        lock.write(b"x" * (3 * PIPE_BYTES))
+        assert fifo.look(lock_path) == (True, b"x" * (3 * PIPE_BYTES))
 
 
 def test_looking_at_a_lock_never_takes_it(lock_path: str) -> None:

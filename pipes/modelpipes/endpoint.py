@@ -23,7 +23,7 @@ import msgspec
 from modelpipes import fifo
 from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, MessageError, PeerGone, RoomError
-from modelpipes.framing import MAX_MESSAGE_BYTES, LineSplitter, encode, encode_plain
+from modelpipes.framing import MAX_MESSAGE_BYTES, READ_BYTES, LineSplitter, encode, encode_plain
 from modelpipes.message import Malformed, Message, Ping, Plain, Pong
 from modelpipes.room import Room
 
@@ -74,7 +74,7 @@ class _Inlet:
     def read(self) -> list[Message | Plain | Malformed]:
         """What has come, as far as its lines have ended."""
         try:
-            return self._splitter.feed(os.read(self.fd, self._splitter.wants))
+            return self._splitter.feed(os.read(self.fd, READ_BYTES))
         except BlockingIOError:
             return []
         except OSError as e:
@@ -141,6 +141,7 @@ class Endpoint:
         self.seat = seat
         self._poll = select.poll()
         self._ready = self._poll.poll
+        self._first = 0  # of several ends that are ready, the one served first
         self._inlets: dict[str, _Inlet] = {}
         self._outlets: dict[str, _Outlet] = {}
         self._by_fd: dict[int, _Inlet | _Outlet | None] = {}  # None: a watched descriptor
@@ -343,7 +344,11 @@ class Endpoint:
     def _wait(self, deadline: Deadline) -> bool:
         """One poll; what it tells becomes events. False if the deadline had passed before."""
         timeout_ms = deadline.poll_ms()
-        for fd, mask in self._ready(timeout_ms):
+        ready = self._ready(timeout_ms)
+        if len(ready) > 1:  # poll reports them in one order: let another be the first each time
+            self._first = first = (self._first + 1) % len(ready)
+            ready = ready[first:] + ready[:first]
+        for fd, mask in ready:
             end = self._by_fd.get(fd, -1)
             if type(end) is _Inlet:
                 sender = end.sender

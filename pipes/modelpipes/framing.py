@@ -10,8 +10,7 @@ from modelpipes.errors import MessageError
 from modelpipes.message import Malformed, Message, Plain
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # encoded, without the line's end; bounds what one peer can make another hold
-READ_BYTES = 64 << 10  # a pipe's capacity; more only allocates
-LARGE_READ_BYTES = 256 << 10  # as much as a widened pipe holds
+READ_BYTES = 256 << 10  # at a time: what a widened pipe holds
 _BRACE = ord("{")
 _HEAD_BYTES = 256  # of an unreadable line: enough to find its id, so that its asker can be told
 
@@ -73,12 +72,10 @@ class LineSplitter:
     Of a line that is too long only what shows it is kept; it is reported when it ends, and the next one survives.
     """
 
-    __slots__ = ("_line", "wants")
+    __slots__ = ("_line",)
 
     def __init__(self) -> None:
         self._line = bytearray()  # what came of the line that has not ended yet
-        self.wants = READ_BYTES
-        """Bytes to read at a time: more, where a large line is under way, than what a pipe holds at first."""
 
     def feed(self, data: bytes) -> list[Message | Plain | Malformed]:
         """The messages that these bytes complete, in order."""
@@ -100,7 +97,7 @@ class LineSplitter:
             start = end + 1
             if self._line:
                 self._keep(line)
-                line, self._line, self.wants = self._line, bytearray(), READ_BYTES
+                line, self._line = self._line, bytearray()
             if (item := decode(line)) is not None:
                 items.append(item)
         return items
@@ -108,5 +105,3 @@ class LineSplitter:
     def _keep(self, part: bytes | bytearray) -> None:
         room = MAX_MESSAGE_BYTES + 1 - len(self._line)  # one byte more tells that it is too long
         self._line += part if len(part) <= room else part[:room]
-        if len(self._line) >= READ_BYTES:
-            self.wants = LARGE_READ_BYTES
