@@ -23,7 +23,9 @@ from modelpipes.errors import DeadlineError, RoomError
 WIDE_BYTES = 256 << 10
 RETRY_S = 0.005  # between looks at what the kernel has no event for: a missing reader, a lock
 _SAFE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_FIRST_S = 0.0005  # the same for the first in line for a lock; doubled up to RETRY_S
 _FLOCK = "hhqqi"  # struct flock: type, whence, start, length, pid
+_HELD = 0  # the byte of a lock file that its holder has locked; who waits has one that is the hour it came, in ns
 
 
 def make(path: str) -> bool:
@@ -148,15 +150,21 @@ def unread_bytes(fd: int) -> int:
     return found
 
 
-def try_lock(fd: int) -> bool:
+def try_lock(fd: int, byte: int = _HELD) -> bool:
     """Lock an open file for as long as its description is open; False where another one has locked it."""
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, 0, 0, 0, 0))
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, 0, byte, 1, 0))
     except OSError as e:
         if e.errno in (errno.EAGAIN, errno.EACCES):
             return False
         raise
     return True
+
+
+def _is_locked(fd: int, start: int, stop: int) -> bool:
+    """Has another one locked any of these bytes?"""
+    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, 0, start, stop - start, 0)
+    return bool(struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK)
 
 
 class Lock:
@@ -172,29 +180,49 @@ class Lock:
 
     @classmethod
     def try_take(cls, path: str) -> Lock | None:
-        """Take the lock if it is free; the file is made where it is missing."""
+        """Take the lock if it is free, whoever waits; the file is made where it is missing."""
         while True:
-            fd = _open_lock(path, os.O_RDWR | os.O_CREAT)
-            try:
-                is_ours = try_lock(fd)
-            except OSError as e:
-                os.close(fd)
-                raise _room_error(e, path) from None
-            if is_ours and is_same(fd, path):
-                return cls(path, fd)
-            os.close(fd)
+            lock = cls(path, _open_lock(path, os.O_RDWR | os.O_CREAT))
+            is_ours = lock._try(_HELD)
+            if is_ours and not lock.is_lost():
+                return lock
+            lock.release()
             if not is_ours:
                 return None
             # Clean-up removed it between our open and our lock.
 
     @classmethod
     def take(cls, path: str, deadline: Deadline) -> Lock:
-        """Wait for the lock; DeadlineError where the holder keeps it."""
-        while not (lock := cls.try_take(path)):
-            if deadline.has_passed():
-                raise DeadlineError(f"{path}: held by another process until the deadline")
-            time.sleep(RETRY_S)
-        return lock
+        """Wait for the lock, who came first being served first; DeadlineError where the holder keeps it."""
+        lock, came_ns, pause_s = cls(path, -1), 0, _FIRST_S
+        try:
+            while True:
+                if lock._fd < 0 or lock.is_lost():
+                    lock.release()
+                    lock._fd, came_ns = _open_lock(path, os.O_RDWR | os.O_CREAT), 0
+                while not came_ns:
+                    came_ns = lock._try(now_ns := time.monotonic_ns()) and now_ns
+                is_first = not _is_locked(lock._fd, _HELD + 1, came_ns)
+                if is_first and lock._try(_HELD) and not lock.is_lost():
+                    lock._leave_line(came_ns)
+                    return lock
+                if deadline.has_passed():
+                    raise DeadlineError(f"{path}: held by another process until the deadline")
+                time.sleep(pause_s if is_first else RETRY_S)
+                pause_s = min(2 * pause_s, RETRY_S) if is_first else _FIRST_S
+        except BaseException:
+            lock.release()
+            raise
+
+    def _leave_line(self, came_ns: int) -> None:
+        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_UNLCK, 0, came_ns, 1, 0))
+
+    def _try(self, byte: int) -> bool:
+        try:
+            return try_lock(self._fd, byte)
+        except OSError as e:
+            self.release()
+            raise _room_error(e, self.path) from None
 
     def is_lost(self) -> bool:
         """Was the file removed or replaced under us?"""
@@ -258,8 +286,6 @@ def look(path: str) -> tuple[bool, bytes]:
     if fd < 0:
         return False, b""
     try:
-        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, 0, 0, 0, 0)
-        found = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
-        return found[0] != fcntl.F_UNLCK, os.pread(fd, os.fstat(fd).st_size, 0)
+        return _is_locked(fd, _HELD, _HELD + 1), os.pread(fd, os.fstat(fd).st_size, 0)
     finally:
         os.close(fd)
