@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from modelpipes.chat import conversation as conversation_module
-from modelpipes.chat.conversation import MODERATOR_TRIES, Conversation, last_turn_of, since
+from modelpipes.chat.conversation import MODERATOR_TRIES, Conversation, since
 from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
 from modelpipes.chat.turns import Random, RoundRobin, StopRules
 from modelpipes.chat.voices import Finish, Work
@@ -213,10 +213,10 @@ def test_new_members_who_know_nothing_are_told_everything(seat: Seat, lead: Lead
 
 
 def test_a_turn_cut_off_at_the_deadline_is_not_one_that_its_speaker_surely_knows() -> None:
+    transcript = Transcript.unwritten(Header(VERSION, "talk", ("bob", "al")))
     turns = [Turn(0, "hub", "a"), Turn(1, "bob", "b", "end"), Turn(2, "al", "c", "end"), Turn(3, "bob", "d", "timeout")]
-    assert last_turn_of("bob", turns) == 1
-    assert last_turn_of("al", turns) == 2
-    assert last_turn_of("carol", turns) == -1
+    transcript.append(*turns)
+    assert [transcript.known_by(seat) for seat in ("bob", "al", "carol")] == [1, 2, -1]
 
 
 def test_who_knows_nothing_is_told_the_opening_and_the_newest_turns_that_can_travel(
@@ -224,9 +224,10 @@ def test_who_knows_nothing_is_told_the_opening_and_the_newest_turns_that_can_tra
 ) -> None:
     monkeypatch.setattr(conversation_module, "RETELL_BYTES", 220)
     turns = [Turn(n, "hub", "four") for n in range(6)]
-    assert [turn.turn for turn in since(turns, -1)] == [0, 4, 5]
-    assert [turn.turn for turn in since(turns, 3)] == [4, 5]
-    assert [turn.turn for turn in since([*turns, Turn(6, "hub", "x" * 999)], -1)] == [0, 6]
+    assert [turn.turn for turn in since(lambda known: turns[known + 1 :], -1)] == [0, 4, 5]
+    assert [turn.turn for turn in since(lambda known: turns[known + 1 :], 3)] == [4, 5]
+    turns.append(Turn(6, "hub", "x" * 999))
+    assert [turn.turn for turn in since(lambda known: turns[known + 1 :], -1)] == [0, 6]
 
 
 def test_a_member_that_missed_more_than_can_travel_is_told_the_opening_and_the_newest_turns(

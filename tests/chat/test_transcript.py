@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import modelpipes
-from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
+from modelpipes.chat.transcript import KEPT_TURNS, VERSION, Header, Transcript, Turn
 from modelpipes.errors import FileError, UsageError
 from modelpipes.message import Timing, Usage
 
@@ -77,17 +77,39 @@ def test_a_resumed_transcript_has_its_turns_and_goes_on(path: str) -> None:
     turns = [Turn(0, "hub", "Hello."), Turn(1, "alice", "Hi", "end", Usage(3, 2), Timing(total_ms=5.0), (1, 2), "hm")]
     write(path, turns)
     with Transcript.resume(path, OTHER) as transcript:
-        assert (transcript.header, transcript.turns, transcript.last) == (HEADER, turns, 1)
+        assert (transcript.header, transcript.after(-1), transcript.last) == (HEADER, turns, 1)
         transcript.end("rounds")
     with Transcript.resume(path, OTHER) as transcript:
         transcript.append(Turn(2, "bob", "Oh"))
     with Transcript.resume(path, OTHER) as transcript:
-        assert transcript.turns == [*turns, Turn(2, "bob", "Oh")]
+        assert transcript.after(-1) == [*turns, Turn(2, "bob", "Oh")]
+
+
+@pytest.mark.parametrize("is_written", [True, False])
+def test_turns_too_old_to_be_in_memory_are_told_all_the_same(path: str, is_written: bool) -> None:
+    turns = [Turn(n, ("hub", "alice", "bob")[n % 3], f"turn {n}") for n in range(KEPT_TURNS + 9)]
+    with Transcript.create(path, HEADER) if is_written else Transcript.unwritten(HEADER) as transcript:
+        for turn in turns:
+            transcript.append(turn)
+            transcript.end("rounds")
+        for known in (-1, 0, 8, KEPT_TURNS, len(turns) - 1, len(turns)):
+            assert transcript.after(known) == turns[known + 1 :]
+        transcript.append(Turn(len(turns), "hub", "it is still written at the end"))
+        assert transcript.after(-1) == [*turns, *transcript.after(len(turns) - 1)]
+    if is_written:
+        with Transcript.resume(path, OTHER) as transcript:
+            assert transcript.after(-1)[:-1] == turns
+
+
+def test_speakers_are_in_the_order_in_which_they_spoke_last(path: str) -> None:
+    write(path, [Turn(0, "hub", ""), Turn(1, "bob", ""), Turn(2, "alice", ""), Turn(3, "bob", "")])
+    with Transcript.resume(path, OTHER) as transcript:
+        assert transcript.speakers == ["hub", "alice", "bob"]
 
 
 def test_resuming_where_there_is_no_file_begins_one(path: str) -> None:
     with Transcript.resume(path, HEADER) as transcript:
-        assert (transcript.header, transcript.turns, transcript.last) == (HEADER, [], -1)
+        assert (transcript.header, transcript.after(-1), transcript.last) == (HEADER, [], -1)
     with Transcript.resume(path, OTHER) as transcript:
         assert transcript.header == HEADER
 
@@ -124,13 +146,13 @@ def test_a_file_cut_at_any_byte_goes_on_after_its_last_whole_turn(turns: list[Tu
         Path(path).write_bytes(content[:cut])
         with Transcript.resume(path, HEADER) as transcript:
             kept = transcript.last + 1
-            assert list(transcript.turns) == turns[:kept]
+            assert transcript.after(-1) == turns[:kept]
             transcript.append(Turn(kept, "bob", "on"))
         whole = content[:cut].count(b"\n") - 1
         assert kept in (max(0, whole), whole + 1)
         with Transcript.resume(path, OTHER) as transcript:
             assert transcript.header == HEADER
-            assert list(transcript.turns) == [*turns[:kept], Turn(kept, "bob", "on")]
+            assert transcript.after(-1) == [*turns[:kept], Turn(kept, "bob", "on")]
 
 
 def test_a_short_file_cut_at_every_byte_goes_on(path: str) -> None:
@@ -139,7 +161,7 @@ def test_a_short_file_cut_at_every_byte_goes_on(path: str) -> None:
     for cut in range(len(content) + 1):
         Path(path).write_bytes(content[:cut])
         with Transcript.resume(path, HEADER) as transcript:
-            assert list(transcript.turns) == turns[: transcript.last + 1]
+            assert transcript.after(-1) == turns[: transcript.last + 1]
         assert content.startswith(Path(path).read_bytes())
         assert Path(path).read_bytes().endswith(b"\n")
 
@@ -220,7 +242,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, timeout=30, check=False)
     assert done.returncode == -signal.SIGKILL
     with Transcript.resume(path, HEADER) as transcript:
-        assert transcript.turns == [Turn(0, "hub", "Hello.")]
+        assert transcript.after(-1) == [Turn(0, "hub", "Hello.")]
 
 
 def test_a_full_disk_loses_no_turn_and_the_transcript_goes_on_when_there_is_room(path: str) -> None:
@@ -244,7 +266,7 @@ with Transcript.create({path!r}, Header(1, "x", ("alice",))) as transcript:
         f"{path}: cannot write turn 1: File too large; every turn before is safe: go on with --resume\n"
     )
     with Transcript.resume(path, HEADER) as transcript:
-        assert transcript.turns == [Turn(0, "hub", "Hello."), Turn(1, "alice", "short")]
+        assert transcript.after(-1) == [Turn(0, "hub", "Hello."), Turn(1, "alice", "short")]
 
 
 def test_a_device_is_refused() -> None:

@@ -86,8 +86,7 @@ class Conversation:
         self._retries = retries
         self._bring_back = bring_back
         self._guests = guests
-        self._speakers = [turn.sender for turn in transcript.turns]
-        self._known = {seat: last_turn_of(seat, transcript.turns) for seat in members}
+        self._known = {seat: transcript.known_by(seat) for seat in members}
         self._sat = {seat: room.sitting(seat).pid for seat in members}  # who was last seen there
 
     def lead(self, opening: str) -> str:
@@ -96,7 +95,7 @@ class Conversation:
         Raises PeerError where a member is lost for good, DeadlineError where one is silent.
         """
         try:
-            if not self._transcript.turns:
+            if self._transcript.last < 0:
                 self._record(Turn(0, self.hub, opening))
             while not (why := self._why_stop()):
                 self._take_turn(self._next_speaker())
@@ -110,7 +109,8 @@ class Conversation:
         return why
 
     def _why_stop(self) -> str | None:
-        why = self._rules.why_stop(self._transcript.turns[-1], len(self.members))
+        (newest,) = self._newest(1)
+        why = self._rules.why_stop(newest, len(self.members))
         return why or ("max-seconds" if self._limit.has_passed() else None)
 
     def _next_speaker(self) -> str:
@@ -124,12 +124,15 @@ class Conversation:
             except PeerError as lost:  # it is brought back when its own turn comes
                 if reason_of(lost) == "leaving":
                     self._see_off(self._moderator)
-        return self._taking.next(self._speakers)
+        return self._taking.next(self._transcript.last + 1, self._transcript.speakers)
+
+    def _newest(self, count: int) -> Sequence[Turn]:
+        return self._transcript.after(self._transcript.last - count)
 
     def _ask_moderator(self, moderator: str) -> str | None:
         """Whom it names; None where it names nobody."""
-        others = [name for name in self.members if name != self._speakers[-1]]
-        talk = "\n".join(f"{turn.sender}: {turn.content}" for turn in self._transcript.turns[-len(self.members) :])
+        others = [name for name in self.members if name != self._transcript.speakers[-1]]
+        talk = "\n".join(f"{turn.sender}: {turn.content}" for turn in self._newest(len(self.members)))
         asked = f"{talk[-MODERATOR_CHARS:]}\n{moderator_question(others)}"
         said = ""
         with self._asker(moderator) as asker, closing(asker.ask(Say(new_id(), self.hub, moderator, asked))) as answers:
@@ -149,7 +152,7 @@ class Conversation:
         return Asker(self.room, self.hub, seat, silence_s=silence_s, limit=self._limit, was_seated=was_seated)
 
     def _take_turn(self, seat: str) -> None:
-        number = len(self._transcript.turns)
+        number = self._transcript.last + 1
         asked_id = new_id()  # the same for every try: a member that has the answer already gives it again
         failed: PeerError | None = None
         for tries_left in range(self._retries, -1, -1):
@@ -180,7 +183,7 @@ class Conversation:
         try:
             with self._asker(seat) as asker:
                 say = Say(asked_id, self.hub, seat, conversation=self._transcript.header.id, turn=number)
-                for answer in tell(asker, say, self._transcript.turns, self._known.get(seat, -1)):
+                for answer in tell(asker, say, self._transcript.after, self._known[seat]):
                     if isinstance(answer, Delta):
                         said.append(answer.content)
                         self._listener.says(answer.content, answer.thinking)
@@ -204,21 +207,12 @@ class Conversation:
 
     def _record(self, turn: Turn) -> None:
         self._transcript.append(turn)
-        self._speakers.append(turn.sender)
         self._listener.ends(turn)
 
 
 def reason_of(error: PeerError) -> str:
     """Why there is no answer: the reason of the failure, which is "leaving" where the member is gone."""
     return error.reason if isinstance(error, PeerFailed) else "leaving"
-
-
-def last_turn_of(seat: str, turns: Sequence[Turn]) -> int:
-    """The last turn that a member surely knows: its own last one; -1 where it has none.
-
-    Not one that was cut off at a deadline: the member may remember more of it than the transcript has.
-    """
-    return next((turn.turn for turn in reversed(turns) if turn.sender == seat and turn.stop != "timeout"), -1)
 
 
 def turn_of(number: int, reply: Reply) -> Turn:
@@ -235,13 +229,13 @@ def turn_of(number: int, reply: Reply) -> Turn:
     )
 
 
-def tell(asker: Asker, say: Say, turns: Sequence[Turn], known: int) -> Generator[Answer]:
-    """Ask for the turn after `turns`, telling the member what it has not heard since turn `known`.
+def tell(asker: Asker, say: Say, after: Callable[[int], Sequence[Turn]], known: int) -> Generator[Answer]:
+    """Ask for the next turn, telling the member what came `after` the turn that is `known` to it.
 
     A member that knows less says so, and is told from there, under the same id.
     """
     while True:
-        told = since(turns, known)
+        told = since(after, known)
         heard = tuple(Heard(turn.turn, turn.sender, turn.content) for turn in told)
         if heard and heard[0].turn <= known:
             known = -1  # it has missed more than can travel
@@ -255,16 +249,16 @@ def tell(asker: Asker, say: Say, turns: Sequence[Turn], known: int) -> Generator
             known = failed.have
 
 
-def since(turns: Sequence[Turn], known: int) -> Sequence[Turn]:
+def since(after: Callable[[int], Sequence[Turn]], known: int) -> Sequence[Turn]:
     """The turns after `known`; where these are more than may travel, the opening and the newest of them."""
     newest: list[Turn] = []
     size = 0
-    for turn in reversed(turns[known + 1 :]):
+    for turn in reversed(after(known)):
         size += len(msgspec.json.encode(turn.content)) + HEARD_BYTES
         if size > RETELL_BYTES and newest:
             break
         newest.append(turn)
     newest.reverse()
     if newest and newest[0].turn > known + 1 and newest[0].turn > 0:
-        newest.insert(0, turns[0])
+        newest.insert(0, after(-1)[0])
     return newest

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 import msgspec
@@ -24,6 +25,7 @@ from modelpipes.errors import FileError, UsageError
 from modelpipes.message import Stop, Timing, Usage
 
 VERSION = 1
+KEPT_TURNS = 64  # the newest, in memory; who must be told more is told from the file
 # What a header begins with. A first line cut short is repaired only if it begins like this: a file that
 # holds something else is somebody's, and not ours to empty.
 _HEADER_BEGINS = b'{"type":"conversation"'
@@ -73,7 +75,9 @@ class Transcript:
         self.path = path
         self._descriptor = descriptor
         self._header: Header | None = None
-        self._turns: list[Turn] = []
+        self._newest: deque[Turn] = deque(maxlen=KEPT_TURNS if descriptor >= 0 else None)
+        self._speakers: list[str] = []
+        self._known: dict[str, int] = {}
 
     @classmethod
     def create(cls, path: str, header: Header) -> Transcript:
@@ -124,14 +128,28 @@ class Transcript:
         return self._header
 
     @property
-    def turns(self) -> Sequence[Turn]:
-        """All turns, from turn 0."""
-        return self._turns
-
-    @property
     def last(self) -> int:
         """The number of the last turn; -1: none."""
-        return len(self._turns) - 1
+        return self._newest[-1].turn if self._newest else -1
+
+    @property
+    def speakers(self) -> Sequence[str]:
+        """All who spoke, each once; who spoke last is last."""
+        return self._speakers
+
+    def after(self, turn: int) -> Sequence[Turn]:
+        """The turns after this one, -1 for all; FileError where they must be read again and cannot be."""
+        missing = self.last - turn
+        if missing <= len(self._newest):
+            return list(self._newest)[len(self._newest) - max(0, missing) :]
+        return [found for found in self._turns_in_file() if found.turn > turn]
+
+    def known_by(self, seat: str) -> int:
+        """The last turn that a member surely knows: its own last one; -1 where it has none.
+
+        Not one that was cut off at a deadline: the member may remember more of it than the transcript has.
+        """
+        return self._known.get(seat, -1)
 
     def append(self, *turns: Turn) -> None:
         """Add the next turns: all are in the file when this returns, or none is and FileError is raised."""
@@ -140,7 +158,8 @@ class Transcript:
                 raise FileError(f"{self.path}: turn {number} should follow, not turn {turn.turn}")
         # In one write, which no SIGKILL cuts in two: a question is never there without its answer.
         self._write_lines(turns, f"turn {turns[-1].turn}")
-        self._turns += turns
+        for turn in turns:
+            self._add(turn)
 
     def end(self, why: str) -> None:
         """Add a line that says why the conversation ended; raises as `append` does."""
@@ -197,6 +216,24 @@ class Transcript:
         self._write_lines([header], "the header")
         self._header = header
 
+    def _add(self, turn: Turn) -> None:
+        self._newest.append(turn)
+        if turn.sender in self._speakers:
+            self._speakers.remove(turn.sender)
+        self._speakers.append(turn.sender)
+        if turn.stop != "timeout":
+            self._known[turn.sender] = turn.turn
+
+    def _turns_in_file(self) -> Iterator[Turn]:
+        try:
+            with open(self._descriptor, "rb", closefd=False) as file:
+                file.seek(0)
+                for number, line in enumerate(file, 1):
+                    if number > 1 and (turn := self._turn_in(number, line)):
+                        yield turn
+        except OSError as error:
+            raise FileError(f"{self.path}: cannot read the transcript: {error.strerror}") from error
+
     def _read(self) -> None:
         whole_bytes = 0
         with open(self._descriptor, "rb", closefd=False) as file:
@@ -229,21 +266,26 @@ class Transcript:
         if self._header is None:
             self._take_header(line)
             return
+        turn = self._turn_in(number, line)
+        if turn and turn.turn != self.last + 1:
+            raise FileError(f"{self.path}: line {number} has turn {turn.turn} where turn {self.last + 1} should follow")
+        if turn:
+            self._add(turn)
+
+    def _turn_in(self, number: int, line: bytes) -> Turn | None:
+        """The turn on a line after the header; None where it is blank or tells of an end."""
         if not line.strip():
-            return
+            return None
         try:
             kind = msgspec.json.decode(line, type=_Kind).type
             if kind == "end":
                 msgspec.json.decode(line, type=End)
-                return
+                return None
             if kind != "turn":
                 raise FileError(f"{self.path}: line {number} is of unknown type {kind!r}")
-            turn = msgspec.json.decode(line, type=Turn)
+            return msgspec.json.decode(line, type=Turn)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise FileError(f"{self.path}: line {number} is damaged: {error}") from error
-        if turn.turn != self.last + 1:
-            raise FileError(f"{self.path}: line {number} has turn {turn.turn} where turn {self.last + 1} should follow")
-        self._turns.append(turn)
 
     def _take_header(self, line: bytes) -> None:
         try:

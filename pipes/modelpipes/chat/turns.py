@@ -29,8 +29,8 @@ class Spoken(Protocol):
 class TurnTaking(Protocol):
     """A way to choose who speaks next."""
 
-    def next(self, last_speakers: Sequence[str]) -> str:
-        """The member whose turn it is, after these speakers: all so far, the opening's first."""
+    def next(self, turn: int, speakers: Sequence[str]) -> str:
+        """The member whose turn it is: turn number `turn`, who spoke last being the last of the speakers."""
 
 
 class RoundRobin(Struct, frozen=True):
@@ -41,9 +41,9 @@ class RoundRobin(Struct, frozen=True):
     def __post_init__(self) -> None:
         _check_members(self.members)
 
-    def next(self, last_speakers: Sequence[str]) -> str:
+    def next(self, turn: int, speakers: Sequence[str]) -> str:
         """The member after the last one who spoke; who is no member does not count."""
-        previous = next((name for name in reversed(last_speakers) if name in self.members), None)
+        previous = next((name for name in reversed(speakers) if name in self.members), None)
         if previous is None:
             return self.members[0]
         return self.members[(self.members.index(previous) + 1) % len(self.members)]
@@ -58,12 +58,12 @@ class Random(Struct, frozen=True):
     def __post_init__(self) -> None:
         _check_members(self.members)
 
-    def next(self, last_speakers: Sequence[str]) -> str:
-        """The choice for turn `len(last_speakers)`, which depends on seed, turn and previous speaker only."""
-        previous = last_speakers[-1] if last_speakers else ""
+    def next(self, turn: int, speakers: Sequence[str]) -> str:
+        """The choice for a turn, which depends on seed, turn and previous speaker only."""
+        previous = speakers[-1] if speakers else ""
         others = [name for name in self.members if name != previous] or list(self.members)
         # Seeded by text, which is hashed the same way by every Python and in every process.
-        return random.Random(f"{self.seed} {len(last_speakers)} {previous}").choice(others)
+        return random.Random(f"{self.seed} {turn} {previous}").choice(others)
 
 
 def _check_members(members: Sequence[str]) -> None:

@@ -136,14 +136,14 @@ def _open_transcript(path: str, sender: str, to: str) -> Transcript:
 
 def _continue(transcript: Transcript, asker: Asker, message: str, printer: _Printer) -> None:
     """Ask as the next turn of the conversation; question and answer are written when both are whole."""
-    from modelpipes.chat.conversation import last_turn_of, tell, turn_of
+    from modelpipes.chat.conversation import tell, turn_of
     from modelpipes.chat.transcript import Turn
 
     question = Turn(transcript.last + 1, asker.seat, message)
     number = question.turn + 1
     say = Say(new_id(), asker.seat, asker.to, conversation=transcript.header.id, turn=number)
-    known = last_turn_of(asker.to, transcript.turns)
-    reply = printer.print(tell(asker, say, [*transcript.turns, question], known))
+    answers = tell(asker, say, lambda turn: [*transcript.after(turn), question], transcript.known_by(asker.to))
+    reply = printer.print(answers)
     transcript.append(question, turn_of(number, reply))
 
 

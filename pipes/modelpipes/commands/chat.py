@@ -7,6 +7,7 @@ import os
 import statistics
 import threading
 import time
+from array import array
 from collections.abc import Iterator
 from typing import Any
 
@@ -232,7 +233,9 @@ class _Watcher:
         self._show_thinking = show_thinking
         self._speech: output.Speech | None = None
         self._turn = -1
-        self._turns: list[Turn] = []
+        self._heard = self._count = self._tokens = 0
+        self._total_ms = 0.0
+        self._first_ms = array("d")
 
     def starts(self, speaker: str, turn: int) -> None:
         if self._speech and self._turn == turn:
@@ -246,13 +249,22 @@ class _Watcher:
             self._speech.say(content, thinking)
 
     def ends(self, turn: Turn) -> None:
-        self._turns.append(turn)
+        self._add_up(turn)
         if self._as_json:
             output.write_json(turn)
             return
         speech = self._speech or output.Speech(f"{turn.sender}: ")
         speech.end(turn.content, turn.thinking)
         self._speech = None
+
+    def _add_up(self, turn: Turn) -> None:
+        self._heard += 1
+        self._count += turn.turn > 0
+        self._tokens += turn.usage.completion_tokens if turn.usage else 0
+        if turn.timing and turn.sender != ME:
+            self._total_ms += turn.timing.total_ms
+            if turn.timing.first_token_ms is not None:
+                self._first_ms.append(turn.timing.first_token_ms)
 
     def break_off(self) -> None:
         """The turn that is being spoken will not end: end its line."""
@@ -262,14 +274,11 @@ class _Watcher:
 
     def summary(self, why: str) -> str:
         """Turns, tokens, times, and why it stopped, in one line."""
-        if not self._turns:
+        if not self._heard:
             return f"nothing was left to say; ended by: {why}"
-        count = sum(turn.turn > 0 for turn in self._turns)
-        timings = [turn.timing for turn in self._turns if turn.timing and turn.sender != ME]
-        parts = [f"{count} turn{'s' if count != 1 else ''}"]
-        if tokens := sum(turn.usage.completion_tokens for turn in self._turns if turn.usage):
-            parts.append(f"{tokens} tokens")
-        if first := [t.first_token_ms for t in timings if t.first_token_ms is not None]:
-            parts.append(f"first token {statistics.median(first):.0f} ms (median)")
-        total_s = sum(t.total_ms for t in timings) / 1000
-        return f"{', '.join(parts)}, {total_s:.1f} s in all; ended by: {why}"
+        parts = [f"{self._count} turn{'s' if self._count != 1 else ''}"]
+        if self._tokens:
+            parts.append(f"{self._tokens} tokens")
+        if self._first_ms:
+            parts.append(f"first token {statistics.median(self._first_ms):.0f} ms (median)")
+        return f"{', '.join(parts)}, {self._total_ms / 1000:.1f} s in all; ended by: {why}"
