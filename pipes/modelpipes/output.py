@@ -86,6 +86,12 @@ class Progress:
             self._is_shown = True
             self._write(make_line(line)[: self._width - 1])
 
+    def say(self, line: str) -> None:
+        """Write one line for the person, which stays, above it."""
+        if self._is_shown:
+            self._write("")
+        say(line)
+
     def __enter__(self) -> Progress:
         return self
 

@@ -23,8 +23,9 @@ def measure_start_up(record: Record) -> None:
     """Every command's help against an interpreter that does nothing; four of them at work as well."""
     runs = record.rounds * RUNS_A_ROUND
     folder = os.path.dirname(sys.executable)
-    there = [command for command, _ in VERBS.values() if os.path.exists(os.path.join(folder, command))]
-    for command in [command for command, _ in VERBS.values() if command not in there]:
+    commands = [command for command, _ in VERBS.values() if command]
+    there = [command for command in commands if os.path.exists(os.path.join(folder, command))]
+    for command in [command for command in commands if command not in there]:
         record.skip(command, f"not in {folder}; reinstall the checkout")
     record.say(f"{START_UP}: {runs} runs of {', '.join(there)}")
     argvs = [[sys.executable, "-c", "pass"], *([os.path.join(folder, command), HELP] for command in there)]

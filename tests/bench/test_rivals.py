@@ -41,7 +41,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 def test_what_a_rival_carries_arrives(rival: str, programs: dict[str, list[str]], tmp_path: Path) -> None:
     if rival not in programs:
         pytest.skip("it needs what is not here")
-    before = open_descriptors()
+    before, strangers = open_descriptors(), descendants(os.getpid())
     with transport.pairs({rival: programs[rival]}, -1, str(tmp_path)) as talkers:
         for task in TASKS:
             if not transport.can(rival, task.kind):
@@ -51,7 +51,7 @@ def test_what_a_rival_carries_arrives(rival: str, programs: dict[str, list[str]]
             taken_ns = transport.ask(talkers[rival], task)
             assert len(taken_ns) == (task.messages if task.kind == "round_trip" else 1)
             assert all(taken > 0 for taken in taken_ns)
-        family = descendants(os.getpid())
+        family = descendants(os.getpid()) - strangers
     assert len(family) >= 2
     assert eventually(lambda: not living(family), Deadline.after(5))
     assert open_descriptors() == before

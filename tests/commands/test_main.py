@@ -20,7 +20,7 @@ def test_without_a_verb_it_tells_what_there_is(run: Commands, arguments: list[st
     told = run.run([sys.executable, "-P", "-m", "modelpipes", *arguments])
     assert (told.code, told.stderr) == (0, "")
     for verb, (command, _) in VERBS.items():
-        assert f"  {verb} " in told.stdout and f" {command} " in told.stdout
+        assert f"  {verb} " in told.stdout and f" {command}" in told.stdout
     assert max(map(len, told.lines)) <= 80
 
 
@@ -47,7 +47,7 @@ def test_every_commands_help_fits_a_terminal_and_has_examples(run: Commands, ver
     assert run(verb, "-h", COLUMNS="80").stdout == told.stdout
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [verb for verb, (command, _) in VERBS.items() if command])
 def test_every_command_goes_by_its_own_name_too(run: Commands, verb: str) -> None:
     name = VERBS[verb][0]
     told = run.run([SCRIPTS / name, "--version"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pytest
 
 from modelpipes.deadline import Deadline
 from modelpipes.engine.lifecycle import Engine
-from modelpipes.engine.locate import EngineChoice
+from modelpipes.engine.locate import EngineChoice, engines
 from tests import models
 
 START_LIMIT_S = 30.0  # tiny models are ready in 50 ms; a busy machine may take its time
@@ -20,7 +18,7 @@ START_LIMIT_S = 30.0  # tiny models are ready in 50 ms; a busy machine may take 
 ENGINES: list[EngineChoice] = []
 if importlib.util.find_spec("xllamacpp") is not None:
     ENGINES.append("embedded")
-if os.environ.get("LLAMA_SERVER") or shutil.which("llama-server"):
+if any(engines("llama-server")):
     ENGINES.append("llama-server")
 
 

@@ -17,7 +17,7 @@ from modelpipes.errors import Ended, PipesError
 if TYPE_CHECKING:
     import click
 
-# verb: (command, what it does)
+# verb: (command, or "" where the verb is the only way, what it does)
 VERBS = {
     "setup": ("setup-pipes", "Make a room's FIFOs."),
     "cleanup": ("cleanup-pipes", "Remove them, never anything else."),
@@ -28,6 +28,7 @@ VERBS = {
     "ping": ("ping-pipes", "Measure round trips and throughput."),
     "find": ("find-gguf", "Find model files, read headers, rate the fit."),
     "fit": ("fit-models", "Plan which models share a card, with which settings."),
+    "build-engine": ("", "Compile llama.cpp for this machine."),
 }
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -54,7 +55,8 @@ def run(verb: str | None, args: list[str], name: str) -> int:
 
         from modelpipes import output
 
-        command: click.Command = importlib.import_module(f"modelpipes.commands.{verb or 'overview'}").command
+        module = (verb or "overview").replace("-", "_")
+        command: click.Command = importlib.import_module(f"modelpipes.commands.{module}").command
         gc.freeze()  # what is loaded by now stays to the end: `__main__` has the search for garbage off until here
         gc.enable()
         with ended_by_signals():

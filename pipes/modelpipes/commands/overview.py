@@ -8,12 +8,12 @@ from modelpipes import __version__, output
 from modelpipes.commands import VERBS
 from modelpipes.errors import UsageError
 
-VERB_LINES = "\n".join(f"  {verb:<9}{command:<15}{text}" for verb, (command, text) in VERBS.items())
+VERB_LINES = "\n".join(f"  {verb:<14}{command:<15}{text}" for verb, (command, text) in VERBS.items())
 OVERVIEW = f"""\
 Usage: modelpipes VERB [OPTIONS] …
 
 Models that talk to each other, and to any Unix program, through named pipes.
-Each verb is also a command of its own:
+Verbs with a second name are also commands of that name:
 
 {VERB_LINES}
 

@@ -87,7 +87,7 @@ class Engine:
         ctx_size: int = 4096,
         gpu_layers: int | None = None,
         parallel: int = 1,
-        engine: EngineChoice = "auto",
+        engine: EngineChoice | Binary = "auto",
         engine_args: Sequence[str] = (),
         name: str = "",
         log: str | None = None,
@@ -98,7 +98,7 @@ class Engine:
         Raises FileError or EngineError where there is no such file, or no engine.
         """
         self.model = find_model(model)
-        self.binary: Binary = find_engine(engine)
+        self.binary: Binary = engine if isinstance(engine, Binary) else find_engine(engine)
         self.name = name or Path(self.model).stem
         self.ctx_size = ctx_size
         self.parallel = parallel

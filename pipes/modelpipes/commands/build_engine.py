@@ -1,0 +1,165 @@
+"""build-engine: llama.cpp compiled for this machine; list and remove what was built."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import Any
+
+import click
+
+from modelpipes import output
+from modelpipes.commands import options
+from modelpipes.deadline import Deadline
+from modelpipes.engine import build, builds, hardware, locate, source
+from modelpipes.errors import PipesError, UsageError
+
+NAME = "build-engine"
+LIMIT_S = 3 * 3600.0  # a build for a card, on a few cores
+
+
+@click.command(context_settings=options.settings)
+@click.option("--source", "directory", metavar="DIR", help="A llama.cpp tree or clone.  [the release from PyPI]")
+@click.option("--release", metavar="N", type=click.IntRange(1), help=f"Another llama.cpp build.  [{source.RELEASE}]")
+@click.option(
+    "--variant",
+    type=click.Choice(["auto", "cpu", "cuda", "vulkan", "rocm"]),
+    default="auto",
+    show_default=True,
+    help="What it computes on.",
+)
+@click.option("--jobs", metavar="N", type=click.IntRange(1), help="Compilers at a time.  [one a core]")
+@click.option("--max-seconds", type=options.SECONDS, default=LIMIT_S, metavar="TIME", help="Longest.  [180m]")
+@click.option("--dry-run", is_flag=True, help="Print the commands that would be run, and run none.")
+@click.option("--list", "is_list", is_flag=True, help="All engines, each tried with the tiny model.")
+@click.option("--remove", metavar="NAME", help="Remove a build.")
+@options.as_json
+@options.version
+def command(
+    directory: str | None,
+    release: int | None,
+    variant: hardware.Variant | str,
+    jobs: int | None,
+    max_seconds: float,
+    dry_run: bool,
+    is_list: bool,
+    remove: str | None,
+    as_json: bool,
+) -> None:
+    """Compile llama.cpp for this machine, try it, and use it from now on.
+
+    Prints the path of its llama-server. A build that was interrupted goes on where it stopped.
+
+    \b
+    Examples:
+      modelpipes build-engine --dry-run
+      modelpipes build-engine
+      modelpipes build-engine --source ~/llama.cpp --variant cuda
+      modelpipes build-engine --list
+    """
+    if sum((dry_run, is_list, remove is not None)) > 1:
+        raise UsageError("give one of --dry-run, --list and --remove")
+    if directory and release:
+        raise UsageError("--source names a tree, --release one to fetch: give one of them")
+    if is_list:
+        _list(as_json)
+    elif remove is not None:
+        with build.lock():
+            builds.remove(remove)
+    else:
+        _build(directory, release, variant, jobs, max_seconds, dry_run, as_json)
+
+
+def _build(
+    directory: str | None,
+    release: int | None,
+    variant: Any,
+    jobs: int | None,
+    max_seconds: float,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    machine = hardware.look()
+    choice = hardware.choose(machine, variant)
+    for line in (*choice.found, choice.why, *choice.missing):
+        _report(line)
+    jobs = jobs or len(os.sched_getaffinity(0))
+    deadline = Deadline.after(options.bounded(max_seconds))
+    if dry_run:
+        number = release or source.RELEASE
+        there = source.Source(os.path.join(build.cache(), f"llama.cpp-b{number}"), f"b{number}")
+        tree = source.local_source(directory) if directory else there
+        if not os.path.isdir(tree.path):
+            _report(f"the source of {tree.version} is fetched to {tree.path} first")
+        commands = [build.configuration(tree, choice, machine), build.compilation(tree, choice, machine, jobs)]
+        if as_json:
+            output.write_json({"variant": choice.variant, "version": tree.version, "commands": commands})
+        else:
+            output.write_text("".join(f"{shlex.join(argv)}\n" for argv in commands))
+        return
+    with build.lock(), output.Progress() as progress:
+
+        def report(line: str) -> None:
+            progress.say(f"{NAME}: {line}")
+
+        if directory:
+            tree = source.local_source(directory)
+        else:
+            tree = source.packaged_source(build.cache(), release, report, deadline)
+        report(f"building {tree.version} for {choice.variant}; the log is {build.log_of(tree, choice)}")
+        made = build.build(tree, choice, machine, jobs=jobs, report=report, show=progress.show, deadline=deadline)
+    _report(f"{made.name} answers, {made.tokens_per_second:,.0f} tokens a second with tiny-chat")
+    if as_json:
+        output.write_json({"name": made.name, "path": made.server} | _fields(made))
+    else:
+        output.write_text(f"{made.server}\n")
+
+
+def _fields(made: builds.Build) -> dict[str, Any]:
+    return {"version": made.version, "variant": made.variant, "tokens_per_second": made.tokens_per_second}
+
+
+def _list(as_json: bool) -> None:
+    rows = []
+    for is_first, (name, binary) in enumerate(locate.engines()):
+        problem, speed = "", None
+        try:
+            speed = build.measure(binary)
+        except PipesError as error:
+            problem = str(error)
+        rows.append(
+            {
+                "name": name,
+                "version": binary.version,
+                "backend": binary.backend,
+                "tokens_per_second": speed,
+                "path": binary.argv[0],
+                "is_used": is_first == 0,
+                "problem": problem,
+            }
+        )
+    if as_json:
+        output.write_json(rows)
+        return
+    if not rows:
+        _report(f"no engine on this machine: {locate.GET_ONE}")
+    shown = [
+        (
+            f"{'*' if row['is_used'] else ' '} {row['name']}",
+            row["version"],
+            row["backend"],
+            f"{row['tokens_per_second']:,.0f}" if row["tokens_per_second"] else "–",
+            row["path"],
+        )
+        for row in rows
+    ]
+    output.write_table(
+        shown, ["  engine", "version", "backend", "tokens/s", "path"], output.width(), right=("tokens/s",)
+    )
+    for row in rows:
+        if row["problem"]:
+            _report(f"{row['name']}: {row['problem']}")
+
+
+def _report(line: str) -> None:
+    output.say(f"{NAME}: {line}")
