@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 VERBS = {
     "setup": ("setup-pipes", "Make a room's FIFOs."),
     "cleanup": ("cleanup-pipes", "Remove them, never anything else."),
-    "attach": ("attach-model", "Take a seat with a model (or any program) and answer."),
-    "seats": ("list-seats", "Who sits where, doing what; wait until they are ready."),
+    "attach": ("attach-model", "Take a seat with a model, or any program."),
+    "seats": ("list-seats", "Who sits where, doing what; wait for them."),
     "ask": ("ask-model", "Send one message, print the answer."),
     "chat": ("chat-models", "Lead a conversation: set-up, seats, talk, clean-up."),
     "ping": ("ping-pipes", "Measure round trips and throughput."),
     "find": ("find-gguf", "Find model files, read headers, rate the fit."),
-    "fit": ("fit-models", "Plan which models share a card, with which settings."),
+    "fit": ("fit-models", "Plan which models share a card, and how."),
     "build-engine": ("", "Compile llama.cpp for this machine."),
 }
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ from modelpipes import output
 from modelpipes.commands import options
 from modelpipes.deadline import Deadline
 from modelpipes.engine import build, builds, hardware, locate, source
-from modelpipes.errors import PipesError, UsageError
+from modelpipes.errors import DeadlineError, Ended, PipesError, UsageError
 
 NAME = "build-engine"
 LIMIT_S = 3 * 3600.0  # a build for a card, on a few cores
@@ -83,10 +84,14 @@ def _build(
     choice = hardware.choose(machine, variant)
     for line in (*choice.found, choice.why, *choice.missing):
         _report(line)
-    jobs = jobs or len(os.sched_getaffinity(0))
+    number = release or source.RELEASE
+    if not (directory or dry_run) and (made := build.already(f"b{number}", choice, machine)):
+        _report(f"{made.name} is there, made {made.built_at[:10]}; --remove {made.name} to make it anew")
+        _tell(made, as_json)
+        return
+    jobs = jobs or build.jobs_here(choice)
     deadline = Deadline.after(options.bounded(max_seconds))
     if dry_run:
-        number = release or source.RELEASE
         there = source.Source(os.path.join(build.cache(), f"llama.cpp-b{number}"), f"b{number}")
         tree = source.local_source(directory) if directory else there
         if not os.path.isdir(tree.path):
@@ -102,21 +107,28 @@ def _build(
         def report(line: str) -> None:
             progress.say(f"{NAME}: {line}")
 
-        if directory:
-            tree = source.local_source(directory)
-        else:
-            tree = source.packaged_source(build.cache(), release, report, deadline)
-        report(f"building {tree.version} for {choice.variant}; the log is {build.log_of(tree, choice)}")
-        made = build.build(tree, choice, machine, jobs=jobs, report=report, show=progress.show, deadline=deadline)
+        try:
+            if directory:
+                tree = source.local_source(directory)
+            else:
+                tree = source.packaged_source(build.cache(), release, report, deadline)
+            report(f"building {tree.version} for {choice.variant}; the log is {build.log_of(tree, choice)}")
+            made = build.build(tree, choice, machine, jobs=jobs, report=report, show=progress.show, deadline=deadline)
+        except (Ended, DeadlineError):
+            report("run this again and it goes on where it stopped")
+            raise
+        if not directory:
+            shutil.rmtree(tree.path, ignore_errors=True)
     _report(f"{made.name} answers, {made.tokens_per_second:,.0f} tokens a second with tiny-chat")
+    _tell(made, as_json)
+
+
+def _tell(made: builds.Build, as_json: bool) -> None:
     if as_json:
-        output.write_json({"name": made.name, "path": made.server} | _fields(made))
+        fields = {"version": made.version, "variant": made.variant, "tokens_per_second": made.tokens_per_second}
+        output.write_json({"name": made.name, "path": made.server} | fields)
     else:
         output.write_text(f"{made.server}\n")
-
-
-def _fields(made: builds.Build) -> dict[str, Any]:
-    return {"version": made.version, "variant": made.variant, "tokens_per_second": made.tokens_per_second}
 
 
 def _list(as_json: bool) -> None:

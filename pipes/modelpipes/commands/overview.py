@@ -8,7 +8,7 @@ from modelpipes import __version__, output
 from modelpipes.commands import VERBS
 from modelpipes.errors import UsageError
 
-VERB_LINES = "\n".join(f"  {verb:<14}{command:<15}{text}" for verb, (command, text) in VERBS.items())
+VERB_LINES = "\n".join(f"  {verb:<13}{command:<14}{text}" for verb, (command, text) in VERBS.items())
 OVERVIEW = f"""\
 Usage: modelpipes VERB [OPTIONS] …
 

@@ -30,6 +30,7 @@ from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import Binary
 from modelpipes.engine.source import Source
 from modelpipes.errors import EngineError
+from modelpipes.hostmemory import available_bytes
 from modelpipes.paths import cache_dir
 
 # The folder of llama.cpp's tree in which each program is made, and what b11434 calls it: names have changed.
@@ -40,9 +41,12 @@ MODEL = "tiny-chat"
 READY_S = 60.0
 SILENCE_S = 30.0
 SPEED_TOKENS, SPEED_RUNS = 200, 3
+JOB_BYTES = {True: 1_000_000_000, False: 2_000_000_000}  # a compiler took 640 MB at most for the CPU
 MAKE = "Unix Makefiles"
+RUNNING = "running"  # it is in the tree of a build that did not come to its own end
 WRITING_S = 10.0  # longer than a compiler needs to write what it has made
 _STEP = re.compile(r"\[\s*(?:(\d+)%|(\d+)/(\d+))\] (.*)")  # of make and of ninja
+_FAILED = re.compile(r"make.*\*\*\* \[(?:.*: )?(\S+)\] Error|FAILED: (?:\[.*?\] )?(\S+)")
 
 
 def cache() -> str:
@@ -69,6 +73,11 @@ def lock() -> Iterator[None]:
         os.close(descriptor)
 
 
+def jobs_here(choice: Choice) -> int:
+    """Compilers at a time: one a core, or fewer where memory is short."""
+    return max(1, min(len(os.sched_getaffinity(0)), available_bytes() // JOB_BYTES[choice.variant == "cpu"]))
+
+
 def tree_of(source: Source, choice: Choice) -> str:
     """The folder in which a build is made."""
     return os.path.join(cache(), f"{source.version}-{choice.variant}")
@@ -82,9 +91,10 @@ def log_of(source: Source, choice: Choice) -> str:
 def configuration(source: Source, choice: Choice, machine: Machine) -> list[str]:
     """The command that configures a build."""
     assert machine.cmake  # or there is no choice
-    generator = ["-G", "Ninja"] if machine.ninja else ["-G", MAKE]
-    if machine.ninja:
-        generator.append(f"-DCMAKE_MAKE_PROGRAM={machine.ninja.path}")
+    # Not ninja where there is make: it gives each compiler a process group of its own, in which it outlives us.
+    generator = ["-G", MAKE if machine.make else "Ninja"]
+    if program := machine.make or machine.ninja:
+        generator.append(f"-DCMAKE_MAKE_PROGRAM={program.path}")
     number = re.fullmatch(r"b(\d+)", source.version)
     if number and not os.path.exists(os.path.join(source.path, ".git")):  # or cmake asks git
         generator.append(f"-DLLAMA_BUILD_NUMBER={number[1]}")
@@ -108,6 +118,12 @@ def _targets(source: Source) -> Iterator[str]:
         with contextlib.suppress(OSError), open(os.path.join(source.path, "tools", tool, "CMakeLists.txt")) as file:
             if made := re.search(r"set\(TARGET (\S+)\)\s*add_executable\(\$\{TARGET\}", file.read()):
                 yield made[1]
+
+
+def already(version: str, choice: Choice, machine: Machine) -> Build | None:
+    """What a build would make again: the same version with the same options for the same CPU."""
+    same = (version, choice.options, machine.cpu_features)
+    return next((made for made in builds.builds() if (made.version, made.options, made.cpu_features) == same), None)
 
 
 def build(
@@ -172,7 +188,7 @@ def _begin(tree: str, log: str, configure: Sequence[str]) -> None:
     note = os.path.join(tree, "modelpipes.json")
     with contextlib.suppress(OSError, ValueError), open(note, encoding="utf-8") as was:
         if json.load(was) == list(configure):
-            if MAKE in configure:
+            if MAKE in configure and os.path.exists(os.path.join(tree, RUNNING)):
                 _drop_halves(tree)
             return
     shutil.rmtree(tree, ignore_errors=True)
@@ -212,8 +228,9 @@ def _run(
     """Run one command to its end, its output in the log; EngineError with its last lines where it fails."""
     began_s = time.monotonic()
     lines: deque[str] = deque(maxlen=400)
-    step, tens = name, -1
-    with open(log, "ab") as file:
+    step, tens = name, 0
+    running = os.path.join(tree, RUNNING)
+    with open(log, "ab") as file, open(running, "wb"):
         file.write(f"$ {shlex.join(argv)}\n".encode())
         file.flush()
         # One stream, or a compiler's words and its step would come in any order.
@@ -230,14 +247,17 @@ def _run(
                         tens = percent // 10
                         report(f"{percent} % after {time.monotonic() - began_s:.0f} s: {step}")
             code = child.wait(Deadline.after(READY_S))
+    os.unlink(running)
     if code == 0:
         return
     if any("No space left on device" in line for line in lines):
         raise OSError(errno.ENOSPC, "", tree)
-    failed = next((n for n, line in enumerate(lines) if line.startswith("FAILED:") or " error: " in line), None)
-    told = list(lines) if failed is None else list(lines)[failed:]
-    for said in told[-SHOWN_LINES:] if failed is None else told[:SHOWN_LINES]:
-        report(f"  {said}")
+    told = list(lines)
+    first = next((n for n, text in enumerate(told) if " error: " in text), max(len(told) - SHOWN_LINES, 0))
+    for text in told[first : first + SHOWN_LINES]:
+        report(f"  {text}")
+    if failed := next(filter(None, map(_FAILED.match, told)), None):
+        step = failed[1] or failed[2]
     raise EngineError(f"{name} failed (exit code {code}) at: {step}; everything it said is in {log}")
 
 

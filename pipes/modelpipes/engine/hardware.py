@@ -62,7 +62,7 @@ _INSTALL = {"debian": "sudo apt install", "fedora": "sudo dnf install", "arch": 
 _PACKAGES = {  # of each system, and in plain words for any other
     "compiler": {"debian": "g++", "fedora": "gcc-c++", "arch": "gcc", "": "a C++ compiler"},
     "cmake": {"": "cmake"},
-    "ninja": {"debian": "ninja-build", "fedora": "ninja-build", "": "ninja"},
+    "make": {"": "make"},
     "nvcc": {"debian": "nvidia-cuda-toolkit", "fedora": "cuda-toolkit", "arch": "cuda", "": "NVIDIA's CUDA toolkit"},
     "hipcc": {
         "debian": "hipcc libhipblas-dev librocblas-dev",
@@ -246,7 +246,7 @@ def _check_tools(machine: Machine) -> None:
     elif machine.cmake.version < _CMAKE["cpu"]:
         lacks.append((_old_cmake(machine.cmake, "cpu"), "cmake"))
     if not (machine.ninja or machine.make):
-        lacks.append(("neither ninja nor make", "ninja"))
+        lacks.append(("neither make nor ninja", "make"))
     if lacks:
         problems = ", ".join(problem for problem, _ in lacks)
         raise EngineError(f"llama.cpp cannot be compiled here ({problems}): {_install(machine, *dict(lacks).values())}")
