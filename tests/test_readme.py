@@ -14,7 +14,7 @@ import click
 import pytest
 
 from modelpipes import errors
-from modelpipes.commands import ask, attach, chat, cleanup, find, fit, ping, seats, setup
+from modelpipes.commands import ask, attach, build_engine, chat, cleanup, find, fit, ping, seats, setup
 from modelpipes.deadline import Deadline
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.message import Delta, Progress, Reply, Say
@@ -36,6 +36,7 @@ COMMANDS: dict[str, click.Command] = {
     "find-gguf": find.command,
     "fit-models": fit.command,
     "ping-pipes": ping.command,
+    "modelpipes build-engine": build_engine.command,
 }
 
 
@@ -238,7 +239,7 @@ def test_messages_on_the_pipe_are_what_the_code_reads() -> None:
 def test_every_option_that_is_named_exists() -> None:
     text = README.read_text("utf-8")
     known = {name for command in COMMANDS.values() for option in command.params for name in option.opts}
-    others = {"--build", "--target", "--help", "--cpu-moe"}  # cmake's, click's, llama-server's
+    others = {"--help", "--cpu-moe"}  # click's, llama-server's
     known |= set(re.findall(r"--[a-z]+", bench.__doc__ or ""))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) - others <= known
 
