@@ -98,7 +98,7 @@ class Pool(Protocol):
         """What can be served, by name."""
 
     async def acquire(self, name: str, *, is_lease: bool = False) -> Grant:
-        """Wait for an engine of this model (name or alias), loaded if need be. ServingError; a cancelled wait leaves."""
+        """Wait for an engine of this model, by name or alias; a cancelled wait leaves the queue. ServingError."""
 
     def residency(self) -> Residency:
         """The state of it all now."""
