@@ -43,6 +43,7 @@ def test_a_wrong_llama_server_variable_is_named(monkeypatch: pytest.MonkeyPatch)
 def test_without_any_engine_one_line_names_the_ways(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("LLAMA_SERVER", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # where builds lie
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EngineError, match=r"\$LLAMA_SERVER.* PATH.*modelpipes\[embedded\]"):
         find_engine()
