@@ -51,11 +51,13 @@ class Child:
         pipe_stdin: bool = False,
         pipe_stdout: bool = False,
         log: str | None = None,
+        sink: Callable[[bytes], object] | None = None,
     ) -> None:
         """Start `argv` (found on PATH); `name` is what errors call it.
 
-        What it writes to stderr, and to stdout unless that is piped, is drained, its end kept, and
-        appended to the file `log`. Raises ProgramError, or FileError for the log.
+        What it writes to stderr, and to stdout unless that is piped, is drained, its end kept, appended to
+        the file `log` and handed to `sink`, in pieces, by whichever thread drains: it must not fail, wait or
+        call us. Raises ProgramError, or FileError for the log.
         """
         self.name = name
         self.pid = -1
@@ -75,6 +77,7 @@ class Child:
         self._partial = bytearray()
         self._log_name = log or ""
         self._log_fd = -1 if log is None else open_log(log)
+        self._sink = sink
         self._wake_read = self._wake_write = -1
         self._drain_thread = threading.Thread(target=self._drain, name=f"drain {name}", daemon=True)
         try:
@@ -270,6 +273,8 @@ class Child:
 
     def _keep(self, data: bytes) -> None:
         self._write_log(data)
+        if self._sink is not None:
+            self._sink(data)
         *whole, rest = data.split(b"\n")
         for line in whole[-KEPT_LINES - 1 :] if len(whole) > KEPT_LINES else whole:
             self._partial += line[:KEPT_LINE_BYTES]

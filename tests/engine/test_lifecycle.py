@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -14,9 +15,11 @@ import httpx
 import pytest
 
 from modelpipes.deadline import Deadline
-from modelpipes.engine.client import Client
-from modelpipes.engine.lifecycle import Engine, essence
-from modelpipes.engine.locate import EngineChoice
+from modelpipes.engine.causes import Cause, EngineFailure
+from modelpipes.engine.client import Client, figure_of
+from modelpipes.engine.lifecycle import Engine
+from modelpipes.engine.locate import Binary, EngineChoice
+from modelpipes.engine.logs import RotatedFile
 from modelpipes.errors import DeadlineError, EngineError, FileError
 
 LIMIT_S = 30.0
@@ -84,6 +87,14 @@ def test_a_start_outlives_a_caller_that_waits_no_longer(kind: EngineChoice, hell
         engine.be_ready(Deadline.after(LIMIT_S))
 
 
+def test_a_start_that_is_no_longer_wanted_does_not_begin(kind: EngineChoice, hello: str) -> None:
+    engine = Engine(hello, engine=kind)
+    with pytest.raises(EngineFailure) as failed:
+        engine.be_ready(Deadline.after(LIMIT_S), lambda: False)
+    assert failed.value.cause is Cause.STOPPED
+    assert engine.status().starts == 0
+
+
 def test_stopping_amid_a_start_ends_both(kind: EngineChoice, hello: str) -> None:
     engine = Engine(hello, engine=kind)
     with pytest.raises(DeadlineError):
@@ -109,16 +120,18 @@ def test_a_broken_model_file_is_known_at_once(kind: EngineChoice, hello: str, tm
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(Path(hello).read_bytes()[:100_000])
     engine = Engine(str(broken), engine=kind)
-    with pytest.raises(EngineError, match=r"exit code 1: .*corrupted or incomplete"):
+    with pytest.raises(EngineFailure, match=r"exit code 1: .*corrupted or incomplete.* \(bad file\)$") as failed:
         engine.be_ready(Deadline.after(LIMIT_S))
+    assert failed.value.cause is Cause.FILE
     assert state_of(engine) == "failed"
     engine.stop()
 
 
 def test_a_bad_option_is_known_at_once(kind: EngineChoice, hello: str) -> None:
     engine = Engine(hello, engine=kind, engine_args=["--no-such-option"])
-    with pytest.raises(EngineError, match="invalid argument: --no-such-option"):
+    with pytest.raises(EngineFailure, match="invalid argument: --no-such-option") as failed:
         engine.be_ready(Deadline.after(LIMIT_S))
+    assert failed.value.cause is Cause.FLAG
     engine.stop()
 
 
@@ -126,8 +139,9 @@ def test_a_taken_port_is_told(kind: EngineChoice, hello: str, hello_engine: Engi
     # A healthy stranger on the port must not pass for ours.
     port = hello_engine.base_url.rpartition(":")[2]
     engine = Engine(hello, engine=kind, engine_args=["--port", port])
-    with pytest.raises(EngineError, match=f"port {port} is taken"):
+    with pytest.raises(EngineFailure, match=f"port {port} is taken") as failed:
         engine.be_ready(Deadline.after(LIMIT_S))
+    assert failed.value.cause is Cause.PORT
     engine.stop()
 
 
@@ -195,8 +209,9 @@ def test_a_model_that_vanishes_before_the_start_is_told(kind: EngineChoice, hell
     model.write_bytes(Path(hello).read_bytes())
     engine = Engine(str(model), engine=kind)
     model.unlink()
-    with pytest.raises(EngineError, match=r"cannot be started: .*No such file"):
+    with pytest.raises(EngineFailure, match=r"cannot be started: .*No such file") as failed:
         engine.be_ready(Deadline.after(LIMIT_S))
+    assert failed.value.cause is Cause.FILE
     engine.stop()
 
 
@@ -214,9 +229,170 @@ def test_a_missing_model_is_told_before_anything_starts(kind: EngineChoice) -> N
         Engine("/no/model.gguf", engine=kind)
 
 
-def test_the_first_error_of_a_log_is_its_essence() -> None:
-    log = ["0.00.001 I srv  starting", "0.00.002 E llama:   out of  memory", "0.00.003 E srv  exiting"]
-    assert essence(log) == "llama: out of memory"
-    assert essence(["usage: x", "error: invalid argument: --x"]) == "invalid argument: --x"
-    assert essence(["one", "two"]) == "two"
-    assert essence([]) == ""
+def test_its_status_follows_its_life(kind: EngineChoice, hello: str) -> None:
+    engine = Engine(hello, engine=kind)
+    begun = time.time()
+    before = engine.status()
+    assert (before.state.value, before.cause, before.pid, before.starts, before.exit_code) == (
+        "stopped", None, None, 0, None
+    )  # fmt: skip
+    engine.be_ready(Deadline.after(LIMIT_S))
+    ready = engine.status()
+    assert (ready.state.value, ready.cause, ready.failure, ready.pid, ready.starts) == (
+        "ready", None, "", engine.pid, 1
+    )  # fmt: skip
+    assert engine.base_url.endswith(f":{ready.port}")
+    assert begun <= ready.since <= time.time()
+    assert ready.resident_bytes > 4 * 1024 * 1024
+    os.kill(engine.pid, signal.SIGTERM)  # not by us
+    poll = select.poll()
+    poll.register(engine.pidfd, select.POLLIN)
+    assert poll.poll(LIMIT_S * 1000)
+    ended = engine.status()
+    assert (ended.state.value, ended.cause, ended.exit_code, ended.pid) == ("failed", Cause.ENDED, 0, None)
+    engine.stop()
+    assert (engine.status().cause, engine.status().failure) == (Cause.STOPPED, "stopped by us")
+
+
+def test_a_kill_by_somebody_is_told_with_its_signal(kind: EngineChoice, hello: str) -> None:
+    with Engine(hello, engine=kind) as engine:
+        engine.be_ready(Deadline.after(LIMIT_S))
+        os.kill(engine.pid, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(engine.pidfd, select.POLLIN)
+        assert poll.poll(LIMIT_S * 1000)
+        status = engine.status()
+        assert (status.cause, status.exit_code, status.resident_bytes) == (Cause.KILLED, -9, 0)
+        assert status.failure in engine.logs()[-1]
+
+
+def test_a_context_that_no_memory_holds_is_told(kind: EngineChoice, hello: str) -> None:
+    # Under a limit of the address space: nothing is taken from the machine before it is refused.
+    args = ["--ctx-size", str(2**31 - 256), "--parallel", "1", "--fit", "off", "--cache-type-k", "f32"]
+    limit = ["prlimit", f"--as={4 << 30}"]
+    engine = Engine(hello, engine=kind, engine_args=args)
+    engine.binary = Binary(engine.binary.kind, (*limit, *engine.binary.argv))
+    with pytest.raises(EngineFailure, match=r"out of memory") as failed:
+        engine.be_ready(Deadline.after(LIMIT_S))
+    assert failed.value.cause is Cause.MEMORY
+    engine.stop()
+
+
+def test_a_restart_is_another_process_and_keeps_the_log(kind: EngineChoice, hello: str) -> None:
+    with Engine(hello, engine=kind) as engine:
+        engine.be_ready(Deadline.after(LIMIT_S))
+        first = engine.pid
+        engine.restart(Deadline.after(LIMIT_S))
+        assert engine.pid != first
+        assert engine.status().starts == 2
+        notes = [line for line in engine.logs(1000) if line.startswith("modelpipes: ")]
+        assert [note.partition(", pid")[0] for note in notes] == [
+            "modelpipes: engine hello started",
+            "modelpipes: engine hello: stopped by us",
+            "modelpipes: engine hello started",
+        ]
+
+
+def test_health_metrics_and_a_probe_are_of_the_running_one(kind: EngineChoice, hello: str) -> None:
+    engine = Engine(hello, engine=kind)
+    assert not engine.health(Deadline.after(LIMIT_S))
+    with pytest.raises(EngineError):
+        engine.metrics()
+    engine.be_ready(Deadline.after(LIMIT_S))
+    assert engine.health(Deadline.after(LIMIT_S))
+    before = figure_of(engine.metrics(), "n_decode_total")
+    engine.probe(Deadline.after(LIMIT_S))
+    after = figure_of(engine.metrics(), "n_decode_total")
+    assert before is not None and after is not None and after > before
+    os.kill(engine.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, engine.pid, os.WSTOPPED | os.WNOWAIT)  # some threads run on for a moment
+    assert not engine.health(Deadline.after(0.1))
+    with pytest.raises(DeadlineError):
+        engine.probe(Deadline.after(0.1))
+    with pytest.raises(DeadlineError):
+        engine.metrics(0.1)
+    engine.stop()
+
+
+def test_its_own_key_is_demanded_and_shown_to_nobody(kind: EngineChoice, hello: str) -> None:
+    with Engine(hello, engine=kind, with_key=True) as engine:
+        engine.be_ready(Deadline.after(LIMIT_S))
+        key = engine.api_key or ""
+        assert len(key) >= 32
+        assert httpx.get(engine.base_url + "/slots").status_code == 401
+        assert httpx.get(engine.base_url + "/slots", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+        assert key.encode() not in Path(f"/proc/{engine.pid}/cmdline").read_bytes()
+        assert key not in "\n".join(engine.logs(1000))
+        assert Engine(hello, engine=kind, with_key=True).api_key != key
+
+
+def test_a_key_of_our_environment_is_the_engines_too(
+    kind: EngineChoice, hello: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_API_KEY", "of-the-shell")
+    with Engine(hello, engine=kind) as engine:
+        engine.be_ready(Deadline.after(LIMIT_S))
+        assert Client(engine.base_url, api_key="of-the-shell").get("/slots")
+
+
+def test_a_log_that_cannot_be_written_hurts_no_engine(kind: EngineChoice, hello: str, tmp_path: Path) -> None:
+    file = RotatedFile(str(tmp_path / "no" / "log"))
+    with Engine(hello, engine=kind, log=file) as engine:
+        engine.be_ready(Deadline.after(LIMIT_S))
+        assert engine.logs()
+        assert file.dropped_bytes > 0
+        (tmp_path / "no").mkdir()
+        engine.restart(Deadline.after(LIMIT_S))
+        assert "engine hello started" in (tmp_path / "no" / "log").read_text()
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_readiness_is_found_within_20_ms(kind: EngineChoice, hello: str, number: int, tmp_path: Path) -> None:
+    found = threading.Event()
+    engine = Engine(hello, engine=kind)
+    ready_s: list[float] = []
+
+    def look() -> None:
+        # As often as can be: a connection is refused at once until there is a server.
+        while not found.is_set():
+            if (port := engine.status().port) and is_healthy(port):
+                ready_s.append(time.monotonic())
+                return
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        engine.be_ready(Deadline.after(LIMIT_S))
+        found_s = time.monotonic()
+    finally:
+        found.set()
+        thread.join(LIMIT_S)
+        engine.stop()
+    # The proof by one token is part of it.
+    assert not ready_s or found_s - ready_s[0] < 0.02
+
+
+def is_healthy(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.25) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        return connection.recv(64).startswith(b"HTTP/1.1 200")
+    return False
+
+
+def test_an_engine_that_only_embeds_is_ready_too(kind: EngineChoice, hello: str) -> None:
+    with Engine(hello, engine=kind, ctx_size=512, engine_args=["--embedding", "--pooling", "mean"]) as engine:
+        engine.be_ready(Deadline.after(LIMIT_S))
+        engine.probe(Deadline.after(LIMIT_S))
+        answer = Client(engine.base_url).post("/v1/embeddings", {"input": "Hello."}, LIMIT_S)
+        assert len(answer["data"][0]["embedding"]) == 64
+
+
+def test_its_cache_may_be_of_another_type(kind: EngineChoice) -> None:
+    args = ["--cache-type-k", "q8_0", "--cache-type-v", "f32"]
+    with Engine("tiny-chat", engine=kind, ctx_size=512, engine_args=args) as engine:
+        engine.be_ready(Deadline.after(LIMIT_S))
+    engine = Engine("tiny-chat", engine=kind, engine_args=["--cache-type-k", "q9"])
+    with pytest.raises(EngineFailure) as failed:
+        engine.be_ready(Deadline.after(LIMIT_S))
+    assert failed.value.cause is Cause.FLAG
+    engine.stop()

@@ -28,6 +28,7 @@ VERBS = {
     "ping": ("ping-pipes", "Measure round trips and throughput."),
     "find": ("find-gguf", "Find model files, read headers, rate the fit."),
     "fit": ("fit-models", "Plan which models share a card, and how."),
+    "serve": ("serve-models", "Own the engines, swap them by memory; a gateway."),
     "build-engine": ("", "Compile llama.cpp for this machine."),
 }
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -150,7 +150,7 @@ class Client:
         """Whether the server has llama-server's own endpoints; asked once."""
         with self._lock:
             if self._is_llama_server is None:
-                answer = self._get("/props", missing_is_none=True)
+                answer = self.get("/props", missing_is_none=True)
                 self._is_llama_server = isinstance(answer, dict) and "default_generation_settings" in answer
             return self._is_llama_server
 
@@ -158,7 +158,7 @@ class Client:
         """The tokens that one conversation may have; None where the server does not say."""
         if not self.is_llama_server():
             return None
-        answer = self._get("/props", missing_is_none=True)
+        answer = self.get("/props", missing_is_none=True)
         settings = answer.get("default_generation_settings") if isinstance(answer, dict) else None
         size = settings.get("n_ctx") if isinstance(settings, dict) else None
         return size if isinstance(size, int) and size > 0 else None
@@ -175,7 +175,7 @@ class Client:
             return None
         # As llama-server reads a chat prompt: tools/server/server-common.cpp, tokenize_input_prompts.
         asked = {"content": prompt, "add_special": True, "parse_special": True}
-        answer = self._post("/tokenize", asked, limit_s)
+        answer = self.post("/tokenize", asked, limit_s)
         tokens = answer.get("tokens") if isinstance(answer, dict) else None
         return len(tokens) if isinstance(tokens, list) else None
 
@@ -194,11 +194,26 @@ class Client:
 
     def models(self) -> list[str]:
         """The names of the models that the server has."""
-        answer = self._get("/v1/models")
+        answer = self.get("/v1/models")
         entries = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(entries, list):
             raise EngineError(f"the server at {self.root} lists its models in an unknown form")
         return [entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
+
+    def get(self, path: str, *, missing_is_none: bool = False, limit_s: float = QUERY_LIMIT_S) -> Any:
+        """The JSON that the server answers; Refused, EngineError, or DeadlineError after a silence of `limit_s`."""
+        return self._query("GET", path, None, missing_is_none, limit_s)
+
+    def post(self, path: str, body: Any, limit_s: float) -> Any:
+        """The JSON that the server answers to `body`; fails as `get` does."""
+        return self._query("POST", path, _encode(body), False, limit_s)
+
+    def metrics(self, limit_s: float = QUERY_LIMIT_S) -> str:
+        """A llama-server's figures in Prometheus' text format; fails as `get` does."""
+        response, answer = self._exchange("GET", "/metrics", None, limit_s)
+        if response.status != HTTPStatus.OK:
+            raise refusal(self.root, response.status, answer)
+        return answer.decode("utf-8", "replace")
 
     def is_healthy(self, limit_s: float = QUERY_LIMIT_S) -> bool:
         """Whether /health answers 200 now; says nothing about inference."""
@@ -256,26 +271,12 @@ class Client:
     def _apply_template(self, messages: Sequence[Mapping[str, str]], limit_s: float = QUERY_LIMIT_S) -> str | None:
         if not self.is_llama_server():
             return None
-        answer = self._post("/apply-template", {"messages": [dict(message) for message in messages]}, limit_s)
+        answer = self.post("/apply-template", {"messages": [dict(message) for message in messages]}, limit_s)
         prompt = answer.get("prompt") if isinstance(answer, dict) else None
         return prompt if isinstance(prompt, str) else None
 
-    def _get(self, path: str, *, missing_is_none: bool = False) -> Any:
-        return self._query("GET", path, None, missing_is_none, QUERY_LIMIT_S)
-
-    def _post(self, path: str, body: Any, limit_s: float) -> Any:
-        return self._query("POST", path, _encode(body), False, limit_s)
-
     def _query(self, method: str, path: str, body: bytes | None, missing_is_none: bool, limit_s: float) -> Any:
-        try:
-            with contextlib.closing(self.connect(limit_s)) as connection:
-                connection.request(method, self._path(path), body, self._headers)
-                response = connection.getresponse()
-                answer = response.read()
-        except TimeoutError:
-            raise DeadlineError(f"the server at {self.root} did not answer {path} for {limit_s:g} s") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise EngineError(explain_transport(self.root, error)) from None
+        response, answer = self._exchange(method, path, body, limit_s)
         is_json = "json" in response.headers.get("Content-Type", "")
         has_no_such = (400 <= response.status < 500 and response.status != HTTPStatus.UNAUTHORIZED) or not is_json
         if missing_is_none and has_no_such:
@@ -286,6 +287,19 @@ class Client:
             return json.loads(answer)
         except (ValueError, RecursionError):
             raise EngineError(f"the server at {self.root} answers {path} with no JSON") from None
+
+    def _exchange(
+        self, method: str, path: str, body: bytes | None, limit_s: float
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        try:
+            with contextlib.closing(self.connect(limit_s)) as connection:
+                connection.request(method, self._path(path), body, self._headers)
+                response = connection.getresponse()
+                return response, response.read()
+        except TimeoutError:
+            raise DeadlineError(f"the server at {self.root} did not answer {path} for {limit_s:g} s") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise EngineError(explain_transport(self.root, error)) from None
 
 
 class ChatStream:
@@ -490,6 +504,15 @@ def _kind_of(status: int, type_name: str, text: str) -> Kind:
     if status == 503:
         return "loading"
     return "other"
+
+
+def figure_of(metrics: str, name: str) -> float | None:
+    """One figure of llama-server's metrics, as `n_decode_total`; None where it is not there."""
+    for line in metrics.splitlines():
+        if line.startswith(f"llamacpp:{name} "):
+            with contextlib.suppress(ValueError):
+                return float(line.rpartition(" ")[2])
+    return None
 
 
 def explain_transport(root: str, error: Exception) -> str:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from types import FrameType
+
+
+# As in llama.cpp's common/arg.cpp, kv_cache_types.
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,12 +48,19 @@ def make_parser() -> argparse.ArgumentParser:
     option("--min-p", type=float, metavar="N", help="min-p sampling")
     option("-cram", "--cache-ram", type=int, default=8192, metavar="MIB", help="cap of the prompt cache")
     option("--sse-ping-interval", type=int, default=30, metavar="S", help="seconds between pings")
-    option("--api-key", metavar="KEY", help="keys to accept, comma-separated")
+    option("--api-key", metavar="KEY", default=os.environ.get("LLAMA_API_KEY"),
+           help="keys to accept, comma-separated (env: LLAMA_API_KEY)")  # fmt: skip
     option("--chat-template", metavar="TEMPLATE", help="Jinja template instead of the model's own")
     option("--chat-template-file", metavar="FILE", help="the same, from a file")
     option("--reasoning-format", choices=("none", "auto", "deepseek", "deepseek-legacy"), default="auto",
            help="where thoughts go")  # fmt: skip
     option("--slots", action=argparse.BooleanOptionalAction, default=True, help="serve /slots")
+    option("--slot-save-path", metavar="PATH", help="where slots are saved")
+    option("-ctk", "--cache-type-k", choices=CACHE_TYPES, default="f16", metavar="TYPE", help="type of the K cache")
+    option("-ctv", "--cache-type-v", choices=CACHE_TYPES, default="f16", metavar="TYPE", help="type of the V cache")
+    option("--embedding", "--embeddings", action="store_true", help="serve embeddings only")
+    option("--rerank", "--reranking", action="store_true", help="serve reranking only")
+    option("--pooling", choices=("none", "mean", "cls", "last", "rank"), help="how embeddings are pooled")
     option("--metrics", action="store_true", help="serve /metrics")
     option("--warmup", action=argparse.BooleanOptionalAction, default=True, help="run once when loaded")
     option("--no-webui", "--no-ui", action="store_true", help="no page for browsers")
@@ -115,6 +127,13 @@ def _server_params(options: argparse.Namespace) -> Any:
     params.sse_ping_interval = options.sse_ping_interval
     params.endpoint_slots = options.slots
     params.endpoint_metrics = options.metrics
+    params.cache_type_k = _cache_type(options.cache_type_k)
+    params.cache_type_v = _cache_type(options.cache_type_v)
+    params.embedding = options.embedding or options.rerank
+    if options.rerank or options.pooling:
+        params.pooling_type = _pooling("rank" if options.rerank else options.pooling)
+    if options.slot_save_path:
+        params.slot_save_path = os.path.join(options.slot_save_path, "")  # names are appended to it
     params.warmup = options.warmup
     params.offline = options.offline
     params.ui = not options.no_webui
@@ -130,6 +149,18 @@ def _server_params(options: argparse.Namespace) -> Any:
         if value is not None:
             setattr(params.sampling, name, value)
     return params
+
+
+def _cache_type(name: str) -> Any:
+    from xllamacpp import ggml_type
+
+    return getattr(ggml_type, "GGML_TYPE_" + name.upper())
+
+
+def _pooling(name: str) -> Any:
+    from xllamacpp import llama_pooling_type
+
+    return getattr(llama_pooling_type, "LLAMA_POOLING_TYPE_" + name.upper())
 
 
 def _reasoning_format(name: str) -> Any:

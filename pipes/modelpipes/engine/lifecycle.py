@@ -7,20 +7,25 @@ import enum
 import errno
 import itertools
 import os
-import re
+import secrets
 import select
-import signal
 import socket
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
+
 from modelpipes.child import Child
 from modelpipes.deadline import Deadline
+from modelpipes.engine.causes import Cause, EngineFailure, cause_of, explain, oom_kills, port_taken
 from modelpipes.engine.client import Client, Refused
 from modelpipes.engine.locate import Binary, EngineChoice, find_engine, find_model
-from modelpipes.errors import DeadlineError, EngineError, PipesError, ProgramError
+from modelpipes.engine.logs import Log, RotatedFile
+from modelpipes.errors import DeadlineError, EngineError, FileError, PipesError, ProgramError
 
 HOST = "127.0.0.1"
 HEALTH_INTERVAL_S = 0.005  # tiny models are ready in 25 ms; a refused connection costs 0.1 ms
@@ -52,6 +57,10 @@ GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dri/renderD128")
 ONE_THREAD_BYTES = 16 * 1024 * 1024
 FEW_CORES = 4
 
+METRICS_LIMIT_S = 5.0  # they are told between two batches, one of which may take seconds on a CPU
+KEY_VARIABLE = "LLAMA_API_KEY"  # llama-server's (common/arg.cpp); a command line is shown to everybody by ps
+KEY_BYTES = 32
+
 PING_INTERVAL_S = 1  # llama-server's shortest; its 30 s also delay the end of a server with open streams
 
 
@@ -77,6 +86,23 @@ MOVES = {
 }
 
 
+class Status(msgspec.Struct, frozen=True):
+    """How an engine stands; `cause` and `failure` tell why it does not run."""
+
+    name: str
+    state: State
+    cause: Cause | None
+    failure: str
+    pid: int | None
+    port: int
+    since: float  # of the state; seconds since 1970
+    starts: int
+    exit_code: int | None  # minus the signal that killed it
+    resident_bytes: int  # memory of the process, mapped pages of the model file among it
+    failures: int = 0  # in a row, as its supervisor counts them
+    retry_in_s: float | None = None  # its supervisor does not start it before
+
+
 class Engine:
     """One llama-server of ours with one model; safe to use from several threads."""
 
@@ -90,10 +116,14 @@ class Engine:
         engine: EngineChoice | Binary = "auto",
         engine_args: Sequence[str] = (),
         name: str = "",
-        log: str | None = None,
+        log: str | RotatedFile | None = None,
+        with_key: bool = False,
+        slot_folder: str | None = None,
     ) -> None:
         """Nothing starts yet. `model` is a path or `tiny-chat`; `ctx_size` is what each of `parallel`
         conversations may have, in tokens (llama.cpp rounds up to 256); `gpu_layers` None: as many as fit.
+        `log` is a file to append to, or two that stay small; `with_key`: it answers only who has `api_key`,
+        made at random; `slot_folder` is where it may keep conversations (see `slots`).
 
         Raises FileError or EngineError where there is no such file, or no engine.
         """
@@ -102,15 +132,22 @@ class Engine:
         self.name = name or Path(self.model).stem
         self.ctx_size = ctx_size
         self.parallel = parallel
-        self.api_key = _value_of(engine_args, "--api-key")
+        given = _value_of(engine_args, "--api-key")
+        self._has_own_key = with_key and given is None
+        # A key in our environment is the server's as well.
+        self.api_key = secrets.token_urlsafe(KEY_BYTES) if self._has_own_key else given or os.environ.get(KEY_VARIABLE)
+        self.slot_folder = slot_folder
+        self.log = Log(log if isinstance(log, RotatedFile) else None)
         self._gpu_layers = gpu_layers
         self._engine_args = tuple(engine_args)
-        self._log = log
+        self._log_path = log if isinstance(log, str) else None
         self._changed = threading.Condition(threading.RLock())
         self._state = State.STOPPED
         self._starts = 0
         self._failure = ""
-        self._stopped_by_us = False
+        self._cause: Cause | None = None
+        self._since = time.time()
+        self._oom_kills = 0  # when it was last seen alive
         self._child: Child | None = None
         self._starter: threading.Thread | None = None
         self._port = 0
@@ -143,35 +180,103 @@ class Engine:
         """Why it no longer runs, in words; None before its first start and while it runs."""
         with self._changed:
             self._notice_death()
-            if self._state is State.FAILED:
-                return self._failure
-            return "stopped by us" if self._stopped_by_us else None
+            return self._failure or None
+
+    def status(self) -> Status:
+        """How it stands now."""
+        with self._changed:
+            self._notice_death()
+            pid = self.pid if self._state in (State.STARTING, State.READY, State.STOPPING) else -1
+            return Status(
+                name=self.name,
+                state=self._state,
+                cause=self._cause,
+                failure=self._failure,
+                pid=pid if pid > 0 else None,
+                port=self._port,
+                since=self._since,
+                starts=self._starts,
+                exit_code=None if self._child is None else self._child.exit_code(),
+                resident_bytes=resident_bytes(pid),
+            )
 
     def last_lines(self, count: int = 20) -> list[str]:
-        """The end of what the server wrote."""
+        """The end of what the server wrote since its last start."""
         return [] if self._child is None else self._child.last_lines(count)
+
+    def logs(self, count: int = 20) -> list[str]:
+        """The newest lines of all its starts, with a line of ours for each start and end."""
+        self.last_lines(0)  # takes in what has been written by now
+        return self.log.last(count)
+
+    def client(self) -> Client:
+        """To speak to it, as it was started last."""
+        return Client(self.base_url, api_key=self.api_key)
+
+    def keeps_slots(self) -> bool:
+        """Whether it was told where to keep conversations, and knows how."""
+        return self.slot_folder is not None and "--slot-save-path" in self.binary.flags
+
+    # -- how it fares
+
+    def health(self, deadline: Deadline) -> bool:
+        """Whether it is ready and /health answers 200 before the deadline; says nothing about inference."""
+        if self.state is not State.READY:
+            return False
+        is_healthy = self.client().is_healthy(_limit_s(deadline))
+        with self._changed:
+            if self.state is State.READY:
+                # What the kernel kills while it lives is not it.
+                self._oom_kills = oom_kills()
+        return is_healthy
+
+    def probe(self, deadline: Deadline) -> None:
+        """Have it compute one token, or one embedding. DeadlineError where none comes, EngineError if it is gone.
+
+        The token takes a slot: one that was kept for a conversation goes into the server's prompt cache.
+        """
+        prove(self.client(), _limit_s(deadline))
+
+    def metrics(self, limit_s: float = METRICS_LIMIT_S) -> str:
+        """Its figures in Prometheus' text format; EngineError where it has none or is not there, DeadlineError."""
+        if "--metrics" not in self.binary.flags:
+            raise EngineError(f"engine {self.name} has no metrics: its --help does not list --metrics")
+        return self.client().metrics(limit_s)
 
     # -- what it does
 
-    def be_ready(self, deadline: Deadline) -> None:
+    def be_ready(self, deadline: Deadline, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Return once it is ready, started if need be; a start in flight is joined, a failed one repeated.
 
-        Raises EngineError if the start fails, DeadlineError if it takes too long (it then goes on).
+        `is_wanted` is asked at the last moment before a start. Whoever makes it say no and then calls `stop`
+        finds the engine stopped; it must not wait. Raises EngineFailure if the start fails or is not wanted,
+        DeadlineError if it takes too long (it then goes on).
         """
         with self._changed:
             while self.state is State.STOPPING:
                 self._wait(deadline)
             if self._state in (State.STOPPED, State.FAILED):
+                if not is_wanted():
+                    raise EngineFailure(f"engine {self.name} is to be down", Cause.STOPPED)
                 self._begin_start()
             start = self._starts
             while self.state is State.STARTING and self._starts == start:
                 self._wait(deadline)
             if self._state is State.READY:
                 return
-            raise EngineError(self._failure or f"engine {self.name} was stopped while it started")
+            text = f"engine {self.name} was stopped while it started"
+            raise EngineFailure((self._state is State.FAILED and self._failure) or text, self._cause or Cause.STOPPED)
 
-    def stop(self, term_s: float = TERM_S) -> None:
-        """End it: TERM, then KILL. Close the streams first, or it waits for them."""
+    def restart(self, deadline: Deadline) -> None:
+        """Stop it and return once it is ready again; fails as `be_ready` does."""
+        self.stop()
+        self.be_ready(deadline)
+
+    def stop(self, term_s: float = TERM_S, *, cause: Cause = Cause.STOPPED, why: str = "stopped by us") -> None:
+        """End it: wait a moment for cancelled answers, TERM, KILL. Close the streams first, or it waits for them.
+
+        `cause` and `why` are what its status tells from then on.
+        """
         with self._changed:
             while self._state is State.STOPPING:
                 self._changed.wait()
@@ -179,7 +284,7 @@ class Engine:
                 return
             was_ready = self._state is State.READY
             self._move(State.STOPPING)
-            self._stopped_by_us = True
+            self._cause, self._failure = cause, why
             child, starter = self._child, self._starter
         try:
             if child is not None:
@@ -191,6 +296,8 @@ class Engine:
         finally:
             with self._changed:
                 self._move(State.STOPPED)
+            self.log.note(f"modelpipes: engine {self.name}: {why}")
+            self.log.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -203,7 +310,7 @@ class Engine:
     def _settle(self, child: Child) -> None:
         """Wait a moment for answers that were cancelled just now to end."""
         deadline = Deadline.after(SETTLE_S)
-        client = Client(self.base_url, api_key=self.api_key)
+        client = self.client()
         with contextlib.suppress(_Died):
             while not deadline.has_passed() and client.is_busy(deadline.remaining_s()):
                 _pause_while_alive(child, SETTLE_INTERVAL_S)
@@ -215,6 +322,7 @@ class Engine:
         if to not in MOVES[self._state]:
             raise AssertionError(f"engine {self.name} cannot go from {self._state.value} to {to.value}")
         self._state = to
+        self._since = time.time()
         self._changed.notify_all()
 
     def _wait(self, deadline: Deadline) -> None:
@@ -224,35 +332,51 @@ class Engine:
 
     def _notice_death(self) -> None:
         if self._state is State.READY and self._child is not None and self._child.exit_code() is not None:
-            self._failure = self._explain_death(self._child)
-            self._move(State.FAILED)
+            self._fail(self._death(self._child))
+
+    def _fail(self, failure: EngineFailure) -> None:
+        self._failure, self._cause = str(failure), failure.cause
+        self._move(State.FAILED)
+        self.log.note(f"modelpipes: {failure}")
 
     def _begin_start(self) -> None:
         self._move(State.STARTING)
         self._starts += 1
         self._failure = ""
-        self._stopped_by_us = False
+        self._cause = None
         # A thread of its own: the start outlives a caller whose deadline passes.
         self._starter = threading.Thread(target=self._run_start, name=f"start {self.name}", daemon=True)
         self._starter.start()
 
     def _run_start(self) -> None:
+        # Whatever else ends this thread: nobody waits for it in vain.
+        failure: EngineFailure | None = EngineFailure(f"engine {self.name}: its start broke off", Cause.CRASHED)
         try:
             self._start()
+            failure = None
+        except EngineFailure as error:
+            failure = error
+        except DeadlineError as error:
+            failure = EngineFailure(f"engine {self.name} is loaded and computes nothing: {error}", Cause.WEDGED)
+        except FileError as error:
+            failure = EngineFailure(str(error), Cause.NO_START)
         except PipesError as error:
-            self._end_start(State.FAILED, str(error))
+            failure = EngineFailure(str(error), Cause.CRASHED)
         except OSError as error:  # of the machine: no descriptor to be had, the model file just removed
-            self._end_start(State.FAILED, f"engine {self.name} cannot be started: {error}")
-        else:
-            self._end_start(State.READY)
+            cause = Cause.FILE if error.filename == self.model else Cause.NO_START
+            failure = EngineFailure(f"engine {self.name} cannot be started: {error}", cause)
+        finally:
+            self._end_start(failure)
 
-    def _end_start(self, to: State, failure: str = "") -> None:
+    def _end_start(self, failure: EngineFailure | None) -> None:
         with self._changed:
             # Stopped meanwhile: `stop` moves on.
             if self._state is State.STARTING:
-                self._failure = failure
-                self._move(to)
-        if to is State.FAILED and self._child is not None:
+                if failure is None:
+                    self._move(State.READY)
+                else:
+                    self._fail(failure)
+        if failure is not None and self._child is not None:
             self._child.stop(term_s=TERM_S)
 
     # -- starting
@@ -268,38 +392,49 @@ class Engine:
                 return
             except _Died:
                 if self._state is not State.STARTING:
-                    raise EngineError(f"engine {self.name} was stopped while it started") from None
-                if _says_port_taken(child) and port_given is None and attempt < PORT_ATTEMPTS:
+                    raise self._stopped_early() from None
+                death = self._death(child)
+                if death.cause is Cause.PORT and port_given is None and attempt < PORT_ATTEMPTS:
                     child.stop()
                     continue
-                raise EngineError(self._explain_death(child)) from None
+                raise death from None
 
     def _check_port(self, text: str) -> int:
         """The user's own port, if it is free: a stranger there would answer in our server's place."""
         if not text.isdecimal() or not 0 < int(text) < 65536:
-            raise EngineError(f"--port {text} is no port: choose one from 1 to 65535")
+            raise EngineFailure(f"--port {text} is no port: choose one from 1 to 65535", Cause.FLAG)
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as llama-server binds
             try:
                 probe.bind((_value_of(self._engine_args, "--host") or HOST, int(text)))
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
-                    raise EngineError(self._port_taken(int(text))) from None
+                    raise EngineFailure(port_taken(self.name, int(text)), Cause.PORT) from None
                 # Another address family, or forbidden: the server will say.
         return int(text)
 
     def _spawn(self) -> Child:
         with self._changed:
             if self._state is not State.STARTING:
-                raise EngineError(f"engine {self.name} was stopped while it started")
+                raise self._stopped_early()
             if self._child is not None:
                 self._child.stop()
             command = [*self.binary.argv, *self._arguments()]
+            env = os.environ | {KEY_VARIABLE: self.api_key or ""} if self._has_own_key else None
+            if self.slot_folder is not None and self.keeps_slots():
+                os.makedirs(self.slot_folder, 0o700, exist_ok=True)  # what was said stands in these files
+            self._oom_kills = oom_kills()
             try:
-                self._child = Child(command, name=f"engine {self.name}", log=self._log)
+                self._child = Child(
+                    command, name=f"engine {self.name}", env=env, log=self._log_path, sink=self.log.take
+                )
             except ProgramError as error:
-                raise EngineError(str(error)) from None
+                raise EngineFailure(str(error), Cause.NO_START) from None
+            self.log.note(f"modelpipes: engine {self.name} started, pid {self._child.pid}, port {self._port}")
             return self._child
+
+    def _stopped_early(self) -> EngineFailure:
+        return EngineFailure(f"engine {self.name} was stopped while it started", Cause.STOPPED)
 
     def _arguments(self) -> list[str]:
         listed = self.binary.flags
@@ -316,6 +451,8 @@ class Engine:
             ("--cache-ram", str(CACHE_RAM_MIB)),
             ("--sse-ping-interval", str(PING_INTERVAL_S)),
             ("--slots", None),
+            ("--metrics", None),
+            ("--slot-save-path", self.slot_folder or ""),
             ("--offline", None),
             ("--no-ui" if "--no-ui" in listed else "--no-webui", None),
         ]
@@ -341,23 +478,19 @@ class Engine:
         return batch_tokens(self.parallel, on_cpu=on_cpu)
 
     def _await_health(self, child: Child) -> None:
-        client = Client(self.base_url, api_key=self.api_key)
+        client = self.client()
         while not client.is_healthy(HEALTH_LIMIT_S):
             _pause_while_alive(child, HEALTH_INTERVAL_S)
         _pause_while_alive(child, 0)
 
     def _prove(self, child: Child) -> None:
-        """One token: /health stays 200 in a server whose inference is broken."""
-        question = [{"role": "user", "content": "Hello."}]
-        client = Client(self.base_url, api_key=self.api_key)
+        """One token: /health stays 200 in a server whose inference is broken. And the key, if it has one."""
         try:
-            with client.chat(question, max_tokens=1, temperature=0, silence_s=PROOF_LIMIT_S) as answer:
-                for _ in answer:
-                    pass
-        except Refused as error:
-            if error.kind != "template":
-                raise
-            # A template that wants another beginning is not a broken engine: the server has answered.
+            prove(self.client(), PROOF_LIMIT_S)
+            if self._has_own_key:
+                self._prove_key()
+        except EngineFailure:
+            raise
         except (EngineError, DeadlineError):
             # A dying server closes the connection a moment before it can be waited for.
             with contextlib.suppress(DeadlineError):
@@ -366,44 +499,53 @@ class Engine:
             raise
         _pause_while_alive(child, 0)
 
-    # -- words for how it ended
+    def _prove_key(self) -> None:
+        try:
+            Client(self.base_url).get("/props")
+        except Refused as error:
+            if error.kind == "auth":
+                return
+        text = f"engine {self.name} answers without its key: it does not know {KEY_VARIABLE}, use a newer one"
+        raise EngineFailure(text, Cause.FLAG)
 
-    def _explain_death(self, child: Child) -> str:
-        code = child.exit_code()
-        cause = essence(child.last_lines(200))
-        if code is not None and code < 0:
-            by = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
-            hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-            return f"engine {self.name} (pid {child.pid}) was killed by {by}{hint}" + (f": {cause}" if cause else "")
-        if _says_port_taken(child):
-            return self._port_taken(self._port)
-        return f"engine {self.name} ended with exit code {code}: {cause or 'it said nothing'}"
-
-    def _port_taken(self, port: int) -> str:
-        return f"engine {self.name}: port {port} is taken: stop its user or choose another --port"
+    def _death(self, child: Child) -> EngineFailure:
+        """How the server ended, by itself or by somebody else."""
+        code, lines = child.exit_code(), child.last_lines(200)
+        assert code is not None
+        cause = cause_of(code, lines, is_oom_killed=oom_kills() > self._oom_kills)
+        return EngineFailure(explain(self.name, cause, code, lines, pid=child.pid, port=self._port), cause)
 
 
 class _Died(Exception):
     """The server's process has ended."""
 
 
-def essence(lines: Sequence[str]) -> str:
-    """The line that says why a llama-server died: the first that is logged as an error, else the last."""
-    for line in lines:
-        if line.startswith(("error: ", "error while")):
-            return line.removeprefix("error: ").strip()
-        # "0.00.002.386 E srv         start: couldn't bind …": time, level, where, what.
-        if found := re.match(r"[\d.]+ E +(.*)", line):
-            return " ".join(found[1].split())
-    said = [line for line in lines if line.strip()]
-    for line in said:
-        if re.search(r"\b(error|failed|cannot|unable)\b", line, re.IGNORECASE):
-            return line.strip()
-    return said[-1].strip() if said else ""
+def prove(client: Client, limit_s: float) -> None:
+    """Have a server compute: a token, or an embedding if that is all it does; DeadlineError, EngineError."""
+    question = [{"role": "user", "content": "Hello."}]
+    try:
+        # Whole, not as a stream: the limit is for the whole, and nothing else is asked first.
+        client.post("/v1/chat/completions", {"messages": question, "max_tokens": 1, "temperature": 0}, limit_s)
+    except Refused as error:
+        if error.status == HTTPStatus.NOT_IMPLEMENTED:
+            client.post("/embedding", {"content": "Hello."}, limit_s)
+        elif error.kind != "template":
+            raise
+        # A template that wants another beginning is not a broken engine: the server has answered.
 
 
-def _says_port_taken(child: Child) -> bool:
-    return any("couldn't bind" in line for line in child.last_lines(200))
+def resident_bytes(pid: int) -> int:
+    """The memory of a process that is in RAM now; 0 if there is none."""
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def _limit_s(deadline: Deadline) -> float:
+    """The time left as a socket takes it: at least a moment, and at most what a proof may take."""
+    return min(max(deadline.remaining_s(), 0.001), PROOF_LIMIT_S)
 
 
 def _pause_while_alive(child: Child, seconds: float) -> None:

@@ -32,7 +32,7 @@ class Address:
     path: str = ""
 
 
-@dataclass
+@dataclass(eq=False)
 class Grant:
     """Leave to speak to an engine until `release`; it counts as busy as long."""
 

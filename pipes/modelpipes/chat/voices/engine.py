@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from msgspec import Struct
 
@@ -11,8 +12,9 @@ from modelpipes.chat.history import NameStripper, ThoughtSplitter, trim
 from modelpipes.chat.voices import Finish, Work
 from modelpipes.deadline import Deadline
 from modelpipes.engine.client import Cancelled, ChatStream, Client, Piece, Refused
+from modelpipes.engine.lease import Lease, is_gateway
 from modelpipes.engine.lifecycle import Engine
-from modelpipes.errors import MessageError
+from modelpipes.errors import MessageError, UsageError
 from modelpipes.message import Stop, Usage
 
 HISTORY_BYTES_PER_TOKEN = 16  # four times what text has: more than this never fits a prompt
@@ -75,6 +77,8 @@ class EngineVoice:
         self._ctx_size = ctx_size
         self._silence_s = silence_s
         self._client: Client | None = None
+        self._leased_name = ""  # the model of which each turn takes a lease: the server is a gateway of ours
+        self._is_known = False
         self._folds_system = False
         self._can_count = False
         self._bound = (0, 0)  # tokens that the template adds to a prompt, and to each of its messages
@@ -101,6 +105,14 @@ class EngineVoice:
             time.sleep(LOADING_INTERVAL_S)
 
     def _look_at(self, client: Client) -> None:
+        if not self._engine and is_gateway(client):
+            self._leased_name = _choose(client.models(), self._model_name)
+        else:
+            self._learn(client)
+
+    def _learn(self, client: Client) -> None:
+        """What the server, or the engine of a lease, is and can."""
+        self._is_known = True
         if client.is_llama_server():
             self._ctx_size = client.context_size() or self._ctx_size
             self._folds_system = self._system is not None and client.refuses_system()
@@ -146,29 +158,46 @@ class EngineVoice:
                 raise
 
     def _answer(self, work: Work, *, is_exact: bool) -> Finish:
-        assert self._client, "prepare() comes first"
-        messages, dropped = trim(
-            work.turns,
-            self._seat,
-            self._system,
-            self._folds_system,
-            lambda messages: self._fits(messages, work, is_exact),
-        )
         sampling = self._sampling
-        with self._client.chat(
-            messages,
-            silence_s=self._silence_s,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-        ) as stream:
-            work.when_cancelled(stream.cancel)
+        with self._engine_of(work) as client:
+            messages, dropped = trim(
+                work.turns,
+                self._seat,
+                self._system,
+                self._folds_system,
+                lambda messages: self._fits(client, messages, work, is_exact),
+            )
+            with client.chat(
+                messages,
+                silence_s=self._silence_s,
+                max_tokens=sampling.max_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=sampling.seed,
+            ) as stream:
+                work.when_cancelled(stream.cancel)
+                try:
+                    first_s = self._pass_on(stream, work)
+                finally:
+                    work.when_cancelled(None)
+            return self._finish(stream, first_s, messages, dropped)
+
+    @contextlib.contextmanager
+    def _engine_of(self, work: Work) -> Iterator[Client]:
+        """Whom to speak to in this turn."""
+        assert self._client, "prepare() comes first"
+        if not self._leased_name:
+            yield self._client
+            return
+        with Lease(self._client, self._leased_name) as lease:
+            work.when_cancelled(lease.cancel)
             try:
-                first_s = self._pass_on(stream, work)
+                client = lease.take(lambda: work.show_life("loading"), Deadline.after(LOADING_LIMIT_S))
             finally:
                 work.when_cancelled(None)
-        return self._finish(stream, first_s, messages, dropped)
+            if not self._is_known:
+                self._learn(client)
+            yield client
 
     def _pass_on(self, stream: ChatStream, work: Work) -> float:
         """Emit what comes; returns when the first piece came."""
@@ -198,8 +227,7 @@ class EngineVoice:
         counted = Usage(usage.prompt_tokens, usage.completion_tokens) if usage else None
         return Finish(stop, counted, rate, dropped)
 
-    def _fits(self, messages: Messages, work: Work, is_exact: bool) -> bool:
-        assert self._client, "prepare() comes first"
+    def _fits(self, client: Client, messages: Messages, work: Work, is_exact: bool) -> bool:
         if work.is_cancelled:
             raise Cancelled("the answer was cancelled")
         answer = min(self._sampling.max_tokens or self._ctx_size // ANSWER_SHARE, self._ctx_size // 2)
@@ -211,7 +239,7 @@ class EngineVoice:
         prompt, each = self._bound
         if not is_exact and prompt + _size(messages) + each * len(messages) <= room:
             return True  # no token is smaller than a byte: counting would cost more than it tells
-        count = self._client.count_tokens(messages, self._silence_s)
+        count = client.count_tokens(messages, self._silence_s)
         return count is None or count <= room
 
     def death_fd(self) -> int:
@@ -227,6 +255,15 @@ class EngineVoice:
     def close(self) -> None:
         if self._engine:
             self._engine.stop()
+
+
+def _choose(names: Sequence[str], wanted: str | None) -> str:
+    """Of the models of a gateway the wanted one, or the only one; UsageError."""
+    if wanted is not None:
+        return wanted  # by an alias, perhaps
+    if len(names) != 1:
+        raise UsageError(f"--model-name is missing: the gateway serves {', '.join(names) or 'no model'}")
+    return names[0]
 
 
 def _size(messages: Messages) -> int:

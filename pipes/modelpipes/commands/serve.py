@@ -1,0 +1,173 @@
+"""serve-models: own the engines, share the memory, one gateway; and speak to a daemon that runs."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from modelpipes import output
+from modelpipes.commands import options
+from modelpipes.errors import EngineError, UsageError
+
+ACTIONS = ("status", "load", "unload", "pin", "unpin", "logs", "reload")
+OF_A_MODEL = ("load", "unload", "pin", "unpin", "logs")
+ANSWER_S = 10.0
+LOAD_S = 900.0  # a load waits for its turn, and for the disk
+
+
+@click.command(context_settings=options.settings)
+@click.argument("words", metavar="[CONFIG.toml | ACTION [NAME]]", nargs=-1)
+@click.option("--listen", metavar="ADDRESS", help="127.0.0.1:9090, or unix:PATH.  [as configured]")
+@click.option("--vram", type=options.BYTES, metavar="SIZE", help="The budget, such as 16GB.  [as configured]")
+@click.option("--follow", "-f", is_flag=True, help="logs: also those to come.")
+@options.as_json
+@options.version
+def command(words: tuple[str, ...], listen: str | None, vram: int | None, follow: bool, as_json: bool) -> None:
+    """Serve models from one address, swapped in and out of memory as they are asked for.
+
+    ACTION speaks to the daemon that runs: status, load NAME, unload NAME, pin NAME, unpin NAME, logs NAME, reload.
+    CONFIG is a file such as config/serve.toml; without one, every model that find-gguf finds is served.
+
+    \b
+    Examples:
+      serve-models models.toml
+      serve-models status
+      serve-models logs qwen -f
+    """
+    if words and words[0] in ACTIONS:
+        _act(words[0], words[1:], listen, follow, as_json)
+        return
+    if len(words) > 1:
+        raise UsageError(f"{words[0]!r} is no action ({', '.join(ACTIONS)}), and one configuration is enough")
+    if follow or as_json:
+        raise UsageError("--follow and --json are for an action")
+    try:
+        from modelpipes.serving import daemon
+    except ModuleNotFoundError as error:
+        raise EngineError(f"no {error.name} on this machine: pip install 'modelpipes[serve]'") from None
+
+    daemon.run(words[0] if words else None, listen=listen, vram=vram, say=_say)
+
+
+def _say(line: str) -> None:
+    output.say(f"serve-models: {line}")
+
+
+def _act(action: str, names: tuple[str, ...], listen: str | None, follow: bool, as_json: bool) -> None:
+    if len(names) != (action in OF_A_MODEL):
+        raise UsageError(f"serve-models {action} takes {'one NAME' if action in OF_A_MODEL else 'no name'}")
+    if follow and action != "logs":
+        raise UsageError("--follow is for logs")
+    daemon = _Daemon(listen)
+    if action == "reload":
+        daemon.reload()
+    elif action == "status":
+        _show(daemon.ask("GET", "/residency"), daemon.ask("GET", "/v1/models"), as_json)
+    elif action == "logs":
+        daemon.copy(f"/models/{quote(names[0], safe='')}/logs{'?follow=1' if follow else ''}")
+    else:
+        told = daemon.ask("POST", f"/models/{quote(names[0], safe='')}/{action}", LOAD_S)
+        if as_json:
+            output.write_json(told)
+        else:
+            _say(f"{told['name']} is {told['state']}{', pinned' if told['pinned'] else ''}")
+
+
+def _show(residency: dict[str, Any], models: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        output.write_json(residency)
+        return
+    from modelpipes.units import format_bytes, format_seconds
+
+    used, budget = residency["used_bytes"], residency["budget_bytes"]
+    host_used, host_budget = residency["host_used_bytes"], residency["host_budget_bytes"]
+    resident = {one["name"]: one for one in residency["resident"]}
+    rows = []
+    for model in models["data"]:
+        one = resident.get(model["id"])
+        rows.append(
+            (
+                model["id"],
+                one["state"] + (", pinned" if one["pinned"] else "") if one else "",
+                format_bytes(one["bytes"] + one["host_bytes"]) if one else "",
+                one["busy"] if one else "",
+                format_seconds(one["idle_s"]) if one and not one["busy"] else "",
+            )
+        )
+    output.write_table(
+        rows, ["model", "state", "memory", "busy", "idle"], output.width(), right=("memory", "busy", "idle")
+    )
+    lines = [f"card {format_bytes(used)} of {format_bytes(budget)}"] if budget else []
+    lines.append(f"host {format_bytes(host_used)} of {format_bytes(host_budget)}")
+    _say("; ".join(lines))
+    for one in residency["waiting"]:
+        _say(f"{one['position']}. waits for {one['name']} since {format_seconds(one['waited_s'])}")
+    for one in residency["decisions"][-5:]:
+        _say(f"{one['at']} {one['action']} {one['name']}: {one['reason']}")
+
+
+class _Daemon:
+    """The daemon that runs, over HTTP."""
+
+    def __init__(self, listen: str | None) -> None:
+        """UsageError where none runs, or several and `listen` does not say which."""
+        from modelpipes.serving.record import running
+
+        found = [one for one in running() if listen in (None, one.listen)]
+        if not found:
+            where = f" on {listen}" if listen else ""
+            raise EngineError(f"no serve-models runs{where}: start one with serve-models CONFIG.toml")
+        if len(found) > 1:
+            raise UsageError(f"--listen is missing: serve-models runs on {', '.join(one.listen for one in found)}")
+        (self._record,) = found
+
+    def reload(self) -> None:
+        """Have it read its configuration again."""
+        import signal
+
+        os.kill(self._record.pid, signal.SIGHUP)
+
+    def ask(self, method: str, path: str, limit_s: float = ANSWER_S) -> Any:
+        """The JSON that it answers; EngineError for a failure."""
+        response = self._request(method, path, limit_s)
+        text = response.read()
+        try:
+            answer = json.loads(text)
+        except ValueError:
+            raise EngineError(f"serve-models on {self._record.listen} answers no JSON") from None
+        if response.status != http.client.OK:
+            raise EngineError(answer["error"]["message"])
+        return answer
+
+    def copy(self, path: str) -> None:
+        """Write the text that it answers to stdout, as it comes."""
+        response = self._request("GET", path, None)
+        if response.status != http.client.OK:
+            raise EngineError(json.loads(response.read())["error"]["message"])
+        while line := response.readline():
+            output.write_text(line.decode("utf-8", "replace"))
+
+    def _request(self, method: str, path: str, limit_s: float | None) -> http.client.HTTPResponse:
+        headers = {"Authorization": f"Bearer {self._record.key}"} if self._record.key else {}
+        try:
+            connection = _connect(self._record.listen, limit_s)
+            connection.request(method, path, headers=headers)
+            return connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            raise EngineError(f"serve-models on {self._record.listen} does not answer: {error}") from None
+
+
+def _connect(listen: str, limit_s: float | None) -> http.client.HTTPConnection:
+    if not listen.startswith("unix:"):
+        return http.client.HTTPConnection(listen, timeout=limit_s)
+    connection = http.client.HTTPConnection("localhost", timeout=limit_s)
+    connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.sock.settimeout(limit_s)
+    connection.sock.connect(listen.removeprefix("unix:"))
+    return connection

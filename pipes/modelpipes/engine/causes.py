@@ -1,0 +1,134 @@
+"""Why an engine has ended: from its exit code and its last words to one of a few causes."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import re
+import signal
+from collections.abc import Sequence
+
+from modelpipes.errors import EngineError
+
+VMSTAT = "/proc/vmstat"
+
+# What a fault of the process itself ends with; any other signal was sent by somebody.
+FAULTS = frozenset(
+    {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS, signal.SIGTRAP}
+)
+
+# The words of ggml (ggml_aligned_malloc, ggml_backend_*_alloc_buffer, ggml_gallocr_reserve_n), of the C++
+# library and of the kernel. "Failing to fit params to free device memory" is no lack of it.
+SAYS_MEMORY = re.compile(
+    r"out of memory|insufficient memory|(failed|unable) to allocate|cannot allocate memory|bad_alloc|out-of-memory",
+    re.IGNORECASE,
+)
+SAYS_PORT = re.compile(r"couldn't bind|address already in use", re.IGNORECASE)
+# llama-server's parser (common/arg.cpp) and the embedded engine's (argparse); then a context that is not to be had
+# with these settings though there is memory, such as a quantized V cache without flash attention.
+SAYS_FLAG = re.compile(
+    r"^error: (invalid argument|unknown argument|argument|the following arguments|ambiguous option)\b"
+    r"|^error while (handling|parsing) |failed to initialize the context",
+    re.MULTILINE,
+)
+SAYS_FILE = re.compile(r"error loading model|failed to load model|failed to open GGUF|gguf_init_from", re.IGNORECASE)
+
+
+class Cause(enum.Enum):
+    """Why an engine does not run."""
+
+    STOPPED = "stopped"  # by us
+    MEMORY = "out-of-memory"  # the card's or the machine's
+    FILE = "bad-file"
+    FLAG = "bad-flag"
+    PORT = "busy-port"
+    KILLED = "killed"  # by a signal that somebody sent
+    WEDGED = "wedged"  # it ran, and computed nothing
+    CRASHED = "crashed"  # a fault of its own
+    ENDED = "ended"  # with exit code 0, unasked: somebody sent it a TERM
+    NO_START = "cannot-start"  # no such program, no descriptor or process to be had
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether the same start would fail the same way: somebody must change something first."""
+        return self in (Cause.FILE, Cause.FLAG)
+
+
+class EngineFailure(EngineError):
+    """An engine does not run, and its `cause`."""
+
+    def __init__(self, text: str, cause: Cause) -> None:
+        super().__init__(text)
+        self.cause = cause
+
+
+def cause_of(
+    exit_code: int, lines: Sequence[str], *, stopped_by_us: bool = False, is_oom_killed: bool = False
+) -> Cause:
+    """Why a server ended with `exit_code` (minus the signal that killed it) after it wrote `lines`.
+
+    `is_oom_killed`: the kernel has killed something for want of memory meanwhile.
+    """
+    if stopped_by_us:
+        return Cause.STOPPED
+    if exit_code == 0:
+        return Cause.ENDED
+    if exit_code < 0 and -exit_code not in FAULTS:
+        return Cause.MEMORY if exit_code == -signal.SIGKILL and is_oom_killed else Cause.KILLED
+    text = "\n".join(lines)
+    if SAYS_MEMORY.search(text):
+        return Cause.MEMORY
+    if exit_code < 0:
+        return Cause.CRASHED
+    for pattern, cause in ((SAYS_PORT, Cause.PORT), (SAYS_FLAG, Cause.FLAG), (SAYS_FILE, Cause.FILE)):
+        if pattern.search(text):
+            return cause
+    return Cause.CRASHED
+
+
+def explain(name: str, cause: Cause, exit_code: int, lines: Sequence[str], *, pid: int, port: int) -> str:
+    """One line that tells how engine `name` ended."""
+    if cause is Cause.PORT:
+        return port_taken(name, port)
+    said = essence(lines)
+    shown = f" ({cause.value.replace('-', ' ')})" if cause in (Cause.MEMORY, Cause.FILE, Cause.FLAG) else ""
+    if exit_code < 0:
+        by = signal.Signals(-exit_code).name if -exit_code in list(signal.Signals) else f"signal {-exit_code}"
+        # What it was just doing has nothing to do with a signal from outside.
+        why = f": {said}" if said and -exit_code in FAULTS else ""
+        return f"engine {name} (pid {pid}) was killed by {by}{shown}{why}"
+    return f"engine {name} ended with exit code {exit_code}: {said or 'it said nothing'}{shown}"
+
+
+def port_taken(name: str, port: int) -> str:
+    return f"engine {name}: port {port} is taken: stop its user or choose another --port"
+
+
+def essence(lines: Sequence[str]) -> str:
+    """The line that says why a llama-server died: of memory, else the first logged as an error, else the last."""
+    errors: list[str] = []
+    for line in lines:
+        if line.startswith(("error: ", "error while")):
+            errors.append(line.removeprefix("error: ").strip())
+        # "0.00.002.386 E srv         start: couldn't bind …": time, level, where, what.
+        elif found := re.match(r"[\d.]+ E +(.*)", line):
+            errors.append(" ".join(found[1].split()))
+    if errors:
+        return next(filter(SAYS_MEMORY.search, errors), errors[0])
+    said = [line for line in lines if line.strip()]
+    for line in said:
+        if re.search(r"\b(error|failed|cannot|unable)\b", line, re.IGNORECASE):
+            return line.strip()
+    return said[-1].strip() if said else ""
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory since it booted, also those over a
+    control group's limit (mm/oom_kill.c); 0 where it does not say.
+    """
+    with contextlib.suppress(OSError), open(VMSTAT, encoding="ascii") as file:
+        for line in file:
+            name, _, number = line.partition(" ")
+            if name == "oom_kill":
+                return int(number)
+    return 0

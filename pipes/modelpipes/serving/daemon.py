@@ -1,0 +1,210 @@
+"""The daemon of `serve-models`: a pool of engines, the gateway in front of it, and the signals that steer both."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import msgspec
+import uvloop
+
+from modelpipes.config import Config, Model, load
+from modelpipes.engine.lifecycle import Engine
+from modelpipes.engine.locate import find_engine, find_model
+from modelpipes.engine.logs import RotatedFile
+from modelpipes.errors import Ended, PipesError
+from modelpipes.gguf.catalog import Catalog
+from modelpipes.paths import cache_dir
+from modelpipes.serving import budget
+from modelpipes.serving.gateway import GRACE_S, Server, Settings, make_app
+from modelpipes.serving.kept import Kept
+from modelpipes.serving.pool import Pool, Servable
+from modelpipes.serving.record import Daemon, folder, recorded
+from modelpipes.serving.residency import Bytes
+
+Say = Callable[[str], None]
+
+
+def run(path: str | None, *, listen: str | None = None, vram: int | None = None, say: Say) -> None:
+    """Serve until SIGINT or SIGTERM (Ended). `path` is a configuration, None: all models where they usually lie.
+
+    Raises UsageError for a wrong configuration, PipesError where the address cannot be had.
+    """
+    uvloop.run(_Daemon(path, listen, vram, say).run())
+
+
+class _Daemon:
+    def __init__(self, path: str | None, listen: str | None, vram: int | None, say: Say) -> None:
+        self._path = os.path.abspath(path) if path else None
+        self._listen = listen
+        self._vram = vram
+        self._say = say
+        self._config = self._read()
+        self._ended_by: signal.Signals | None = None
+
+    def _read(self) -> Config:
+        """The configuration, with what the command line says instead."""
+        config = load(self._path) if self._path else Config()
+        if self._listen:
+            config = msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, listen=self._listen))
+        if self._vram is not None:
+            config = msgspec.structs.replace(config, memory=msgspec.structs.replace(config.memory, budget=self._vram))
+        return config
+
+    async def run(self) -> None:
+        config, server = self._config, self._config.server
+        limits, place, words = self._budget(config)
+        pool = Pool(
+            [],
+            limits,
+            min_resident_s=config.memory.min_resident_s,
+            max_wait_s=config.memory.max_wait_s,
+            kept=Kept(os.path.join(cache_dir(), "slots", str(os.getpid())))
+            if config.memory.keep_conversations
+            else None,
+            settles=place.n_devices > 0,
+            say=self._say,
+        )
+        settings = Settings(key=server.key, max_waiting=server.max_waiting, max_lease_s=server.max_lease_s)
+        gateway = Server(make_app(pool, settings), server.listen)
+        try:
+            pool.serve(self._servables(config, place))
+            await gateway.start()
+            address = str(gateway.listen)
+            with recorded(Daemon(os.getpid(), address, self._path or "", server.key)):
+                self._say(f"{len(pool.models())} models on {address}, with {words}")
+                pool.load_pinned()
+                await self._until_ended(pool, place)
+                await gateway.stop(GRACE_S)
+        finally:
+            await pool.close()
+        assert self._ended_by is not None
+        raise Ended(self._ended_by)
+
+    def _budget(self, config: Config) -> tuple[Bytes, budget.Place, str]:
+        memory = config.memory
+        try:
+            has_gpu = find_engine().has_gpu
+        except PipesError as error:
+            self._say(str(error))
+            has_gpu = False
+        return budget.find_budget(memory.budget, memory.host_budget, memory.reserve, has_gpu=has_gpu)
+
+    async def _until_ended(self, pool: Pool, place: budget.Place) -> None:
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def end(signum: signal.Signals) -> None:
+            self._ended_by = signum
+            ended.set()
+
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(signum, end, signum)
+        loop.add_signal_handler(signal.SIGHUP, self._reload, pool, place)
+        await ended.wait()
+
+    def _reload(self, pool: Pool, place: budget.Place) -> None:
+        """Take over what changed in the configuration; a wrong one changes nothing."""
+        try:
+            config = self._read()
+            servables = list(self._servables(config, place))
+        except PipesError as error:
+            self._say(f"nothing was changed: {error}")
+            return
+        if config.server != self._config.server:
+            self._say("[server] was changed: that takes a new start")
+        pool.min_resident_s, pool.max_wait_s = config.memory.min_resident_s, config.memory.max_wait_s
+        pool.budget = self._budget(config)[0] if config.memory != self._config.memory else pool.budget
+        self._config = config
+        pool.serve(servables)
+        pool.load_pinned()
+        self._say(f"read again: {len(pool.models())} models")
+
+    # -- models
+
+    def _servables(self, config: Config, place: budget.Place) -> Iterator[Servable]:
+        """What the configuration names, and what lies in its folders; what cannot be read is said and left out."""
+        for name, model in config.models.items():
+            if found := self._servable(name, model, place):
+                yield found
+        scan = config.scan
+        if config.models and not scan.directories:
+            return
+        for file in Catalog.scan(scan.directories).files:
+            if file.name not in config.models:
+                model = Model(file.path, ctx_size=scan.ctx_size, parallel=scan.parallel)
+                if found := self._servable(file.name, model, place):
+                    yield found
+
+    def _servable(self, name: str, model: Model, place: budget.Place) -> Servable | None:
+        try:
+            path = find_model(model.file)
+            needs = budget.predict(
+                path,
+                place,
+                ctx_size=model.ctx_size,
+                parallel=model.parallel,
+                kv_type=model.kv_type,
+                gpu_layers=model.gpu_layers,
+                cpu_moe=model.cpu_moe,
+            )
+        except PipesError as error:
+            self._say(f"{name} is left out: {error}")
+            return None
+        return Servable(
+            name=name,
+            file=path,
+            start=Start(name, path, model, os.path.join(folder(), "logs")),
+            needs=needs,
+            file_bytes=budget.file_bytes(path),
+            created=int(os.path.getmtime(path)) if os.path.exists(path) else int(time.time()),
+            context_length=model.ctx_size,
+            sequences=model.parallel,
+            aliases=model.aliases,
+            is_pinned=model.pin,
+            idle_unload_s=model.idle_unload_s,
+            measure=Measure(needs, place),
+        )
+
+
+class Start(msgspec.Struct, frozen=True):
+    """How the engine of a model is made; two that are equal make the same."""
+
+    name: str
+    path: str
+    model: Model
+    logs: str
+
+    def __call__(self, slot_folder: str | None) -> Engine:
+        """An engine that does not run yet."""
+        model = self.model
+        arguments = [f"--cache-type-{which}={model.kv_type}" for which in "kv" if model.kv_type != "f16"]
+        arguments = [part for argument in arguments for part in argument.split("=")]
+        if model.cpu_moe:
+            arguments.append("--cpu-moe")
+        os.makedirs(self.logs, mode=0o700, exist_ok=True)
+        return Engine(
+            self.path,
+            ctx_size=model.ctx_size,
+            gpu_layers=model.gpu_layers,
+            parallel=model.parallel,
+            engine=model.engine,
+            engine_args=(*arguments, *model.engine_args),
+            name=self.name,
+            log=RotatedFile(os.path.join(self.logs, f"{self.name.replace('/', '%')}.log")),
+            with_key=True,
+            slot_folder=slot_folder,
+        )
+
+
+class Measure(msgspec.Struct, frozen=True):
+    """What a running engine of a model has taken."""
+
+    predicted: Bytes
+    place: budget.Place
+
+    def __call__(self, pid: int) -> Bytes:
+        return budget.measure(pid, self.predicted, self.place)

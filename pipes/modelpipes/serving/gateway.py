@@ -1,0 +1,1012 @@
+"""The gateway: OpenAI's API over HTTP in front of a pool of engines, and what tells and steers the pool."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hmac
+import ipaddress
+import logging
+import os
+import socket
+import stat
+import sys
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+from urllib.parse import parse_qs
+
+import msgspec
+import prometheus_client as prometheus
+from starlette.exceptions import HTTPException
+from starlette.routing import Route, Router
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from modelpipes.errors import PipesError, UsageError
+from modelpipes.serving import upstream
+from modelpipes.serving.grant import Grant, ModelReport, Pool, ServingError
+from modelpipes.serving.openapi import (
+    PASSED_ON,
+    Asked,
+    Failure,
+    Fault,
+    Health,
+    LeaseLine,
+    LeaseNews,
+    Model,
+    ModelList,
+    ModelState,
+    document,
+)
+
+Scope: TypeAlias = Any  # uvicorn's, Starlette's and our own types of a scope differ only in name
+Receive: TypeAlias = Callable[[], Awaitable[Any]]
+Send: TypeAlias = Callable[[Any], Awaitable[None]]
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+
+ATTEMPTS = 2  # a second engine that dies of the same request says that the request is the cause
+LOST_LIMIT_S = 0.5  # a socket closes some milliseconds before its process counts as dead
+LOST_INTERVAL_S = 0.005
+WHOLE_BYTES = 1024 * 1024  # of an answer that is no stream: kept back until it is whole, so it can be asked again
+EVENT_BYTES = 64 * 1024  # the longest part of an event that is kept back; llama-server writes whole ones
+RETRY_AFTER_S = 5.0  # a turn of a conversation; whoever waits less finds the queue as it was
+LINGER_BYTES = 64 * 1024 * 1024  # read and dropped after a refusal: closing at once would destroy its answer
+LEASE_LOOK_S = 1.0  # between two looks at whether a lease's engine lives
+LOG_START_S = 0.1  # time for the pool to refuse a log before it counts as begun
+SWEEP_S = 0.5  # between two looks at the deadlines of all connections
+MAX_HEAD_BYTES = 64 * 1024  # of a request; browsers and libraries stay below 16 KiB
+MAX_PIPELINED = 16  # requests sent ahead on one connection that we read before we answer the first
+KEEP_ALIVE_S = 30  # an idle connection; more than the 5 s after which clients of OpenAI's library reuse theirs
+BACKLOG = 1024
+JSON: Headers = [(b"content-type", b"application/json")]
+TEXT: Headers = [(b"content-type", b"text/plain; charset=utf-8")]
+GRACE_S = 5.0  # for what runs when the gateway is told to stop
+END_S = 1.0  # for what was ended to clean up
+EARLY_ENDS = {
+    "slow": ("the request's body came too slowly", 408, "timeout"),
+    "late": ("the answer took too long", 504, "timeout"),
+    "closing": ("the gateway is shutting down", 503, "shutting_down"),
+}
+JOB = "modelpipes.job"
+CONNECTION = "modelpipes.connection"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Who may ask, and how much."""
+
+    key: str = ""
+    max_waiting: int = 512
+    max_body_bytes: int = 32 * 1024 * 1024
+    max_bodies_bytes: int = 256 * 1024 * 1024  # of all requests together
+    max_connections: int = 1000
+    head_s: float = 10.0
+    body_s: float = 60.0
+    stall_s: float = 60.0  # a client that reads nothing for so long has gone
+    max_request_s: float = 3600.0
+    max_lease_s: float | None = None
+
+
+class _Figures:
+    """The gateway's own figures, beside the pool's."""
+
+    def __init__(self) -> None:
+        self.registry = prometheus.CollectorRegistry()
+        name = "modelpipes_gateway_"
+        self.running = prometheus.Gauge(name + "running", "Requests now", registry=self.registry)
+        self.waiting = prometheus.Gauge(name + "waiting", "Requests that wait for an engine", registry=self.registry)
+        self.again = prometheus.Counter(name + "again", "Requests asked of a second engine", registry=self.registry)
+        self.left = prometheus.Counter(name + "left", "Requests whose client left", registry=self.registry)
+        self.broken = prometheus.Counter(name + "broken", "Answers that broke off", registry=self.registry)
+        self.first_byte = prometheus.Histogram(
+            name + "first_byte_seconds",
+            "From the whole request to the first byte of the engine's answer",
+            registry=self.registry,
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+        )
+        self._answers = prometheus.Counter(
+            name + "answers", "Answers by path and status", ["path", "status"], registry=self.registry
+        )
+        self._children: dict[tuple[str, int], prometheus.Counter] = {}
+
+    def count(self, path: str, status: int) -> None:
+        """One answer; `path` is one of few."""
+        child = self._children.get((path, status))
+        if child is None:
+            child = self._children[path, status] = self._answers.labels(path, str(status))
+        child.inc()
+
+
+class Job:
+    """One request while it is worked on: its answer, and what may end it early."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.status = 0
+        self.is_whole = False
+        self.reading_since = 0.0  # zero: not now
+        self.sending_since = 0.0
+        self.asked_at = 0.0
+        self.body_bytes = 0
+        self.has_read_all = False
+        self.is_stream = False
+        self.ended_by = ""  # left, stalled, or one of EARLY_ENDS
+        self.is_over = False
+        self.loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._send = send
+
+    def end(self, reason: str) -> None:
+        """Cancel it, unless it is over; the first reason counts."""
+        if not (self.is_over or self.ended_by or self._task is None):
+            self.ended_by = reason
+            self._task.cancel()
+
+    async def send(self, message: Any) -> None:
+        """ASGI's, with an eye on how far the answer has gone."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        elif not message.get("more_body"):
+            self.is_whole = True
+        self.sending_since = self.loop.time()
+        await self._send(message)
+        self.sending_since = 0.0
+
+    async def start(self, status: int, headers: Headers) -> None:
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, body: bytes) -> None:
+        await self.send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def finish(self, body: bytes = b"") -> None:
+        await self.send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """Status, headers and body at once."""
+        await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
+        await self.finish(body)
+
+    async def answer_json(self, value: object, status: int = 200, headers: Headers | None = None) -> None:
+        await self.answer(status, JSON + (headers or []), msgspec.json.encode(value))
+
+    def declared_bytes(self) -> int:
+        """The length of the body, as far as it is told."""
+        for name, value in self.scope["headers"]:
+            if name == b"content-length":
+                return int(value)
+        return 0
+
+    def must_drain(self) -> bool:
+        """Whether a body is still coming; closing before it has come would destroy our answer on its way."""
+        if self.has_read_all:
+            return False
+        names = dict(self.scope["headers"])
+        return b"transfer-encoding" in names or names.get(b"content-length", b"0") != b"0"
+
+    async def drain(self) -> None:
+        """Read and drop what is still coming, within limits."""
+        if any(name == b"expect" for name, _ in self.scope["headers"]):
+            return  # it waits for our leave to send
+        self.reading_since = self.reading_since or self.loop.time()
+        dropped = 0
+        while dropped < LINGER_BYTES:
+            message = await self.receive()
+            if message["type"] == "http.disconnect" or not message["more_body"]:
+                break
+            dropped += len(message["body"])
+        self.reading_since = 0.0
+
+    def is_clogged(self) -> bool:
+        """Whether the client reads less than it is sent."""
+        connection = self.scope.get(CONNECTION)
+        return connection is not None and connection.is_clogged
+
+    def break_off(self, *, at_once: bool = True) -> None:
+        """Close the connection, so that an unfinished answer cannot pass for a whole one."""
+        connection = self.scope.get(CONNECTION)
+        if connection is not None:
+            connection.break_off(at_once=at_once)
+
+    @property
+    def name(self) -> str:
+        """The model that the path names."""
+        return str(self.scope["path_params"]["name"])
+
+
+class _Endpoint:
+    """A route's end, as Starlette takes it: an ASGI application."""
+
+    def __init__(self, act: Callable[[Job], Awaitable[None]]) -> None:
+        self._act = act
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._act(scope[JOB])
+
+
+class Gateway:
+    """The ASGI application; run it with `Server`, which holds the deadlines and notices clients that leave."""
+
+    def __init__(self, pool: Pool, settings: Settings) -> None:
+        self.pool = pool
+        self.settings = settings
+        self._key = settings.key.encode()
+        self._figures = _Figures()
+        self._waiting = 0
+        self._body_bytes = 0
+        self._closing = asyncio.Event()
+        self._asked = msgspec.json.Decoder(Asked)
+        self._document = msgspec.json.encode(document())
+        self._router = self._make_router()
+
+    def close(self) -> None:
+        """Tell the holders of leases to come to an end, and refuse new work."""
+        self._closing.set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"the gateway speaks HTTP, not {scope['type']}")
+        job = Job(scope, receive, send)
+        connection = scope.get(CONNECTION)
+        path = scope["path"]
+        self._figures.running.inc()
+        try:
+            if connection is not None:
+                connection.take(job)
+            await self._work(job, path)
+        except asyncio.CancelledError:
+            if not job.ended_by:
+                raise
+            if (task := asyncio.current_task()) is not None:
+                task.uncancel()
+            await self._end_early(job)
+        except Exception:  # noqa: BLE001 - the outermost edge: one request's fault must not be another's
+            sys.stderr.write("gateway: a fault of ours, please report it:\n" + traceback.format_exc())
+            await self._refuse(job, ServingError("a fault of the gateway: its log says more", 500, "internal_error"))
+        finally:
+            job.is_over = True
+            self._figures.running.dec()
+            if job.status:
+                self._figures.count(path if path in PASSED_ON else "other", job.status)
+
+    async def _work(self, job: Job, path: str) -> None:
+        try:
+            self._check(job.scope, path)
+            if path not in PASSED_ON:
+                job.scope[JOB] = job
+                job.scope["app"] = self  # then Starlette raises its refusals
+                await self._router(job.scope, job.receive, job.send)
+            elif job.scope["method"] != "POST":
+                raise HTTPException(405, headers={"Allow": "POST"})
+            else:
+                await self._pass_on(job, path)
+        except HTTPException as error:
+            code = "not_found" if error.status_code == 404 else "method_not_allowed"
+            text = "there is no such page" if error.status_code == 404 else "this page is not asked like this"
+            headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
+            await self._refuse(job, ServingError(text, error.status_code, code), headers)
+        except ServingError as error:
+            await self._refuse(job, error)
+
+    # -- who may ask
+
+    def _check(self, scope: Scope, path: str) -> None:
+        """Raise ServingError for who must not."""
+        hosts: list[bytes] = []
+        key = origin = site = b""
+        for name, value in scope["headers"]:
+            if name == b"host":
+                hosts.append(value)
+            elif name == b"authorization":
+                scheme, _, given = value.partition(b" ")
+                key = given.strip() if scheme.lower() == b"bearer" else key
+            elif name == b"x-api-key":
+                key = key or value
+            elif name == b"origin":
+                origin = value
+            elif name == b"sec-fetch-site":
+                site = value
+        if len(hosts) > 1 or (not hosts and scope["http_version"] == "1.1"):
+            raise ServingError("a request has one Host header", 400, "bad_host")
+        if self._key:
+            if path != "/health" and not hmac.compare_digest(key, self._key):
+                raise ServingError("the key is missing or wrong", 401, "invalid_api_key")
+            return
+        # Without a key the browser on this machine is the way in: a page whose own name points here (its
+        # Host tells), or one that simply posts across sites (its Origin tells).
+        is_unix = scope["server"] is None or scope["server"][1] is None
+        if hosts and not is_unix and not is_loopback(_host_of(hosts[0])):
+            raise ServingError("this gateway is spoken to by the name of this machine only", 403, "bad_host")
+        if site == b"cross-site" or (origin and not is_loopback(_host_of(origin.partition(b"://")[2]))):
+            raise ServingError("no other site's page may speak to this gateway", 403, "bad_origin")
+
+    # -- the hot path
+
+    async def _pass_on(self, job: Job, path: str) -> None:
+        try:
+            body = await self._read_body(job)
+            name = self._model_of(body)
+            job.asked_at = job.loop.time()
+            try:
+                await self._ask_once(job, path, name, body)
+            except upstream.Lost:
+                self._figures.again.inc()
+                try:
+                    await self._ask_once(job, path, name, body)
+                except upstream.Lost as error:
+                    raise ServingError(f"{name}: {error}", 502, "engine_lost") from None
+        finally:
+            self._body_bytes -= job.body_bytes
+
+    async def _read_body(self, job: Job) -> bytes:
+        """The whole of it, within the limits."""
+        most = self.settings.max_body_bytes
+        if job.declared_bytes() > most:
+            raise self._too_large()
+        job.reading_since = job.loop.time()
+        pieces = []
+        while True:
+            message = await job.receive()
+            if message["type"] == "http.disconnect":
+                raise asyncio.CancelledError  # the connection has told the job, or is about to
+            piece = message["body"]
+            job.body_bytes += len(piece)
+            self._body_bytes += len(piece)
+            pieces.append(piece)
+            if not message["more_body"]:
+                break
+            if job.body_bytes > most:
+                raise self._too_large()
+            if self._body_bytes > self.settings.max_bodies_bytes:
+                raise ServingError("too much is being asked at once", 503, "overloaded", RETRY_AFTER_S)
+        job.reading_since = 0.0
+        job.has_read_all = True
+        if job.body_bytes > most:
+            raise self._too_large()
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _too_large(self) -> ServingError:
+        most = self.settings.max_body_bytes
+        return ServingError(f"the body is larger than {most} bytes", 413, "body_too_large")
+
+    def _model_of(self, body: bytes) -> str:
+        try:
+            name = self._asked.decode(body).model
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise ServingError(f"the body cannot be read: {error}", 400, "bad_json") from None
+        if name:
+            return name
+        models = self.pool.models()
+        if len(models) == 1:
+            return models[0].id
+        raise ServingError('say which "model": /v1/models lists them', 400, "model_required")
+
+    async def _acquire(self, name: str, *, is_lease: bool = False) -> Grant:
+        if self._closing.is_set():
+            raise ServingError("the gateway is shutting down", 503, "shutting_down", RETRY_AFTER_S)
+        if self._waiting >= self.settings.max_waiting:
+            raise ServingError(f"{self._waiting} requests wait already", 503, "queue_full", RETRY_AFTER_S)
+        self._waiting += 1
+        try:
+            return await self.pool.acquire(name, is_lease=is_lease)
+        finally:
+            self._waiting -= 1
+
+    async def _ask_once(self, job: Job, path: str, name: str, body: bytes) -> None:
+        """Have it answered by one engine; Lost where that died before its answer began for the client."""
+        grant = await self._acquire(name)
+        try:
+            async with await upstream.ask(grant.address, path, body) as answer:
+                if answer.content_type.startswith(b"text/event-stream"):
+                    await self._relay_stream(job, answer, grant)
+                else:
+                    await self._relay_whole(job, answer, grant)
+        except upstream.Lost:
+            # Released too early, the pool would grant the same dead engine again.
+            waited_until = job.loop.time() + LOST_LIMIT_S
+            while not grant.is_lost and job.loop.time() < waited_until:
+                await asyncio.sleep(LOST_INTERVAL_S)
+            raise
+        finally:
+            grant.release()
+
+    async def _relay_stream(self, job: Job, answer: upstream.Answer, grant: Grant) -> None:
+        """Events as they come, those that came together in one piece, and never half of one before a fault."""
+        tail = b""
+        while True:
+            try:
+                piece = await answer.read()
+            except upstream.Lost as error:
+                if not job.status:
+                    raise
+                self._figures.broken.inc()
+                await job.finish(_event(ServingError(f"{grant.name}: {error}", 502, "engine_lost")))
+                return
+            if not piece:
+                break
+            whole, tail = split_events(tail + piece)
+            if whole:
+                if not job.status:
+                    await self._begin(job, answer, None)
+                    job.is_stream = True
+                await job.write(whole)
+        grant.release()
+        if not job.status:
+            await self._begin(job, answer, None)
+        await job.finish(tail)
+
+    async def _relay_whole(self, job: Job, answer: upstream.Answer, grant: Grant) -> None:
+        """An answer of one piece; a large one in several, as it comes."""
+        held = bytearray()
+        while piece := await answer.read():
+            held += piece
+            if len(held) > WHOLE_BYTES:
+                await self._relay_large(job, answer, bytes(held))
+                return
+        grant.release()
+        await self._begin(job, answer, len(held))
+        await job.finish(bytes(held))
+
+    async def _relay_large(self, job: Job, answer: upstream.Answer, held: bytes) -> None:
+        await self._begin(job, answer, answer.content_length)
+        await job.write(held)
+        try:
+            while piece := await answer.read():
+                await job.write(piece)
+        except upstream.Lost:
+            self._figures.broken.inc()
+            job.break_off()
+            return
+        await job.finish()
+
+    async def _begin(self, job: Job, answer: upstream.Answer, length: int | None) -> None:
+        self._figures.first_byte.observe(job.loop.time() - job.asked_at)
+        headers = [(b"content-type", answer.content_type or b"application/octet-stream")]
+        if length is not None:
+            headers.append((b"content-length", b"%d" % length))
+        await job.start(answer.status, headers)
+
+    # -- ends that are none of the engine's
+
+    async def _refuse(self, job: Job, error: ServingError, headers: Headers | None = None) -> None:
+        """Say why there is no answer; where one has begun, see that it cannot pass for a whole one."""
+        if job.is_whole:
+            return
+        if job.is_stream:
+            await job.finish(_event(error))
+            return
+        if job.status:
+            job.break_off()
+            return
+        body = _encode_failure(error)
+        headers = [*JSON, *(headers or []), (b"content-length", b"%d" % len(body))]
+        if error.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        if error.retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after_s))))
+        if job.must_drain():
+            await job.start(error.status, [*headers, (b"connection", b"close")])
+            await job.write(body)
+            await job.drain()
+            await job.finish()
+        else:
+            await job.start(error.status, headers)
+            await job.finish(body)
+
+    async def _end_early(self, job: Job) -> None:
+        """Answer a request that was cancelled by its connection, a deadline or our end."""
+        if job.ended_by == "left":
+            self._figures.left.inc()
+        known = EARLY_ENDS.get(job.ended_by)
+        if known is None or job.is_clogged():
+            job.break_off()
+            return
+        text, status, code = known
+        await self._refuse(job, ServingError(text, status, code, RETRY_AFTER_S if status == 503 else None))
+        if status == 408:
+            job.break_off(at_once=False)
+
+    # -- the other pages
+
+    def _make_router(self) -> Router:
+        pages: list[tuple[str, str, Callable[[Job], Awaitable[None]]]] = [
+            ("GET", "/health", self._health),
+            ("GET", "/metrics", self._metrics),
+            ("GET", "/openapi.json", self._openapi),
+            ("GET", "/residency", self._residency),
+            ("GET", "/v1/models", self._models),
+            ("GET", "/v1/models/{name:path}", self._model),
+            ("POST", "/models/{name:path}/load", self._load),
+            ("POST", "/models/{name:path}/unload", self._unload),
+            ("POST", "/models/{name:path}/pin", self._pin),
+            ("POST", "/models/{name:path}/unpin", self._unpin),
+            ("POST", "/models/{name:path}/lease", self._lease),
+            ("GET", "/models/{name:path}/logs", self._logs),
+        ]
+        routes = [Route(path, _Endpoint(act), methods=[method]) for method, path, act in pages]
+        return Router(routes, redirect_slashes=False)
+
+    async def _health(self, job: Job) -> None:
+        await job.answer_json(Health())
+
+    async def _metrics(self, job: Job) -> None:
+        self._figures.waiting.set(self._waiting)
+        text = self.pool.metrics() + prometheus.generate_latest(self._figures.registry)
+        await job.answer(200, TEXT, text)
+
+    async def _openapi(self, job: Job) -> None:
+        await job.answer(200, JSON, self._document)
+
+    async def _residency(self, job: Job) -> None:
+        await job.answer_json(self.pool.residency())
+
+    async def _models(self, job: Job) -> None:
+        await job.answer_json(ModelList([_shown(report) for report in self.pool.models()]))
+
+    async def _model(self, job: Job) -> None:
+        await job.answer_json(_shown(self._find(job.name)))
+
+    def _find(self, name: str) -> ModelReport:
+        for report in self.pool.models():
+            if name == report.id or name in report.aliases:
+                return report
+        raise ServingError(f"there is no model {name}: /v1/models lists them", 404, "model_not_found")
+
+    async def _answer_state(self, job: Job) -> None:
+        name = self._find(job.name).id
+        for resident in self.pool.residency().resident:
+            if resident.name == name:
+                await job.answer_json(ModelState(name, resident.state, resident.pinned))
+                return
+        await job.answer_json(ModelState(name, "unloaded", False))
+
+    async def _load(self, job: Job) -> None:
+        await self.pool.load(self._find(job.name).id)
+        await self._answer_state(job)
+
+    async def _unload(self, job: Job) -> None:
+        await self.pool.unload(self._find(job.name).id)
+        await self._answer_state(job)
+
+    async def _pin(self, job: Job) -> None:
+        self.pool.pin(self._find(job.name).id, is_pinned=True)
+        await self._answer_state(job)
+
+    async def _unpin(self, job: Job) -> None:
+        self.pool.pin(self._find(job.name).id, is_pinned=False)
+        await self._answer_state(job)
+
+    async def _logs(self, job: Job) -> None:
+        """The engine's lines; with follow=1 until the client leaves or we do."""
+        query = parse_qs(job.scope["query_string"].decode("latin-1"))
+        follow = query.get("follow", ["0"])[-1]
+        if follow not in ("0", "1"):
+            raise ServingError("follow is 0 or 1", 400, "bad_query")
+        lines = self.pool.logs(self._find(job.name).id, follow=follow == "1")
+        closing = asyncio.ensure_future(self._closing.wait())
+        coming: asyncio.Future[str] = asyncio.ensure_future(_next_line(lines))
+        try:
+            # What the pool refuses, it refuses at once; a silent log is begun without a line.
+            await asyncio.wait([coming], timeout=LOG_START_S)
+            if coming.done() and isinstance(error := coming.exception(), ServingError):
+                raise error
+            await job.start(200, TEXT)
+            await job.write(b"")
+            while not closing.done():
+                both: list[asyncio.Future[Any]] = [coming, closing]
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                if coming.done():
+                    try:
+                        line = coming.result()
+                    except StopAsyncIteration:
+                        break
+                    await job.write(line.rstrip("\n").encode("utf-8", "replace") + b"\n")
+                    coming = asyncio.ensure_future(_next_line(lines))
+            await job.finish()
+        finally:
+            closing.cancel()
+            coming.cancel()
+
+    async def _lease(self, job: Job) -> None:
+        """Hold a grant as long as the client keeps its answer open, and tell it what happens meanwhile."""
+        grant = await self._acquire(self._find(job.name).id, is_lease=True)
+        try:
+            at = grant.address
+            await job.start(200, [(b"content-type", b"application/jsonl"), (b"cache-control", b"no-store")])
+            await job.write(_line(LeaseLine(at.host, at.port, at.path, at.key, grant.name)))
+            await self._hold(job, grant)
+            await job.finish()
+        finally:
+            grant.release()
+
+    async def _hold(self, job: Job, grant: Grant) -> None:
+        most_s = self.settings.max_lease_s
+        ends_at = float("inf") if most_s is None else job.loop.time() + most_s
+        news = {asyncio.ensure_future(grant.drain.wait()), asyncio.ensure_future(self._closing.wait())}
+        is_told = False
+        try:
+            while not grant.is_lost:
+                left_s = ends_at - job.loop.time()
+                if left_s <= 0:
+                    await job.write(_line(LeaseNews(expired=True)))
+                    return
+                look_s = min(left_s, LEASE_LOOK_S)
+                if is_told:
+                    await asyncio.sleep(look_s)
+                elif (await asyncio.wait(news, timeout=look_s, return_when=asyncio.FIRST_COMPLETED))[0]:
+                    is_told = True
+                    await job.write(_line(LeaseNews(drain=True)))
+            await job.write(_line(LeaseNews(lost=True)))
+        finally:
+            for future in news:
+                future.cancel()
+
+
+def make_app(pool: Pool, settings: Settings | None = None) -> Gateway:
+    """The ASGI application in front of a pool."""
+    return Gateway(pool, settings or Settings())
+
+
+async def _next_line(lines: AsyncIterator[str]) -> str:
+    return await anext(lines)
+
+
+def split_events(data: bytes) -> tuple[bytes, bytes]:
+    """Whole events of a stream, and the begun one after them."""
+    if data.endswith(b"\n\n") or len(data) > EVENT_BYTES:
+        return data, b""
+    cut = data.rfind(b"\n\n") + 2
+    return (data[:cut], data[cut:]) if cut > 1 else (b"", data)
+
+
+def _encode_failure(error: ServingError) -> bytes:
+    kind = {401: "authentication_error", 403: "permission_error"}.get(
+        error.status, "server_error" if error.status >= 500 else "invalid_request_error"
+    )
+    return msgspec.json.encode(Failure(Fault(str(error), kind, error.code)))
+
+
+def _event(error: ServingError) -> bytes:
+    return b"data: " + _encode_failure(error) + b"\n\n"
+
+
+def _line(value: msgspec.Struct) -> bytes:
+    return msgspec.json.encode(value) + b"\n"
+
+
+def _shown(report: ModelReport) -> Model:
+    return Model(report.id, report.created, report.file, report.aliases, report.context_length, report.state)
+
+
+def _host_of(authority: bytes) -> str:
+    """The host of `host:port`; a Host header or what follows an Origin's scheme."""
+    text = authority.decode("latin-1")
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0]
+
+
+# -- where it listens
+
+
+@dataclass(frozen=True)
+class Listen:
+    """A place to listen: a port of a host, or a Unix socket where `path` is given."""
+
+    host: str
+    port: int
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_listen(text: str) -> Listen:
+    """`host:port` (port 0: a free one) or `unix:PATH`; UsageError for anything else."""
+    if text.startswith("unix:") and len(text) > len("unix:"):
+        return Listen("", 0, os.path.expanduser(text[len("unix:") :]))
+    host, colon, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if text.startswith("unix:") or not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise UsageError(f"{text!r} is no place to listen: it looks like 127.0.0.1:9090 or unix:/run/gateway.sock")
+    return Listen(host, int(port))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_listen(listen: str, key: str) -> None:
+    """UsageError where others than this machine could speak to us without a key."""
+    place = parse_listen(listen)
+    if not (key or place.path or is_loopback(place.host)):
+        raise UsageError(f"{listen} can be reached from other machines: set a key, or listen on 127.0.0.1")
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1, with what it lacks: deadlines, limits of a head, and clients that leave told at once.
+
+    uvicorn itself tells a departure only to the last of several pipelined requests.
+    """
+
+    settings: Settings
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._job: Job | None = None
+        self._head_since = self.loop.time()
+        self._head_bytes = 0
+        self._is_in_head = True
+        self._closing_since = 0.0
+
+    def take(self, job: Job) -> None:
+        """From now on this is the job that a departure ends."""
+        self._job = job
+        if self.transport.is_closing():
+            job.end("left")
+
+    def break_off(self, *, at_once: bool = True) -> None:
+        """Close it; what is written already still goes out, unless `at_once`."""
+        if at_once:
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    @property
+    def is_clogged(self) -> bool:
+        """Whether the client reads less than it is sent."""
+        return self.flow.write_paused
+
+    def leave(self) -> None:
+        """Come to an end: at once where nothing is asked, else after the answer."""
+        self.shutdown()
+
+    def end_job(self, reason: str) -> None:
+        """End the request that is worked on, if any."""
+        if self._job is not None:
+            self._job.end(reason)
+
+    def sweep(self, now: float) -> None:
+        """Look at every deadline of this connection."""
+        limits = self.settings
+        if self.transport.is_closing():
+            # What is left to write to a client that does not read would be kept for ever.
+            self._closing_since = self._closing_since or now
+            if now - self._closing_since > limits.stall_s:
+                self.transport.abort()
+        elif self._is_in_head and self._head_since and now - self._head_since > limits.head_s:
+            self._reject(408, "the request's head came too slowly", "timeout")
+        job = self._job
+        if job is None or job.is_over:
+            return
+        if job.sending_since and now - job.sending_since > limits.stall_s:
+            job.end("stalled")
+        elif job.reading_since and now - job.reading_since > limits.body_s:
+            job.end("slow")
+        elif job.asked_at and now - job.asked_at > limits.max_request_s:
+            job.end("late")
+
+    def _reject(self, status: int, text: str, code: str) -> None:
+        body = _encode_failure(ServingError(text, status, code))
+        reason = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}.get(status, "")
+        head = f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        if not self.transport.is_closing():
+            self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+            self.transport.close()
+
+    # -- uvicorn's hooks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type] # uvicorn narrows asyncio's own type
+        if len(self.connections) > self.settings.max_connections:
+            self._reject(503, "there are too many connections", "overloaded")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.pipeline.clear()
+        self.end_job("left")
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        is_between = self._is_in_head or self.cycle is None or self.cycle.response_complete
+        if is_between:
+            self._is_in_head = True
+            self._head_since = self._head_since or self.loop.time()
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES:
+            self._reject(431, "the request's head is too large", "head_too_large")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_head = True
+        self._head_since = self._head_since or self.loop.time()
+        self.scope[CONNECTION] = self  # type: ignore[literal-required] # a plain dict, as ASGI has it
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._head_since = 0.0
+        self._head_bytes = 0
+        super().on_headers_complete()
+        if 0 < len(self.pipeline) < MAX_PIPELINED:
+            # Paused, it would not see that the client leaves.
+            self.flow.resume_reading()
+
+    def send_400_response(self, msg: str) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            # An answer is on its way; a second one in its middle would be taken for a part of it.
+            self.transport.abort()
+            return
+        self._reject(400, msg, "bad_http")
+
+    def _unsupported_upgrade_warning(self) -> None:
+        # What follows on this connection is in a protocol that nobody here speaks.
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+
+
+class Server:
+    """The gateway's listening socket and its connections, in the running event loop."""
+
+    def __init__(self, app: Gateway, listen: str) -> None:
+        """Nothing listens yet; UsageError where `listen` is none, or open to others without a key."""
+        check_listen(listen, app.settings.key)
+        self.listen = parse_listen(listen)
+        self._app = app
+        self._state = ServerState()
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._inode = 0
+
+    @property
+    def base_url(self) -> str:
+        """Where clients find it; of a Unix socket, what to put after the host."""
+        return "http://localhost" if self.listen.path else f"http://{self.listen}"
+
+    async def start(self) -> None:
+        """Listen. Raises PipesError where the address cannot be had."""
+        loop = asyncio.get_running_loop()
+        bound = self._bind()
+        config = Config(
+            self._app,
+            http=type("Connection", (Connection,), {"settings": self._app.settings}),
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            log_level=logging.CRITICAL,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+        )
+        config.load()
+
+        def accept() -> asyncio.Protocol:
+            return config.http_protocol_class(config=config, server_state=self._state, app_state={})  # type: ignore[call-arg] # uvicorn types it as asyncio's
+
+        if self.listen.path:
+            self._server = await loop.create_unix_server(accept, sock=bound, backlog=BACKLOG)
+        else:
+            self._server = await loop.create_server(accept, sock=bound, backlog=BACKLOG)
+        self._sweep()
+
+    async def stop(self, grace_s: float) -> None:
+        """Accept no more; give running requests `grace_s` seconds, then end them."""
+        if self._server is None:
+            return
+        loop = asyncio.get_running_loop()
+        self._app.close()
+        self._server.close()
+        self._unlink()
+        for connection in list(self._state.connections):
+            connection.shutdown()
+        await self._wait_for_tasks(grace_s)
+        for connection in list(self._state.connections):
+            if isinstance(connection, Connection):
+                connection.end_job("closing")
+        await self._wait_for_tasks(END_S)
+        for connection in list(self._state.connections):
+            if isinstance(connection, Connection):
+                connection.break_off()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        gone_by = loop.time() + END_S
+        while self._state.connections and loop.time() < gone_by:
+            await asyncio.sleep(0.001)
+        await self._server.wait_closed()
+        self._server = None
+
+    async def _wait_for_tasks(self, limit_s: float) -> None:
+        if tasks := list(self._state.tasks):
+            await asyncio.wait(tasks, timeout=limit_s)
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for connection in list(self._state.connections):
+            if isinstance(connection, Connection):
+                connection.sweep(now)
+        limits = self._app.settings
+        self._sweeper = loop.call_later(min(SWEEP_S, limits.head_s, limits.body_s, limits.stall_s), self._sweep)
+
+    def _bind(self) -> socket.socket:
+        try:
+            return self._bind_path() if self.listen.path else self._bind_port()
+        except OSError as error:
+            raise PipesError(f"cannot listen on {self.listen}: {error.strerror or error}") from None
+
+    def _bind_port(self) -> socket.socket:
+        found = socket.getaddrinfo(self.listen.host, self.listen.port, type=socket.SOCK_STREAM)
+        family, kind, _, _, address = found[0]
+        bound = socket.socket(family, kind)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except BaseException:
+            bound.close()
+            raise
+        self.listen = Listen(self.listen.host, bound.getsockname()[1])
+        return bound
+
+    def _bind_path(self) -> socket.socket:
+        path = self.listen.path
+        bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            os.fchmod(bound.fileno(), 0o600)  # Linux gives the file the mode of the socket: it is never open to others
+            try:
+                bound.bind(path)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or not _is_abandoned(path):
+                    raise
+                os.unlink(path)
+                bound.bind(path)
+            self._inode = os.stat(path).st_ino
+        except BaseException:
+            bound.close()
+            raise
+        return bound
+
+    def _unlink(self) -> None:
+        """Remove our socket's file, unless another has taken the place."""
+        try:
+            if self.listen.path and os.stat(self.listen.path).st_ino == self._inode:
+                os.unlink(self.listen.path)
+        except FileNotFoundError:
+            pass
+
+
+def _is_abandoned(path: str) -> bool:
+    """Whether a socket's file was left by a process that no longer listens."""
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        return False
+
+
+async def serve(app: Gateway, listen: str, until: asyncio.Event, *, grace_s: float = GRACE_S) -> None:
+    """Serve until the event is set, then come to an orderly end."""
+    server = Server(app, listen)
+    await server.start()
+    try:
+        await until.wait()
+    finally:
+        await server.stop(grace_s)

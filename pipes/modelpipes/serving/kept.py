@@ -1,0 +1,65 @@
+"""Conversations kept across swaps: what an engine's slots held is put back when the model is loaded again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from modelpipes.deadline import Deadline
+from modelpipes.engine import slots
+from modelpipes.engine.lifecycle import Engine
+from modelpipes.errors import PipesError
+
+LIMIT_S = 10.0  # a gigabyte to a disk; longer is not worth it
+
+
+class Kept:
+    """The saved slots of all models, in a folder of ours; everything here blocks, and nothing here fails."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._saved: dict[str, list[slots.SavedSlot]] = {}
+        self._works: dict[str, bool] = {}  # by the model's server's own count; unknown until it was tried
+
+    def place(self) -> str | None:
+        """Where an engine may save; None where no folder can be made."""
+        try:
+            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        except OSError:
+            return None
+        return self.folder
+
+    def save(self, name: str, engine: Engine) -> int:
+        """Before the engine is ended; how many conversations were saved."""
+        if not self._works.get(name) or engine.slot_folder is None:
+            return 0
+        self.forget(name)
+        try:
+            self._saved[name] = slots.save(engine.client(), self.folder, Deadline.after(LIMIT_S))
+        except PipesError:
+            return 0
+        return len(self._saved[name])
+
+    def restore(self, name: str, engine: Engine) -> int:
+        """After the engine became ready, before anybody uses it; how many conversations go on."""
+        if engine.slot_folder is None or not engine.keeps_slots():
+            return 0
+        client, deadline = engine.client(), Deadline.after(LIMIT_S)
+        try:
+            if name not in self._works:
+                self._works[name] = slots.works(client, self.folder, deadline)
+            saved = self._saved.get(name, [])
+            return len(slots.restore(client, self.folder, saved, deadline)) if saved and self._works[name] else 0
+        except PipesError:
+            self._works[name] = False
+            return 0
+        finally:
+            self.forget(name)
+
+    def forget(self, name: str) -> None:
+        """Remove what was saved of a model."""
+        slots.discard(self.folder, self._saved.pop(name, []))
+
+    def close(self) -> None:
+        """Remove all of it."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,610 @@
+"""The engines that the daemon owns. `residency` decides; here it is carried out, and nothing else is decided.
+
+Everything but `_Engines`' blocking work runs in the event loop, so that no two decisions meet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import prometheus_client as prometheus
+
+from modelpipes.deadline import Deadline
+from modelpipes.engine.causes import Cause
+from modelpipes.engine.lifecycle import Engine
+from modelpipes.engine.supervision import LOOK_INTERVAL_S, Supervisor, backoff_s
+from modelpipes.errors import PipesError
+from modelpipes.safetext import make_line
+from modelpipes.serving.budget import free_on_cards, settle
+from modelpipes.serving.grant import (
+    Address,
+    DecisionReport,
+    Grant,
+    ModelReport,
+    Residency,
+    ResidentReport,
+    ServingError,
+    WaitingReport,
+)
+from modelpipes.serving.kept import Kept
+from modelpipes.serving.residency import (
+    Bytes,
+    Drain,
+    Load,
+    Model,
+    Refuse,
+    Resident,
+    Situation,
+    Start,
+    State,
+    Stop,
+    Undrain,
+    Use,
+    Waiting,
+    decide,
+    wake_at,
+)
+
+LOG_LINES = 100  # of the past, where a log is asked for
+LOOK_LIMIT_S = 30.0  # for a proof that an engine computes
+LOAD_LIMIT_S = 600.0  # tens of gigabytes from a slow disk
+HEALTHY_S = 30.0  # an engine that lived so long has not failed at its start
+KEPT_DECISIONS = 100
+KEPT_USES = 64  # enough to see that models take turns
+DISK_BYTES_PER_S = 1e9  # before a load was measured
+WORKERS = 64  # threads: starts and stops wait in them
+
+
+@dataclass(frozen=True)
+class Servable:
+    """A model that can be asked for; `start` makes its engine, `needs` is what that will take."""
+
+    name: str
+    file: str
+    start: Callable[[str | None], Engine]  # given the folder in which it may keep conversations
+    needs: Bytes
+    file_bytes: int
+    created: int  # seconds since the epoch
+    context_length: int
+    sequences: int = 1
+    aliases: tuple[str, ...] = ()
+    is_pinned: bool = False
+    idle_unload_s: float | None = None
+    measure: Callable[[int], Bytes] | None = None  # of a process that runs, by pid: what it has taken
+
+
+@dataclass
+class _Held:
+    """A model in memory, on its way in or out."""
+
+    servable: Servable
+    engine: Engine
+    bytes: Bytes
+    state: State = "loading"
+    loaded_at: float = 0.0
+    last_used: float = 0.0
+    is_unwanted: bool = False
+    watch: asyncio.Task[Any] | None = None
+    grants: set[_Grant] = field(default_factory=set)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(eq=False)
+class _Grant(Grant):
+    pool: Pool | None = None
+    id: int = 0
+
+    def release(self) -> None:
+        if self.pool is not None:
+            pool, self.pool = self.pool, None
+            pool._release(self)
+
+
+@dataclass
+class _Waiter:
+    waiting: Waiting
+    granted: asyncio.Future[Grant]
+
+
+class Pool:
+    """See `grant.Pool` for what it is asked; `close` ends every engine."""
+
+    def __init__(
+        self,
+        servables: Iterable[Servable],
+        budget: Bytes,
+        *,
+        min_resident_s: float = 5.0,
+        max_wait_s: float = 60.0,
+        kept: Kept | None = None,
+        settles: bool = False,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """`kept` keeps conversations across swaps; `settles`: memory of a card is waited for after an engine's end;
+        `say` gets a line for each decision and each failure.
+        """
+        self.budget = budget
+        self.min_resident_s = min_resident_s
+        self.max_wait_s = max_wait_s
+        self._kept = kept
+        self._settles = settles
+        self._say = say
+        self._loop = asyncio.get_running_loop()
+        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="engine")
+        self._servables: dict[str, Servable] = {}
+        self._names: dict[str, str] = {}  # and aliases
+        self._pinned: set[str] = set()
+        self._held: dict[str, _Held] = {}
+        self._waiters: dict[int, _Waiter] = {}
+        self._ids = itertools.count(1)
+        self._load_s: dict[str, float] = {}
+        self._measured: dict[str, Bytes] = {}
+        self._failures: dict[str, int] = {}
+        self._failure: dict[str, str] = {}
+        self._blocked_until: dict[str, float] = {}
+        self._recent: dict[int, Use] = {}
+        self._decisions: deque[DecisionReport] = deque(maxlen=KEPT_DECISIONS)
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_closed = False
+        self._figures = _Figures()
+        self.serve(servables)
+
+    # -- what it is asked
+
+    def models(self) -> list[ModelReport]:
+        """What can be served, by name."""
+        return [
+            ModelReport(
+                one.name,
+                one.file,
+                list(one.aliases),
+                one.created,
+                one.context_length,
+                self._held[one.name].state if one.name in self._held else "unloaded",
+            )
+            for one in self._servables.values()
+        ]
+
+    async def acquire(self, name: str, *, is_lease: bool = False) -> Grant:
+        """Wait for an engine of this model; a cancelled wait leaves the queue. ServingError."""
+        if self._is_closed:
+            raise ServingError("the daemon is ending", 503, "shutting_down")
+        name = self._known(name)
+        now = time.monotonic()
+        if (until := self._blocked_until.get(name, 0.0)) > now:
+            text = f"{name} could not be loaded: {self._failure.get(name, 'it failed')}"
+            raise ServingError(text, 503, "model_load_failed", until - now)
+        waiter = _Waiter(Waiting(next(self._ids), name, now), self._loop.create_future())
+        self._waiters[waiter.waiting.id] = waiter
+        self._consider()
+        try:
+            return await waiter.granted
+        except asyncio.CancelledError:
+            if waiter.granted.done() and not waiter.granted.cancelled() and not waiter.granted.exception():
+                waiter.granted.result().release()  # it came together with the cancel
+            raise
+        finally:
+            if self._waiters.pop(waiter.waiting.id, None):
+                self._consider()
+
+    def residency(self) -> Residency:
+        """The state of it all now."""
+        now = time.monotonic()
+        used = sum((held.bytes for held in self._held.values()), Bytes(0))
+        return Residency(
+            budget_bytes=self.budget.card,
+            used_bytes=used.card,
+            host_budget_bytes=self.budget.host,
+            host_used_bytes=used.host,
+            resident=[
+                ResidentReport(
+                    name=name,
+                    state=held.state,
+                    bytes=held.bytes.card,
+                    host_bytes=held.bytes.host,
+                    busy=len(held.grants),
+                    idle_s=0.0 if held.grants or held.state == "loading" else round(now - held.last_used, 3),
+                    pinned=name in self._pinned,
+                )
+                for name, held in self._held.items()
+            ],
+            waiting=[
+                WaitingReport(waiter.waiting.name, position, round(now - waiter.waiting.since, 3))
+                for position, waiter in enumerate(self._waiters.values(), start=1)
+            ],
+            decisions=list(self._decisions),
+        )
+
+    def metrics(self) -> bytes:
+        """Figures in Prometheus' text format."""
+        return self._figures.text(self.residency())
+
+    async def load(self, name: str) -> None:
+        """Have it resident. ServingError."""
+        (await self.acquire(name)).release()
+
+    async def unload(self, name: str) -> None:
+        """Have it gone, once it is idle; returns when it is. ServingError."""
+        name = self._known(name)
+        held = self._held.get(name)
+        if held is None:
+            return
+        if name in self._pinned:
+            raise ServingError(f"{name} is pinned: unpin it first", 409, "model_pinned")
+        held.is_unwanted = True
+        self._consider()
+        await held.gone.wait()
+
+    def pin(self, name: str, *, is_pinned: bool) -> None:
+        """Keep it resident once it is, or no longer. ServingError."""
+        name = self._known(name)
+        if is_pinned:
+            self._pinned.add(name)
+        else:
+            self._pinned.discard(name)
+        self._consider()
+
+    async def logs(self, name: str, *, follow: bool) -> AsyncIterator[str]:
+        """The engine's last lines, and with `follow` those to come until it ends. ServingError."""
+        name = self._known(name)
+        held = self._held.get(name)
+        if held is None:
+            raise ServingError(f"{name} is not loaded", 409, "model_not_loaded")
+        if not follow:
+            for line in held.engine.logs(LOG_LINES):
+                yield line
+            return
+        came = asyncio.Event()
+        with held.engine.log.follow(LOG_LINES, lambda: self._loop.call_soon_threadsafe(came.set)) as follower:
+            gone = asyncio.ensure_future(held.gone.wait())
+            try:
+                while True:
+                    for line in follower.read(Deadline.after(0)):
+                        yield line
+                    if gone.done():
+                        return
+                    news = asyncio.ensure_future(came.wait())
+                    await asyncio.wait({news, gone}, return_when=asyncio.FIRST_COMPLETED)
+                    news.cancel()
+                    came.clear()
+            finally:
+                gone.cancel()
+
+    def serve(self, servables: Iterable[Servable]) -> None:
+        """Have these models, and no others; those that stay the same stay as they are."""
+        new = {one.name: one for one in servables}
+        for name, held in self._held.items():
+            if new.get(name) != held.servable:
+                held.is_unwanted = True
+                self._measured.pop(name, None)
+        for name in new.keys() - self._servables.keys():
+            if new[name].is_pinned:
+                self._pinned.add(name)
+        self._pinned &= new.keys()
+        self._servables = new
+        self._names = {alias: one.name for one in new.values() for alias in (*one.aliases, one.name)}
+        for waiter in list(self._waiters.values()):
+            if waiter.waiting.name not in new:
+                self._refuse(waiter, ServingError(f"{waiter.waiting.name} is no longer served", 404, "model_not_found"))
+        self._consider()
+
+    def load_pinned(self) -> None:
+        """Begin to load what is pinned."""
+        for name in sorted(self._pinned - self._held.keys()):
+            self._spawn(self._quietly(self.load(name)))
+
+    async def close(self) -> None:
+        """End every engine; who waits is told."""
+        self._is_closed = True
+        for waiter in list(self._waiters.values()):
+            self._refuse(waiter, ServingError("the daemon is ending", 503, "shutting_down"))
+        if self._timer is not None:
+            self._timer.cancel()
+        for held in self._held.values():
+            self._unwatch(held)
+        held_ones = list(self._held.values())
+        await asyncio.gather(*(self._blocking(held.engine.stop) for held in held_ones), return_exceptions=True)
+        for task in list(self._tasks):
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._held.clear()
+        self._workers.shutdown()
+        if self._kept:
+            self._kept.close()
+
+    # -- what is decided, done
+
+    def _consider(self) -> None:
+        if self._is_closed:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        situation = self._situation()
+        while actions := decide(situation):
+            for action in actions:
+                self._carry_out(action)
+            situation = self._situation()
+        if (at := wake_at(situation)) is not None:
+            self._timer = self._loop.call_at(max(at, situation.now), self._consider)
+
+    def _situation(self) -> Situation:
+        return Situation(
+            now=time.monotonic(),
+            budget=self.budget,
+            models={
+                name: self._model(held.servable if (held := self._held.get(name)) else self._servables[name])
+                for name in {**self._servables, **self._held}
+            },
+            residents=tuple(
+                Resident(
+                    name=name,
+                    bytes=held.bytes,
+                    state=held.state,
+                    running=len(held.grants),
+                    loaded_at=held.loaded_at,
+                    last_used=held.last_used,
+                    is_pinned=name in self._pinned,
+                    idle_unload_s=held.servable.idle_unload_s,
+                    is_unwanted=held.is_unwanted,
+                )
+                for name, held in self._held.items()
+            ),
+            waiting=tuple(waiter.waiting for waiter in self._waiters.values()),
+            min_resident_s=self.min_resident_s,
+            max_wait_s=self.max_wait_s,
+            blocked_until=self._blocked_until,
+            recent=tuple(self._recent.values()),
+        )
+
+    def _model(self, servable: Servable) -> Model:
+        load_s = self._load_s.get(servable.name, servable.file_bytes / DISK_BYTES_PER_S + 0.03)
+        return Model(servable.name, self._measured.get(servable.name, servable.needs), load_s, servable.sequences)
+
+    def _carry_out(self, action: Start | Load | Drain | Undrain | Stop | Refuse) -> None:
+        if isinstance(action, Start):
+            waiter = self._waiters.pop(action.id)
+            held = self._held[action.name]
+            now = time.monotonic()
+            self._figures.waited.observe(now - waiter.waiting.since)
+            grant = _Grant(action.name, _address(held.engine), pool=self, id=action.id)
+            self._recent[grant.id] = Use(action.name, waiter.waiting.since, now)
+            if len(self._recent) > KEPT_USES:
+                del self._recent[next(iter(self._recent))]
+            held.grants.add(grant)
+            if waiter.granted.done():  # it was cancelled in this very moment
+                grant.release()
+            else:
+                waiter.granted.set_result(grant)
+            return
+        self._note(action)
+        if isinstance(action, Refuse):
+            self._refuse(self._waiters[action.id], ServingError(action.reason, 400, "model_does_not_fit"))
+        elif isinstance(action, Load):
+            servable = self._servables[action.name]
+            try:
+                engine = servable.start(self._kept.place() if self._kept else None)
+            except PipesError as error:
+                self._failed(action.name, str(error))
+                return
+            held = self._held[action.name] = _Held(servable, engine, self._model(servable).needs)
+            self._spawn(self._load(held))
+        else:
+            held = self._held[action.name]
+            if isinstance(action, Drain):
+                held.state = "draining"
+                for grant in held.grants:
+                    grant.drain.set()
+            elif isinstance(action, Undrain):
+                held.state = "ready"
+            else:
+                held.state = "stopping"
+                self._unwatch(held)
+                self._spawn(self._stop(held))
+
+    def _note(self, action: Load | Drain | Undrain | Stop | Refuse) -> None:
+        what = type(action).__name__.lower()
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._decisions.append(DecisionReport(at, what, action.name, action.reason))
+        self._figures.decisions.labels(what).inc()
+        self._say(f"{what} {action.name}: {action.reason}")
+
+    def _refuse(self, waiter: _Waiter, error: ServingError) -> None:
+        self._waiters.pop(waiter.waiting.id, None)
+        if not waiter.granted.done():
+            waiter.granted.set_exception(error)
+
+    def _release(self, grant: _Grant) -> None:
+        held = self._held.get(grant.name)
+        if held is not None and grant in held.grants:
+            held.grants.discard(grant)
+            held.last_used = now = time.monotonic()
+            if use := self._recent.get(grant.id):
+                self._recent[grant.id] = replace(use, ended_at=now)
+            self._consider()
+
+    # -- engines
+
+    async def _load(self, held: _Held) -> None:
+        name, began = held.servable.name, time.monotonic()
+        try:
+            await self._blocking(held.engine.be_ready, Deadline.after(LOAD_LIMIT_S))
+            if self._kept:
+                kept = await self._blocking(self._kept.restore, name, held.engine)
+                self._figures.restored.inc(kept)
+            taken = held.servable.measure and await self._blocking(held.servable.measure, held.engine.pid)
+        except PipesError as error:
+            await self._blocking(held.engine.stop)
+            self._forget(held)
+            if not self._is_closed:
+                self._failed(name, str(error))
+                self._consider()
+            return
+        if self._is_closed:
+            return
+        now = time.monotonic()
+        self._load_s[name] = now - began
+        self._figures.load.observe(now - began)
+        held.loaded_at = held.last_used = now
+        if taken:
+            held.bytes = self._measured[name] = taken
+        held.state = "ready"
+        self._loop.add_reader(held.engine.pidfd, self._died, held)
+        self._say(f"{name} is ready after {now - began:.2f} s (pid {held.engine.pid})")
+        held.watch = self._spawn(self._look_after(held))
+        self._consider()
+
+    async def _look_after(self, held: _Held) -> None:
+        """End the engine if it is there and computes nothing; its death does the rest."""
+        supervisor = Supervisor(held.engine)
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            if not await self._blocking(supervisor.is_alive, Deadline.after(LOOK_LIMIT_S)):
+                self._say(f"{held.servable.name} hangs: it is there and computes nothing")
+                self._lose(held)
+                await self._blocking(partial(held.engine.stop, cause=Cause.WEDGED, why="it hung"))
+                self._forget(held)
+                self._failed(held.servable.name, "it hung", was_ready=True)
+                self._consider()
+                return
+
+    async def _stop(self, held: _Held) -> None:
+        name = held.servable.name
+        try:
+            if self._kept and name in self._servables:
+                await self._blocking(self._kept.save, name, held.engine)
+            before = await self._blocking(free_on_cards) if self._settles else 0
+            await self._blocking(held.engine.stop)
+            if self._settles and not await self._blocking(settle, held.bytes.card, before, free_on_cards):
+                self._say(f"{name} has ended, and its memory on the card is not free")
+        except PipesError as error:
+            self._say(f"{name}: {error}")
+        self._forget(held)
+        self._consider()
+
+    def _died(self, held: _Held) -> None:
+        """The engine has ended, and nobody told it to."""
+        self._lose(held)
+        self._spawn(self._bury(held))
+
+    def _lose(self, held: _Held) -> None:
+        """It can no longer be used; who does is told."""
+        self._unwatch(held)
+        if time.monotonic() - held.loaded_at > HEALTHY_S:
+            self._failures.pop(held.servable.name, None)
+        for grant in held.grants:
+            grant.is_lost = True
+            grant.drain.set()
+        held.state = "stopping"
+
+    async def _bury(self, held: _Held) -> None:
+        why = await self._blocking(held.engine.exit_reason) or "it ended"
+        await self._quietly(self._blocking(held.engine.stop))
+        self._forget(held)
+        self._failed(held.servable.name, why, was_ready=True)
+        self._consider()
+
+    def _failed(self, name: str, why: str, *, was_ready: bool = False) -> None:
+        """Wait before the next start; who waits for it is told, unless it was ready and may start again at once."""
+        why = make_line(why)
+        failures = self._failures[name] = self._failures.get(name, 0) + 1
+        pause_s = backoff_s(failures)
+        self._failure[name] = why
+        self._figures.failures.inc()
+        self._say(f"{name} failed ({failures} in a row): {why}" + (f"; not before {pause_s:g} s" if pause_s else ""))
+        if pause_s:
+            self._blocked_until[name] = time.monotonic() + pause_s
+        if was_ready and not pause_s:
+            return
+        for waiter in [one for one in self._waiters.values() if one.waiting.name == name]:
+            self._refuse(waiter, ServingError(why, 503, "model_load_failed", pause_s))
+
+    def _forget(self, held: _Held) -> None:
+        if self._held.get(held.servable.name) is held:
+            del self._held[held.servable.name]
+        held.gone.set()
+
+    def _unwatch(self, held: _Held) -> None:
+        if held.engine.pidfd >= 0:
+            self._loop.remove_reader(held.engine.pidfd)
+        if held.watch is not None and held.watch is not asyncio.current_task():
+            held.watch.cancel()
+        held.watch = None
+
+    # -- small things
+
+    def _known(self, name: str) -> str:
+        if name not in self._names:
+            there = ", ".join(sorted(self._servables)) or "none"
+            raise ServingError(f"no model is called {name!r}; there are: {there}", 404, "model_not_found")
+        return self._names[name]
+
+    async def _blocking(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await self._loop.run_in_executor(self._workers, work, *arguments)
+
+    async def _quietly(self, work: Any) -> None:
+        try:
+            await work
+        except PipesError as error:
+            self._say(str(error))
+
+    def _spawn(self, work: Any) -> asyncio.Task[Any]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+class _Figures:
+    """What Prometheus is told of the pool."""
+
+    def __init__(self) -> None:
+        self.registry = prometheus.CollectorRegistry()
+        name = "modelpipes_pool_"
+        seconds = (0.001, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+        self.waited = prometheus.Histogram(
+            name + "waited_seconds", "From a request to its engine", registry=self.registry, buckets=seconds
+        )
+        self.load = prometheus.Histogram(
+            name + "load_seconds", "From a decision to a ready engine", registry=self.registry, buckets=seconds
+        )
+        self.restored = prometheus.Counter(
+            name + "restored", "Conversations that went on after a swap", registry=self.registry
+        )
+        self.failures = prometheus.Counter(
+            name + "failures", "Engines that failed to start, or died", registry=self.registry
+        )
+        self.decisions = prometheus.Counter(
+            name + "decisions", "Decisions, by what was decided", ["action"], registry=self.registry
+        )
+        self.bytes = prometheus.Gauge(
+            name + "bytes", "Memory, by place and use", ["place", "use"], registry=self.registry
+        )
+        self.waiting = prometheus.Gauge(name + "waiting", "Requests that wait for an engine", registry=self.registry)
+        self.resident = prometheus.Gauge(name + "resident", "Models in memory", registry=self.registry)
+
+    def text(self, now: Residency) -> bytes:
+        self.bytes.labels("card", "budget").set(now.budget_bytes)
+        self.bytes.labels("card", "used").set(now.used_bytes)
+        self.bytes.labels("host", "budget").set(now.host_budget_bytes)
+        self.bytes.labels("host", "used").set(now.host_used_bytes)
+        self.waiting.set(len(now.waiting))
+        self.resident.set(len(now.resident))
+        return prometheus.generate_latest(self.registry)
+
+
+def _address(engine: Engine) -> Address:
+    parts = urlsplit(engine.base_url)
+    return Address(parts.hostname or "", parts.port or 0, engine.api_key or "")

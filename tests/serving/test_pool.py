@@ -1,0 +1,251 @@
+"""The pool on real engines: loaded when asked for, swapped within the budget, failures told and survived."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from modelpipes.deadline import Deadline
+from modelpipes.engine.client import Client
+from modelpipes.engine.lifecycle import Engine
+from modelpipes.serving.grant import Grant, ServingError
+from modelpipes.serving.pool import Pool, Servable
+from modelpipes.serving.residency import Bytes
+from tests.drill.processes import descendants, eventually, living
+from tests.models import scripted_model
+
+LIMIT_S = 30.0
+NAMES = ("alpha", "beta", "gamma")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    return {name: str(scripted_model(folder / f"{name}.gguf", f"This is {name}.", name=name)) for name in NAMES}
+
+
+@dataclass(frozen=True)
+class Make:
+    """How an engine is made; equal for equal models."""
+
+    file: str
+    name: str
+
+    def __call__(self, slot_folder: str | None) -> Engine:
+        return Engine(self.file, ctx_size=512, engine="embedded", name=self.name, with_key=True)
+
+
+def servable(name: str, file: str, **more: object) -> Servable:
+    return Servable(
+        name=name,
+        file=file,
+        start=Make(file, name),
+        needs=Bytes(10),
+        file_bytes=300_000,
+        created=0,
+        context_length=512,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def runs(test: Callable[[], Awaitable[None]]) -> None:
+    """Run it to its end, within a limit, and see that no process of it is left."""
+
+    async def within() -> None:
+        await asyncio.wait_for(test(), LIMIT_S)
+
+    before = descendants(os.getpid())
+    asyncio.run(within())
+    assert eventually(lambda: not living(descendants(os.getpid()) - before), Deadline.after(LIMIT_S))
+
+
+@asynccontextmanager
+async def pool_of(*servables: Servable, budget: int = 20, **more: float) -> AsyncIterator[Pool]:
+    pool = Pool(servables, Bytes(budget), **{"min_resident_s": 0.0, "max_wait_s": 5.0, **more})  # type: ignore[arg-type]
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+def answer(grant: Grant) -> str:
+    client = Client(f"http://{grant.address.host}:{grant.address.port}", api_key=grant.address.key)
+    with client.chat([{"role": "user", "content": "Hello."}], silence_s=LIMIT_S) as stream:
+        return "".join(getattr(piece, "content", "") for piece in stream)
+
+
+async def ask(pool: Pool, name: str) -> str:
+    grant = await pool.acquire(name)
+    try:
+        return await asyncio.to_thread(answer, grant)
+    finally:
+        grant.release()
+
+
+def states(pool: Pool) -> dict[str, str]:
+    return {one.name: one.state for one in pool.residency().resident}
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    deadline = Deadline.after(LIMIT_S)
+    while not holds():
+        deadline.check("what the test waits for")
+        await asyncio.sleep(0.005)
+
+
+def test_a_model_is_loaded_when_it_is_asked_for_and_stays(files: dict[str, str]) -> None:
+    async def test() -> None:
+        async with pool_of(servable("alpha", files["alpha"], aliases=("a",))) as pool:
+            assert states(pool) == {}
+            assert await ask(pool, "alpha") == "This is alpha."
+            assert states(pool) == {"alpha": "ready"}
+            assert await ask(pool, "a") == "This is alpha."
+            assert [one.action for one in pool.residency().decisions] == ["load"]
+            (model,) = pool.models()
+            assert (model.id, model.aliases, model.state) == ("alpha", ["a"], "ready")
+
+    runs(test)
+
+
+def test_three_models_share_room_for_two_and_every_request_is_answered(files: dict[str, str]) -> None:
+    async def test() -> None:
+        async with pool_of(*(servable(name, files[name]) for name in NAMES)) as pool:
+
+            async def client(seed: int) -> None:
+                chooses = random.Random(seed)
+                for _ in range(5):
+                    name = chooses.choice(NAMES)
+                    assert await ask(pool, name) == f"This is {name}."
+                    assert pool.residency().used_bytes <= 20
+
+            await asyncio.gather(*(client(seed) for seed in range(4)))
+            assert len(pool.residency().resident) <= 2
+            assert not pool.residency().waiting
+            assert any(one.action == "stop" for one in pool.residency().decisions)
+            assert b"modelpipes_pool_load_seconds_count" in pool.metrics()
+
+    runs(test)
+
+
+def test_a_model_that_can_never_fit_is_refused_at_once_with_the_reason(files: dict[str, str]) -> None:
+    async def test() -> None:
+        async with pool_of(servable("alpha", files["alpha"]), budget=5) as pool:
+            with pytest.raises(ServingError) as refused:
+                await pool.acquire("alpha")
+            assert (refused.value.status, refused.value.code) == (400, "model_does_not_fit")
+
+    runs(test)
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones(files: dict[str, str]) -> None:
+    async def test() -> None:
+        async with pool_of(servable("alpha", files["alpha"])) as pool:
+            with pytest.raises(ServingError, match=r"no model is called 'x'; there are: alpha"):
+                await pool.acquire("x")
+
+    runs(test)
+
+
+def test_a_killed_engine_is_told_to_those_who_use_it_and_started_again_for_the_next(files: dict[str, str]) -> None:
+    async def test() -> None:
+        async with pool_of(servable("alpha", files["alpha"])) as pool:
+            grant = await pool.acquire("alpha")
+            os.kill(engine_pid(pool, "alpha"), signal.SIGKILL)
+            await asyncio.wait_for(grant.drain.wait(), LIMIT_S)
+            assert grant.is_lost
+            grant.release()
+            assert await ask(pool, "alpha") == "This is alpha."
+
+    runs(test)
+
+
+def test_a_model_that_cannot_be_loaded_fails_its_requests_with_the_cause_and_then_waits(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + b"\0" * 100)
+
+    async def test() -> None:
+        async with pool_of(servable("broken", str(broken))) as pool:
+            for _ in range(2):  # the first failure may be an accident
+                with pytest.raises(ServingError) as failed:
+                    await pool.acquire("broken")
+                assert (failed.value.status, failed.value.code) == (503, "model_load_failed")
+            with pytest.raises(ServingError, match="could not be loaded") as blocked:
+                await pool.acquire("broken")
+            assert blocked.value.retry_after_s is not None and 5 < blocked.value.retry_after_s <= 10
+            assert states(pool) == {}
+
+    runs(test)
+
+
+def test_what_is_pinned_is_never_evicted_and_what_is_unloaded_has_gone(files: dict[str, str]) -> None:
+    async def test() -> None:
+        async with pool_of(*(servable(name, files[name]) for name in NAMES), budget=20) as pool:
+            pool.pin("alpha", is_pinned=True)
+            for name in (*NAMES, *NAMES):
+                await ask(pool, name)
+                assert name == "alpha" or "alpha" in states(pool)
+            with pytest.raises(ServingError, match="pinned"):
+                await pool.unload("alpha")
+            pool.pin("alpha", is_pinned=False)
+            await pool.unload("alpha")
+            assert "alpha" not in states(pool)
+
+    runs(test)
+
+
+def test_a_wait_that_is_cancelled_leaves_the_queue(files: dict[str, str]) -> None:
+    async def test() -> None:
+        async with pool_of(servable("alpha", files["alpha"]), servable("beta", files["beta"]), budget=10) as pool:
+            grant = await pool.acquire("alpha")
+            waits = asyncio.ensure_future(pool.acquire("beta"))
+            await until(lambda: bool(pool.residency().waiting))
+            waits.cancel()
+            await asyncio.gather(waits, return_exceptions=True)
+            assert not pool.residency().waiting
+            grant.release()
+
+    runs(test)
+
+
+def test_who_waited_too_long_has_the_busy_model_drained(files: dict[str, str]) -> None:
+    async def test() -> None:
+        served = servable("alpha", files["alpha"]), servable("beta", files["beta"])
+        async with pool_of(*served, budget=10, max_wait_s=0.05) as pool:
+            grant = await pool.acquire("alpha", is_lease=True)
+            waits = asyncio.ensure_future(pool.acquire("beta"))
+            await asyncio.wait_for(grant.drain.wait(), LIMIT_S)
+            assert states(pool) == {"alpha": "draining"}
+            grant.release()
+            (await waits).release()
+            assert states(pool) == {"beta": "ready"}
+
+    runs(test)
+
+
+def test_a_change_of_the_configuration_touches_only_what_changed(files: dict[str, str]) -> None:
+    async def test() -> None:
+        alpha, beta = servable("alpha", files["alpha"]), servable("beta", files["beta"])
+        async with pool_of(alpha, beta) as pool:
+            await ask(pool, "alpha")
+            await ask(pool, "beta")
+            pid = engine_pid(pool, "alpha")
+            pool.serve([alpha, servable("gamma", files["gamma"])])
+            await until(lambda: "beta" not in states(pool))
+            assert engine_pid(pool, "alpha") == pid
+            assert await ask(pool, "gamma") == "This is gamma."
+            with pytest.raises(ServingError, match="no model is called 'beta'"):
+                await pool.acquire("beta")
+
+    runs(test)
+
+
+def engine_pid(pool: Pool, name: str) -> int:
+    return pool._held[name].engine.pid

@@ -1,0 +1,538 @@
+"""The residency decision: single situations, any situation, and thousands of workloads run to their end."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import random
+import statistics
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from modelpipes.serving.residency import (
+    Action,
+    Bytes,
+    Drain,
+    Load,
+    Model,
+    Refuse,
+    Resident,
+    Situation,
+    Start,
+    State,
+    Stop,
+    Undrain,
+    Use,
+    Waiting,
+    decide,
+    next_uses,
+    wake_at,
+)
+from tests.serving.simulate import (
+    Request,
+    Workload,
+    best_with_reordering,
+    equal_models,
+    optimal_swaps,
+    quick_workload,
+    random_clients,
+    random_workload,
+    served_in_turn,
+    simulate,
+    table,
+    trace_with_phases,
+    traces,
+)
+
+GB = 10**9
+WORKLOADS = int(os.environ.get("MODELPIPES_WORKLOADS", "2400"))
+CHUNKS = 8  # of the workloads, so that several cores share them
+
+Told = tuple[type[Action], str | int]
+
+
+def model(name: str, size: int = 5, load_s: float = 4.0, sequences: int = 1, host: int = 0) -> Model:
+    return Model(name, Bytes(size * GB, host * GB), load_s, sequences)
+
+
+def resident(
+    name: str,
+    size: int = 5,
+    state: State = "ready",
+    *,
+    running: int = 0,
+    loaded_at: float = 0.0,
+    last_used: float = 0.0,
+    is_pinned: bool = False,
+    idle_unload_s: float | None = None,
+    is_unwanted: bool = False,
+    host: int = 0,
+) -> Resident:
+    size_ = Bytes(size * GB, host * GB)
+    return Resident(name, size_, state, running, loaded_at, last_used, is_pinned, idle_unload_s, is_unwanted)
+
+
+def at(
+    now: float,
+    *residents: Resident,
+    waiting: str = "",
+    since: float | None = None,
+    models: tuple[Model, ...] = (),
+    budget: int = 10,
+    **others: object,
+) -> Situation:
+    """A situation where one request for each letter of `waiting` came at `since` (now), numbered from 0."""
+    known = {name: model(name) for name in "abcdef"} | {one.name: one for one in models}
+    asked = tuple(Waiting(number, name, now if since is None else since) for number, name in enumerate(waiting))
+    situation = Situation(now, Bytes(budget * GB, 100 * GB), known, residents, asked)
+    return dataclasses.replace(situation, **others)  # type: ignore[arg-type]  # any of its fields
+
+
+def told(situation: Situation) -> list[Told]:
+    return [
+        (type(action), action.id if isinstance(action, Start | Refuse) else action.name) for action in decide(situation)
+    ]
+
+
+def test_nothing_to_do_is_no_action_and_no_moment() -> None:
+    assert decide(at(0)) == ()
+    assert wake_at(at(0)) is None
+
+
+def test_a_request_for_a_ready_model_starts() -> None:
+    assert told(at(100, resident("a"), waiting="a")) == [(Start, 0)]
+
+
+def test_no_more_start_than_the_model_runs_at_a_time() -> None:
+    two = (model("a", sequences=2),)
+    assert told(at(100, resident("a", running=1), waiting="aaa", models=two)) == [(Start, 0)]
+
+
+def test_a_model_that_fits_is_loaded_with_the_room_it_takes_in_the_reason() -> None:
+    (action,) = decide(at(100, resident("a"), waiting="b"))
+    assert action == Load("b", "b: 4.7 GiB needed, 4.7 GiB free")
+
+
+def test_a_load_in_flight_is_joined() -> None:
+    assert told(at(100, resident("a", state="loading"), waiting="aaa")) == []
+
+
+def test_one_load_serves_all_who_wait_for_the_model() -> None:
+    assert told(at(100, waiting="aaa")) == [(Load, "a")]
+
+
+def test_the_least_recently_used_makes_room() -> None:
+    situation = at(100, resident("a", last_used=50), resident("b", last_used=40), waiting="c")
+    (action,) = decide(situation)
+    assert action == Stop(
+        "b", "c: 4.7 GiB needed, 0 B free; b is idle for 1m and the least used for what it costs to load again"
+    )
+
+
+def test_what_is_dear_to_load_again_is_kept_though_it_was_used_earlier() -> None:
+    dear = (model("b", load_s=60.0),)
+    assert told(at(100, resident("a", last_used=50), resident("b", last_used=40), waiting="c", models=dear)) == [
+        (Stop, "a")
+    ]
+
+
+def test_one_that_suffices_goes_rather_than_two_that_were_used_earlier() -> None:
+    small = resident("a", 2, last_used=1), resident("b", 2, last_used=2)
+    assert told(at(100, *small, resident("c", 6, last_used=60), waiting="d")) == [(Stop, "c")]
+
+
+def test_two_go_where_one_is_not_enough() -> None:
+    few = resident("a", 3, last_used=3), resident("b", 3, last_used=2), resident("c", 4, last_used=1)
+    big = (model("d", 7),)
+    assert told(at(100, *few, waiting="d", models=big)) == [(Stop, "c"), (Stop, "b")]
+
+
+def test_with_many_small_models_no_more_go_than_needed() -> None:
+    names = [f"small{number}" for number in range(20)]
+    small = tuple(model(name, 1) for name in names)
+    residents = [resident(name, 1, last_used=number) for number, name in enumerate(names)]
+    actions = told(at(100, *residents, waiting="a", models=small, budget=20))
+    assert actions == [(Stop, name) for name in reversed(names[:5])] or actions == [(Stop, name) for name in names[:5]]
+
+
+def test_nothing_is_loaded_before_the_stopped_one_has_gone() -> None:
+    assert told(at(100, resident("a", state="stopping"), resident("b", running=1), waiting="c")) == []
+
+
+def test_host_memory_is_a_budget_too() -> None:
+    both = (model("b", 1, host=60),)
+    assert told(at(100, resident("a", 1, host=50), waiting="b", models=both)) == [(Stop, "a")]
+
+
+def test_a_young_model_is_not_evicted_before_its_minimum_residence() -> None:
+    young = resident("a", 10, loaded_at=98, last_used=99)
+    situation = at(100, young, waiting="b")
+    assert told(situation) == []
+    assert wake_at(situation) == 103
+    assert told(dataclasses.replace(situation, now=103)) == [(Stop, "a")]
+
+
+def test_a_young_model_goes_when_the_newcomer_waited_too_long() -> None:
+    young = resident("a", 10, loaded_at=98, last_used=99)
+    assert told(at(100, young, waiting="b", since=98, max_wait_s=2)) == [(Stop, "a")]
+
+
+def test_a_busy_model_is_left_alone_until_the_newcomer_waited_too_long_and_then_drained() -> None:
+    situation = at(100, resident("a", 10, running=1), waiting="b", since=41)
+    assert told(situation) == []
+    assert wake_at(situation) == 101
+    (action,) = decide(dataclasses.replace(situation, now=101))
+    assert action == Drain("a", "b: 4.7 GiB needed, 0 B free; it has waited 1m; a is busy with 1 and takes no more")
+
+
+def test_the_newcomer_who_waited_too_long_comes_before_later_requests_of_the_drained_model() -> None:
+    queue = (Waiting(1, "b", 10.0), Waiting(2, "a", 20.0))
+    draining = resident("a", 10, "draining", running=1)
+    assert told(dataclasses.replace(at(100, draining), waiting=queue)) == []
+    gone = dataclasses.replace(at(100, budget=5), waiting=queue)
+    assert told(gone) == [(Load, "b")]
+
+
+def test_requests_that_came_before_the_newcomer_are_served_before_the_drain() -> None:
+    queue = (Waiting(1, "a", 5.0), Waiting(2, "b", 10.0), Waiting(3, "a", 20.0))
+    two = {"a": model("a", 10, sequences=3), "b": model("b")}
+    situation = dataclasses.replace(at(100, resident("a", 10, running=1)), waiting=queue, models=two)
+    assert told(situation) == [(Start, 1)]
+
+
+def test_requests_of_one_model_are_served_together() -> None:
+    """ABCABC as AABBCC."""
+    clients = tuple((Request(name, 1.0),) for name in "abcabc")
+    outcome = simulate(Workload(equal_models(3, 5.0), Bytes(1), clients))
+    assert "".join(outcome.served) == "aabbcc"
+    assert outcome.loads == 3
+
+
+def test_a_drained_model_whose_newcomer_left_is_ready_again() -> None:
+    assert told(at(100, resident("a", 10, "draining", running=1))) == [(Undrain, "a")]
+
+
+def test_a_drained_model_is_stopped_once_idle() -> None:
+    assert told(at(100, resident("a", 10, "draining"), waiting="b", since=10)) == [(Stop, "a")]
+
+
+def test_pinned_models_make_no_room_however_long_one_waits() -> None:
+    pinned = resident("a", is_pinned=True)
+    busy = resident("b", running=1)
+    assert told(at(1000, pinned, busy, waiting="c", since=0)) == [(Drain, "b")]
+
+
+def test_what_can_never_fit_is_refused_at_once() -> None:
+    big = (model("b", 11),)
+    (action,) = decide(at(100, waiting="b", models=big))
+    assert action == Refuse(0, "b", "b: 10.2 GiB needed, the budget is 9.3 GiB")
+
+
+def test_what_cannot_fit_beside_the_pinned_is_refused_and_they_are_named() -> None:
+    pinned = resident("a", 6, is_pinned=True)
+    (action,) = decide(at(100, pinned, waiting="b"))
+    assert isinstance(action, Refuse)
+    assert action.reason.endswith("a (5.6 GiB) pinned")
+
+
+def test_an_unknown_model_is_refused() -> None:
+    assert told(at(100, waiting="z")) == [(Refuse, 0)]
+
+
+def test_a_model_in_back_off_waits_and_does_not_block_others() -> None:
+    situation = at(100, waiting="ab", blocked_until={"a": 110.0}, budget=5)
+    assert told(situation) == [(Load, "b")]
+    assert told(dataclasses.replace(situation, now=110.0)) == [(Load, "a")]
+    assert wake_at(at(100, waiting="a", blocked_until={"a": 110.0})) == 110.0
+
+
+def test_an_idle_model_is_unloaded_when_its_time_has_come() -> None:
+    idle = at(100, resident("a", last_used=90, idle_unload_s=20))
+    assert told(idle) == []
+    assert wake_at(idle) == 110
+    assert told(dataclasses.replace(idle, now=110)) == [(Stop, "a")]
+
+
+def test_a_model_that_is_to_be_unloaded_is_drained_then_stopped() -> None:
+    assert told(at(100, resident("a", running=1, is_unwanted=True), waiting="a")) == [(Drain, "a")]
+    assert told(at(100, resident("a", 5, "draining", running=1, is_unwanted=True), waiting="a")) == []
+    assert told(at(100, resident("a", 5, "draining", is_unwanted=True), waiting="a")) == [(Stop, "a")]
+
+
+def test_idle_models_go_when_the_budget_has_shrunk() -> None:
+    pair = resident("a", last_used=2), resident("b", last_used=1)
+    assert told(at(100, *pair, budget=6)) == [(Stop, "b")]
+
+
+def test_while_others_are_served_an_idle_model_is_kept_for_a_while() -> None:
+    busy, idle = resident("a", running=1), resident("b", last_used=99)
+    situation = at(100, busy, idle, waiting="c")
+    assert told(situation) == []
+    assert wake_at(situation) == 111  # three loads of 4 s after its last use
+    assert told(dataclasses.replace(situation, now=111)) == [(Stop, "b")]
+
+
+def test_one_client_alone_never_waits_for_a_swap_to_begin() -> None:
+    """It was answered a moment ago, and it is the one who asks: nobody else will come back."""
+    uses = (Use("a", 90.0, 90.0, 99.999),)
+    assert told(at(100, resident("a", 10, last_used=99.999), waiting="b", recent=uses)) == [(Stop, "a")]
+
+
+def test_one_who_was_just_answered_may_ask_again_before_the_swap() -> None:
+    uses = (Use("a", 90.0, 90.0, 99.999),)
+    situation = at(100, resident("a", 10, last_used=99.999), waiting="b", since=95, recent=uses)
+    assert told(situation) == []
+    assert wake_at(situation) == pytest.approx(100.249)
+
+
+def test_a_client_who_left_for_good_does_not_delay_others_for_ever() -> None:
+    uses = (Use("a", 1.0, 1.0, 2.0), Use("a", 90.0, 90.0, 99.999))
+    assert told(at(100, resident("a", 10, last_used=99.999), waiting="b", recent=uses)) == [(Stop, "a")]
+
+
+def test_a_newcomer_keeps_the_room_made_for_it_from_those_who_came_later() -> None:
+    queue = (Waiting(1, "b", 10.0), Waiting(2, "c", 11.0))
+    small = {"a": model("a", 6), "b": model("b", 8), "c": model("c", 3)}
+    stopping = resident("a", 6, "stopping")
+    assert told(dataclasses.replace(at(100, stopping), waiting=queue, models=small)) == []
+
+
+def test_where_models_take_turns_the_one_whose_turn_is_next_stays() -> None:
+    turns = tuple(Use(name, 10.0 * n, 10.0 * n, 10.0 * n + 9) for n, name in enumerate("abcabcab"))
+    assert next_uses(turns, 80.0) == {"a": 10.0, "b": 20.0}
+    pair = resident("a", last_used=69), resident("b", last_used=79)
+    assert told(at(80, *pair, waiting="c", recent=turns)) == [(Stop, "b")]
+
+
+def test_a_rhythm_is_seen_only_where_the_last_two_intervals_are_equal() -> None:
+    uses = [Use(name, float(n), float(n)) for n, name in enumerate("abcaba")]
+    assert next_uses(uses, 6.0) == {}
+
+
+# Any situation.
+
+NAMES = "abcde"
+MOMENTS = st.integers(0, 40).map(float)
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> Situation:
+    models = {
+        name: Model(name, Bytes(draw(st.integers(1, 8)), draw(st.integers(0, 3))), draw(st.integers(1, 9)), 2)
+        for name in NAMES
+    }
+    residents = []
+    for name in draw(st.sets(st.sampled_from(NAMES))):
+        state: State = draw(st.sampled_from(("loading", "ready", "ready", "ready", "draining", "stopping")))
+        running = draw(st.integers(0, 2)) if state in ("ready", "draining") else 0
+        loaded_at = draw(MOMENTS)
+        residents.append(
+            Resident(
+                name,
+                models[name].needs,
+                state,
+                running,
+                loaded_at,
+                loaded_at + draw(st.integers(0, 9)),
+                draw(st.sampled_from((False, False, False, True))),
+                draw(st.sampled_from((None, 5.0, 30.0))),
+                draw(st.sampled_from((False, False, False, True))),
+            )
+        )
+    waiting = [
+        Waiting(number, draw(st.sampled_from(NAMES)), draw(MOMENTS)) for number in range(draw(st.integers(0, 6)))
+    ]
+    recent = []
+    for _ in range(draw(st.integers(0, 6))):
+        began = draw(MOMENTS)
+        recent.append(Use(draw(st.sampled_from(NAMES)), began - 1, began, draw(st.sampled_from((None, began + 1)))))
+    return Situation(
+        50.0,
+        Bytes(draw(st.integers(4, 20)), draw(st.integers(2, 8))),
+        models,
+        tuple(residents),
+        tuple(waiting),
+        draw(st.sampled_from((0.0, 5.0, 30.0))),
+        draw(st.sampled_from((5.0, 30.0, 60.0))),
+        draw(st.dictionaries(st.sampled_from(NAMES), st.integers(40, 70).map(float), max_size=2)),
+        tuple(sorted(recent, key=lambda use: use.began_at)),
+    )
+
+
+def after(situation: Situation, actions: tuple[Action, ...]) -> Situation:
+    """The situation once the actions were carried out, before anything else has happened."""
+    residents = {one.name: one for one in situation.residents}
+    waiting = {one.id: one for one in situation.waiting}
+    recent = list(situation.recent)
+    for action in actions:
+        one = residents.get(action.name)
+        match action:
+            case Start():
+                assert one is not None
+                residents[action.name] = dataclasses.replace(one, running=one.running + 1)
+                recent.append(Use(action.name, waiting.pop(action.id).since, situation.now))
+            case Load():
+                needs = situation.models[action.name].needs
+                residents[action.name] = Resident(action.name, needs, "loading", 0, 0.0, 0.0)
+            case Refuse():
+                del waiting[action.id]
+            case Drain() | Undrain() | Stop():
+                assert one is not None
+                states: dict[type[Action], State] = {Drain: "draining", Undrain: "ready", Stop: "stopping"}
+                residents[action.name] = dataclasses.replace(one, state=states[type(action)])
+    return dataclasses.replace(
+        situation, residents=tuple(residents.values()), waiting=tuple(waiting.values()), recent=tuple(recent)
+    )
+
+
+def settled(situation: Situation) -> Situation:
+    for _ in range(10):
+        actions = decide(situation)
+        if not actions:
+            return situation
+        situation = after(situation, actions)
+    raise AssertionError(f"never settles: {actions}")
+
+
+@given(situations())
+@settings(max_examples=300, deadline=None)
+def test_no_action_breaks_a_law_in_any_situation(situation: Situation) -> None:
+    residents = {one.name: one for one in situation.residents}
+    actions = decide(situation)
+    assert decide(dataclasses.replace(situation)) == actions
+    assert len({(type(one), one.id if isinstance(one, Start | Refuse) else one.name) for one in actions}) == len(
+        actions
+    )
+    used = sum((one.bytes for one in situation.residents), Bytes(0))
+    for action in actions:
+        one = residents.get(action.name)
+        assert action.reason
+        if isinstance(action, Stop):
+            assert one is not None and one.running == 0 and not one.is_pinned and one.state in ("ready", "draining")
+        elif isinstance(action, Drain):
+            assert one is not None and one.running > 0 and not one.is_pinned and one.state == "ready"
+        elif isinstance(action, Load):
+            used += situation.models[action.name].needs
+            assert one is None and used <= situation.budget
+            assert situation.blocked_until.get(action.name, 0.0) <= situation.now
+        elif isinstance(action, Start):
+            assert one is not None and one.state == "ready"
+
+
+@given(situations())
+@settings(max_examples=300, deadline=None)
+def test_once_carried_out_nothing_is_ordered_again(situation: Situation) -> None:
+    settled(situation)
+
+
+@given(situations(), st.floats(0, 1, exclude_max=True))
+@settings(max_examples=300, deadline=None)
+def test_time_alone_changes_nothing_before_the_moment_named(situation: Situation, share: float) -> None:
+    quiet = settled(situation)
+    wake = wake_at(quiet)
+    later = quiet.now + share * (1000.0 if wake is None else wake - quiet.now)
+    if wake is None or later < wake:
+        assert decide(dataclasses.replace(quiet, now=later)) == ()
+
+
+# Workloads.
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_every_request_is_answered_within_its_bound_over_random_workloads(chunk: int) -> None:
+    """Never over the budget, no busy or pinned model stopped, none loaded in vain: `World` checks each action."""
+    for seed in range(chunk, WORKLOADS, CHUNKS):
+        try:
+            simulate(random_workload(random.Random(seed)))
+        except AssertionError as error:
+            raise AssertionError(f"workload {seed}: {error}") from error
+
+
+@given(st.randoms(use_true_random=False))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_every_request_is_answered_within_its_bound_over_workloads_that_shrink(chance: random.Random) -> None:
+    simulate(random_workload(chance))
+
+
+def test_a_newcomer_is_not_starved_by_two_clients_who_overlap() -> None:
+    busy = tuple(Request("a", 2.0) for _ in range(100))
+    late = (Request("a", 1.0), *busy)
+    workload = Workload(equal_models(2, 1.0, 2), Bytes(1), (busy, late, (Request("b", 1.0, 5.0),)), max_wait_s=10.0)
+    outcome = simulate(workload)
+    assert outcome.drains == 1
+    assert max(outcome.waits_s) <= 10.0 + 2.0 + 1.0 + 2.0
+
+
+def test_a_model_that_never_loads_does_not_keep_others_from_memory() -> None:
+    broken = (Request("a", 1.0),)
+    sound = tuple(Request("b", 1.0) for _ in range(20))
+    outcome = simulate(Workload(equal_models(2, 1.0), Bytes(1), (broken, sound), failing={"a": 5}, max_wait_s=5.0))
+    assert outcome.failed == 5
+    assert len(outcome.served) == 21
+
+
+# Beside the optimum.
+
+
+@given(st.text("abcd", max_size=30), st.integers(1, 3))
+@settings(deadline=None)
+def test_for_one_client_the_least_with_reordering_is_beladys_optimum(trace: str, capacity: int) -> None:
+    assert best_with_reordering([trace], capacity) == optimal_swaps(trace, capacity)
+
+
+@given(st.lists(st.text("abc", max_size=4), min_size=1, max_size=3), st.integers(1, 2))
+@settings(max_examples=50, deadline=None)
+def test_no_order_of_serving_needs_less_than_the_least(clients: list[str], capacity: int) -> None:
+    turns = [n for n, client in enumerate(clients) for _ in client]
+    orders = set(itertools.islice(itertools.permutations(turns), 2000))
+    for order in orders:
+        sources = [iter(client) for client in clients]
+        assert optimal_swaps([next(sources[n]) for n in order], capacity) >= best_with_reordering(clients, capacity)
+
+
+@pytest.mark.parametrize("title", [one for one in traces() if "turn" in one or "moderator" in one])
+def test_where_models_take_turns_loads_are_within_1_3_times_the_optimum(title: str) -> None:
+    trace, capacity = traces()[title]
+    assert served_in_turn(trace, capacity).loads <= 1.3 * optimal_swaps(trace, capacity)
+
+
+@pytest.mark.parametrize("capacity", [3, 4])
+def test_where_requests_are_local_loads_are_within_1_3_times_the_optimum(capacity: int) -> None:
+    some = [trace_with_phases(seed) for seed in range(12)]
+    loads = sum(served_in_turn(trace, capacity).loads for trace in some)
+    assert loads <= 1.3 * sum(optimal_swaps(trace, capacity) for trace in some)
+
+
+@pytest.mark.parametrize("sequences", [1, 4])
+def test_forty_requests_of_four_clients_need_at_most_nine_loads_and_wait_less_than_0_4_s(sequences: int) -> None:
+    outcomes = [simulate(quick_workload(random_clients(seed, 4, 40), 2, sequences)) for seed in range(5)]
+    assert statistics.median(outcome.loads for outcome in outcomes) <= 9
+    assert max(max(outcome.waits_s) for outcome in outcomes) < 0.4
+
+
+@pytest.mark.parametrize("sequences", [1, 4])
+def test_a_thousand_requests_of_four_clients_need_at_most_1_5_times_the_least(sequences: int) -> None:
+    clients = random_clients(1, 4, 1000)
+    outcome = simulate(quick_workload(clients, 2, sequences))
+    assert outcome.loads <= 1.5 * best_with_reordering(clients, 2)
+    assert max(outcome.waits_s) < 0.4
+
+
+def test_the_table_of_loads_beside_the_optimum_is_printed() -> None:
+    print("\n" + table())
+
+
+def test_a_decision_over_many_models_takes_milliseconds() -> None:
+    names = [f"model{number}" for number in range(60)]
+    models = tuple(model(name, 1) for name in names)
+    residents = [resident(name, 1, last_used=n, running=n % 2) for n, name in enumerate(names[:30])]
+    situation = at(1000, *residents, models=models, budget=30)
+    waiting = tuple(Waiting(n, name, 500.0 * (n % 3)) for n, name in enumerate(names * 3))
+    situation = dataclasses.replace(situation, waiting=waiting)
+    began = time.perf_counter()
+    assert decide(situation)
+    assert time.perf_counter() - began < 0.25
