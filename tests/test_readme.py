@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +15,7 @@ import click
 import pytest
 
 from modelpipes import errors
-from modelpipes.commands import ask, attach, build_engine, chat, cleanup, find, fit, ping, seats, setup
+from modelpipes.commands import ask, attach, build_engine, chat, cleanup, find, fit, ping, seats, serve, setup
 from modelpipes.deadline import Deadline
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.message import Delta, Progress, Reply, Say
@@ -24,6 +25,7 @@ from tests.shell import BIN, CHECKOUT, Ended, Home
 README = CHECKOUT / "README.md"
 START_LIMIT_S = 30.0
 SERVER = "127.0.0.1:8080"  # a llama-server that runs already; in the test it has a port of its own
+GATEWAY = "127.0.0.1:9090"
 TYPED = "Do you like boats?\n"  # by the person in the conversation, who then leaves
 MARK = "-- README.md line "  # in the output, before that of each block
 COMMANDS: dict[str, click.Command] = {
@@ -36,6 +38,7 @@ COMMANDS: dict[str, click.Command] = {
     "find-gguf": find.command,
     "fit-models": fit.command,
     "ping-pipes": ping.command,
+    "serve-models": serve.command,
     "modelpipes build-engine": build_engine.command,
 }
 
@@ -95,8 +98,11 @@ def server() -> Iterator[str]:
 def typed(home: Home, server: str) -> Ended:
     """All of it, in one shell; the shell stops at the first command that fails."""
     script = ["set -eu"]
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        gateway = f"127.0.0.1:{probe.getsockname()[1]}"
     for block in commands():
-        script += [f"echo '{mark(block)}'; echo '{mark(block)}' >&2", block.text.replace(SERVER, server)]
+        text = block.text.replace(SERVER, server).replace(GATEWAY, gateway)
+        script += [f"echo '{mark(block)}'; echo '{mark(block)}' >&2", text]
     path = home.cwd.parent / "readme.sh"
     path.write_text("\n".join(script) + "\n", "utf-8")
     return home.run(["sh", path], typed=TYPED)
@@ -212,6 +218,13 @@ def test_models_are_listed_and_reported_for_scripts(typed: Ended, home: Home) ->
     assert said_by(typed, "find-gguf --gpu")[0].split()[:2] == ["name", "arch"]
     assert list(json.loads((home.cwd / "models.json").read_text())) == ["gpu", "settings", "files", "problems"]
     assert (home.cwd / "models.csv").read_text().startswith("path,path_bytes,name,")
+
+
+def test_more_models_than_fit_talk_and_are_served(typed: Ended) -> None:
+    assert speakers(said_by(typed, "cat >models.toml")) == ["hub", *["alice", "bob", "carol"] * 2]
+    answer, residency = map(json.loads, said_by(typed, "serve-models models.toml")[-2:])
+    assert answer["choices"][0]["message"]["content"]
+    assert [one["name"] for one in residency["resident"] if one["pinned"]] == ["phi"]
 
 
 def test_a_deadline_ends_with_its_own_exit_code(typed: Ended) -> None:

@@ -8,8 +8,8 @@ import statistics
 import threading
 import time
 from array import array
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,6 +28,9 @@ from modelpipes.errors import MessageError, PipesError, UsageError
 from modelpipes.fifo import RETRY_S
 from modelpipes.message import new_id
 from modelpipes.room import HUB, Room, star
+
+if TYPE_CHECKING:
+    from modelpipes.commands.gateway import Gateway
 
 SILENCE_S = 30.0
 DEFAULT_ROUNDS = 10  # where nothing else would end the talk
@@ -52,6 +55,7 @@ def _voice_arguments(command: Any) -> Any:
 @options.directory
 @_voice_arguments
 @options.shared_voice_options
+@click.option("--serve", metavar="CONFIG", help="Seat SEAT=NAME: models of a serve-models of its own, swapped.")
 @click.option("--rounds", type=click.IntRange(1), metavar="N", help="Turns of each member.  [10 or unending]")
 @click.option("--turns", "taking", type=click.Choice(["round-robin", "random", "moderator"]), default="round-robin",
               show_default=True, help="Who speaks next.")  # fmt: skip
@@ -81,8 +85,25 @@ def command(ctx: click.Context, /, **given: Any) -> None:
       chat-models --model alice=a.gguf --model bob=b.gguf --rounds 4
       chat-models alice bob --opening "What is a pipe?" --transcript talk.jsonl
       chat-models me --model alice=tiny-chat
+      chat-models --serve models.toml alice=qwen bob=gemma carol=phi
     """
-    members = read_members(given, ctx.meta["names"])
+    with contextlib.ExitStack() as stack:
+        gateway = None
+        if given["serve"]:
+            from modelpipes.commands.gateway import serving
+
+            _check_served(given["seats"])
+            gateway = stack.enter_context(serving(given["serve"]))
+        _lead(given, ctx.meta["names"], gateway)
+
+
+def _check_served(seats: Sequence[str]) -> None:
+    if not any("=" in seat for seat in seats):
+        raise UsageError("--serve seats its models as SEAT=NAME: chat-models --serve models.toml alice=qwen bob=gemma")
+
+
+def _lead(given: dict[str, Any], names: Sequence[str], gateway: Gateway | None) -> None:
+    members = read_members(given, names, gateway.url if gateway else "")
     if not given["no_fit_check"]:
         members.check_fit()
     _check_moderator(given["taking"], given["moderator"], members)
@@ -119,6 +140,8 @@ def command(ctx: click.Context, /, **given: Any) -> None:
             watcher.break_off()
             raise
         output.say(watcher.summary(why))
+        if gateway and (swaps := gateway.swaps()):
+            output.say(swaps)
 
 
 def _check_moderator(kind: str, moderator: str | None, members: Members) -> None:

@@ -61,8 +61,22 @@ class InOrder(click.Command):
                     yield value.partition("=")[0]
 
 
-def read_members(given: Mapping[str, Any], names: Sequence[str]) -> Members:
-    """The members that the options ask for; UsageError, or FileError for a model file, before anything is started."""
+def read_members(given: Mapping[str, Any], names: Sequence[str], gateway: str = "") -> Members:
+    """The members that the options ask for; UsageError, or FileError for a model file, before anything is started.
+
+    With a `gateway` names may be NAME=MODEL: a model that it serves.
+    """
+    served = [word.partition("=")[::2] for word in names if "=" in word]
+    if served:
+        if not gateway:
+            word = next(word for word in names if "=" in word)
+            raise UsageError(f"{word}: a seat that is taken has a NAME; to seat a model give --model {word}")
+        names = [word.partition("=")[0] for word in names]
+        given = {
+            **given,
+            "server_": [*given["server_"], *(f"{name}={gateway}" for name, _ in served)],
+            "model_name": [*given["model_name"], *(f"{name}={model}" for name, model in served)],
+        }
     seated = {name: (kind, value) for kind in VOICES for name, value in _pairs(kind, given[f"{kind}_"])}
     for name in names:
         if name == HUB:

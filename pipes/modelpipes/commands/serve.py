@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import socket
+import time
 from typing import Any
 from urllib.parse import quote
 
@@ -13,11 +14,13 @@ import click
 
 from modelpipes import output
 from modelpipes.commands import options
+from modelpipes.deadline import Deadline
 from modelpipes.errors import EngineError, UsageError
 
 ACTIONS = ("status", "load", "unload", "pin", "unpin", "logs", "reload")
 OF_A_MODEL = ("load", "unload", "pin", "unpin", "logs")
 ANSWER_S = 10.0
+LOOK_S = 0.02  # between two looks for a daemon that starts
 LOAD_S = 900.0  # a load waits for its turn, and for the disk
 
 
@@ -25,10 +28,13 @@ LOAD_S = 900.0  # a load waits for its turn, and for the disk
 @click.argument("words", metavar="[CONFIG.toml | ACTION [NAME]]", nargs=-1)
 @click.option("--listen", metavar="ADDRESS", help="127.0.0.1:9090, or unix:PATH.  [as configured]")
 @click.option("--vram", type=options.BYTES, metavar="SIZE", help="The budget, such as 16GB.  [as configured]")
+@click.option("--wait", type=options.SECONDS, metavar="TIME", help="ACTION: wait so long for a daemon to be there.")
 @click.option("--follow", "-f", is_flag=True, help="logs: also those to come.")
 @options.as_json
 @options.version
-def command(words: tuple[str, ...], listen: str | None, vram: int | None, follow: bool, as_json: bool) -> None:
+def command(
+    words: tuple[str, ...], listen: str | None, vram: int | None, wait: float | None, follow: bool, as_json: bool
+) -> None:
     """Serve models from one address, swapped in and out of memory as they are asked for.
 
     ACTION speaks to the daemon that runs: status, load NAME, unload NAME, pin NAME, unpin NAME, logs NAME, reload.
@@ -41,12 +47,12 @@ def command(words: tuple[str, ...], listen: str | None, vram: int | None, follow
       serve-models logs qwen -f
     """
     if words and words[0] in ACTIONS:
-        _act(words[0], words[1:], listen, follow, as_json)
+        _act(words[0], words[1:], _Daemon(listen, wait or 0.0), follow, as_json)
         return
     if len(words) > 1:
         raise UsageError(f"{words[0]!r} is no action ({', '.join(ACTIONS)}), and one configuration is enough")
-    if follow or as_json:
-        raise UsageError("--follow and --json are for an action")
+    if follow or as_json or wait:
+        raise UsageError("--wait, --follow and --json are for an action")
     try:
         from modelpipes.serving import daemon
     except ModuleNotFoundError as error:
@@ -59,12 +65,12 @@ def _say(line: str) -> None:
     output.say(f"serve-models: {line}")
 
 
-def _act(action: str, names: tuple[str, ...], listen: str | None, follow: bool, as_json: bool) -> None:
+def _act(action: str, names: tuple[str, ...], daemon: _Daemon, follow: bool, as_json: bool) -> None:
     if len(names) != (action in OF_A_MODEL):
         raise UsageError(f"serve-models {action} takes {'one NAME' if action in OF_A_MODEL else 'no name'}")
     if follow and action != "logs":
         raise UsageError("--follow is for logs")
-    daemon = _Daemon(listen)
+    daemon.find()
     if action == "reload":
         daemon.reload()
     elif action == "status":
@@ -115,14 +121,19 @@ def _show(residency: dict[str, Any], models: dict[str, Any], as_json: bool) -> N
 class _Daemon:
     """The daemon that runs, over HTTP."""
 
-    def __init__(self, listen: str | None) -> None:
-        """UsageError where none runs, or several and `listen` does not say which."""
+    def __init__(self, listen: str | None, wait_s: float) -> None:
+        self._listen = listen
+        self._deadline = Deadline.after(options.bounded(wait_s))
+
+    def find(self) -> None:
+        """Find it. EngineError where none runs, UsageError where several do and nobody said which."""
         from modelpipes.serving.record import running
 
-        found = [one for one in running() if listen in (None, one.listen)]
-        if not found:
-            where = f" on {listen}" if listen else ""
-            raise EngineError(f"no serve-models runs{where}: start one with serve-models CONFIG.toml")
+        while not (found := [one for one in running() if self._listen in (None, one.listen)]):
+            if self._deadline.has_passed():
+                where = f" on {self._listen}" if self._listen else ""
+                raise EngineError(f"no serve-models runs{where}: start one with serve-models CONFIG.toml")
+            time.sleep(LOOK_S)
         if len(found) > 1:
             raise UsageError(f"--listen is missing: serve-models runs on {', '.join(one.listen for one in found)}")
         (self._record,) = found

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from modelpipes import gpu, hostmemory
-from modelpipes.engine.lifecycle import batch_tokens
-from modelpipes.errors import PipesError
+from modelpipes.engine.lifecycle import batch_tokens, resident_bytes
+from modelpipes.errors import FileError, ModelFileError
+from modelpipes.fit.cuda import OVERHEAD_BYTES
 from modelpipes.fit.memory import predict_memory
 from modelpipes.fit.settings import Settings
 from modelpipes.gguf.shards import read_model
-from modelpipes.serving.residency import Bytes
+from modelpipes.serving.residency import NOTHING, Bytes
 from modelpipes.units import format_bytes
 
 SETTLE_S = 5.0  # a driver gives memory back within seconds, or it is somebody else's now
 SETTLE_INTERVAL_S = 0.25
 SETTLED_SHARE = 0.75  # of what an engine held
+KIB = 1024
 UNKNOWN_SHARE = 1.2  # of the file, for a model whose memory we cannot predict
 
 
@@ -29,25 +32,48 @@ class Place:
     n_devices: int  # cards that are there
     is_charged: bool  # whether a model's share of a card counts: there is one, or a budget for one
 
+    def for_engine(self, *, has_gpu: bool) -> Place:
+        """The place of one engine among others: one without a back-end for the cards computes on the CPU."""
+        return self if has_gpu or not self.n_devices else Place(0, False)
 
-def find_budget(card: int | None, host: int | None, reserve: int, *, has_gpu: bool) -> tuple[Bytes, Place, str]:
+
+class Taken(NamedTuple):
+    """Bytes that a process holds, as the system tells them; `card` is None where the driver does not."""
+
+    card: int | None
+    host: int
+
+
+def find_budget(
+    card: int | None, host: int | None, reserve: int, *, has_gpu: bool, held: Bytes = NOTHING
+) -> tuple[Bytes, Place, str]:
     """What may be used, where, and that in words; None: what is free now, but for the reserve.
 
-    Without a card the card's budget is a number, against which predictions are charged.
+    `held` is what our own engines hold while this is asked: it is not free, and it is ours. Of several cards each
+    keeps the reserve. Without a card the card's budget is a number, against which predictions are charged.
     """
     cards = gpu.find_visible_cards().cards if has_gpu else ()
-    host_bytes = max(0, hostmemory.available_bytes() - reserve) if host is None else host
-    card_bytes = max(0, sum(one.free_bytes for one in cards) - reserve) if card is None else card
+    host_bytes = auto_bytes(hostmemory.available_bytes(), held.host, reserve) if host is None else host
+    free = sum(one.free_bytes for one in cards)
+    card_bytes = (auto_bytes(free, held.card, reserve * len(cards)) if cards else 0) if card is None else card
     names = " and ".join(one.name for one in cards) or ("a card in name only" if card else "the CPU")
     words = f"{format_bytes(card_bytes)} of {names}, " if cards or card else ""
     words += f"{format_bytes(host_bytes)} of host memory"
     return Bytes(int(card_bytes), int(host_bytes)), Place(len(cards), bool(cards) or card is not None), words
 
 
+def auto_bytes(free: int, held: int, reserve: int) -> int:
+    """What we may use of a memory of which so much is free and so much is ours already: all but what others hold."""
+    return max(0, free + held - reserve)
+
+
 def predict(
     path: str, place: Place, *, ctx_size: int, parallel: int, kv_type: str, gpu_layers: int | None, cpu_moe: bool
 ) -> Bytes:
-    """What an engine with this model will take. FileError where the file cannot be read."""
+    """What an engine with this model will take, the runtime's overhead on each card included.
+
+    FileError where the file cannot be read or contradicts itself, UsageError where llama.cpp would refuse the settings.
+    """
     on_cpu = not place.n_devices or gpu_layers == 0
 
     def settings(n_devices: int) -> Settings:
@@ -68,27 +94,92 @@ def predict(
         on_host = predict_memory(header, settings(place.n_devices)).host.total_bytes
         devices = place.n_devices or (1 if place.is_charged else 0)
         on_card = predict_memory(header, settings(devices)).device_bytes if devices else 0
-    except PipesError:  # no language model, or of a kind that we do not know: it is its weights, mostly
+    except (ArithmeticError, LookupError, ValueError) as error:  # a header made up or damaged
+        raise ModelFileError(path, f"its numbers contradict each other ({error})") from None
+    except FileError:  # no language model, or of a kind that we do not know: it is its weights, mostly
         whole = int(header.file_size * UNKNOWN_SHARE)
         return Bytes(whole if place.is_charged else 0, 0 if place.n_devices else whole)
     return Bytes(on_card, on_host)
 
 
 def measure(pid: int, predicted: Bytes, place: Place) -> Bytes:
-    """What a ready engine has taken. llama.cpp allocates all of it before it is ready: nothing grows afterwards.
+    """What a ready engine counts for from now on: see `charge`."""
+    return charge(predicted, look(pid, place))
 
-    Where the driver does not say, and for host memory (a file's pages are mapped, counted with every process and
-    evictable), the prediction stands; so does it for a card in name only.
+
+def charge(predicted: Bytes, taken: Taken | None) -> Bytes:
+    """What the decision should count for an engine; `taken` is None until it is ready. Pure.
+
+    While it loads that is the prediction: what it has taken so far says nothing about what it is going to.
+
+    Afterwards, on the card: what was measured, and of what is missing from the prediction no more than the runtime's
+    overhead. Weights, cache and compute buffers are allocated before an engine is ready, so that they are in the
+    measure; cuBLAS and the memory pool take their part with the first large batch. What is missing beyond that was
+    predicted wrongly, and is free. Where the driver does not say, and for a card in name only, the prediction stands.
+
+    On the host: the greater. Pages of a mapped file and of a cache come in as they are used, and may leave again; a
+    program's own memory, which no prediction knows, is in the measure only.
     """
-    if not place.n_devices:
+    if taken is None:
         return predicted
+    if taken.card is None:
+        return Bytes(predicted.card, max(predicted.host, taken.host))
+    growth = min(max(predicted.card - taken.card, 0), OVERHEAD_BYTES)
+    return Bytes(taken.card + growth, max(predicted.host, taken.host))
+
+
+def look(pid: int, place: Place) -> Taken:
+    """What a process and its descendants hold now: on the cards by NVML, of the host by /proc."""
+    pids = family(pid)
+    return Taken(card_bytes(pids) if place.n_devices else None, sum(map(host_bytes, pids)))
+
+
+def card_bytes(pids: Collection[int]) -> int | None:
+    """Bytes that these processes hold on the visible cards; None where the driver does not say."""
     used = [
         process.used_bytes
         for card in gpu.find_visible_cards().cards
         for process in card.processes
-        if process.pid == pid and process.used_bytes is not None
+        if process.pid in pids and process.used_bytes is not None
     ]
-    return Bytes(sum(used), predicted.host) if used else predicted
+    return sum(used) if used else None
+
+
+def family(pid: int) -> tuple[int, ...]:
+    """A process and all its descendants that live now; empty if it has gone."""
+    if not os.path.exists(f"/proc/{pid}"):
+        return ()
+    found = [pid]
+    for each in found:  # grows as it goes
+        found += _children(each)
+    return tuple(found)
+
+
+def _children(pid: int) -> list[int]:
+    """Of all its threads (proc(5), /proc/PID/task/TID/children)."""
+    children: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
+                children += map(int, file.read().split())
+    except OSError:  # it ended meanwhile
+        pass
+    return children
+
+
+def host_bytes(pid: int) -> int:
+    """Host memory of one process: its proportional share of what it maps with others, else all that it has in RAM.
+
+    0 if it has gone. PSS (proc(5), smaps_rollup) counts a model file that two engines map once between them.
+    """
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("Pss:"):
+                    return int(line.split()[1]) * KIB
+    except OSError:  # before Linux 4.14, or not ours to read
+        pass
+    return resident_bytes(pid)
 
 
 def settle(
@@ -99,7 +190,10 @@ def settle(
     clock: Callable[[], float] = time.monotonic,
     wait: Callable[[float], object] = time.sleep,
 ) -> bool:
-    """Wait until the memory that an ended engine held is free again; False where it is not after 5 s."""
+    """Wait until most of what an ended engine held is free again; False where it is not after 5 s.
+
+    Without a card there is nothing to wait for: the kernel has taken back a process's memory before it can be reaped.
+    """
     until = clock() + SETTLE_S
     while free_now() - free_before < freed_bytes * SETTLED_SHARE:
         if clock() >= until:

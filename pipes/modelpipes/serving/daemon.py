@@ -22,7 +22,7 @@ from modelpipes.serving import budget
 from modelpipes.serving.gateway import GRACE_S, Server, Settings, make_app
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.pool import Pool, Servable
-from modelpipes.serving.record import Daemon, folder, recorded
+from modelpipes.serving.record import Daemon, recorded
 from modelpipes.serving.residency import Bytes
 
 Say = Callable[[str], None]
@@ -157,7 +157,7 @@ class _Daemon:
         return Servable(
             name=name,
             file=path,
-            start=Start(name, path, model, os.path.join(folder(), "logs")),
+            start=Start(name, path, model, os.path.join(cache_dir(), "serve", "logs")),
             needs=needs,
             file_bytes=budget.file_bytes(path),
             created=int(os.path.getmtime(path)) if os.path.exists(path) else int(time.time()),

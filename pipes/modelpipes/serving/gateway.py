@@ -205,11 +205,11 @@ class Job:
         connection = self.scope.get(CONNECTION)
         return connection is not None and connection.is_clogged
 
-    def break_off(self, *, at_once: bool = True) -> None:
-        """Close the connection, so that an unfinished answer cannot pass for a whole one."""
+    def break_off(self) -> None:
+        """Close the connection now, so that an unfinished answer cannot pass for a whole one."""
         connection = self.scope.get(CONNECTION)
         if connection is not None:
-            connection.break_off(at_once=at_once)
+            connection.break_off()
 
     @property
     def name(self) -> str:
@@ -487,14 +487,16 @@ class Gateway:
             headers.append((b"www-authenticate", b"Bearer"))
         if error.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after_s))))
-        if job.must_drain():
+        if job.ended_by:
+            headers.append((b"connection", b"close"))
+        elif job.must_drain():
             await job.start(error.status, [*headers, (b"connection", b"close")])
             await job.write(body)
             await job.drain()
             await job.finish()
-        else:
-            await job.start(error.status, headers)
-            await job.finish(body)
+            return
+        await job.start(error.status, headers)
+        await job.finish(body)
 
     async def _end_early(self, job: Job) -> None:
         """Answer a request that was cancelled by its connection, a deadline or our end."""
@@ -506,8 +508,6 @@ class Gateway:
             return
         text, status, code = known
         await self._refuse(job, ServingError(text, status, code, RETRY_AFTER_S if status == 503 else None))
-        if status == 408:
-            job.break_off(at_once=False)
 
     # -- the other pages
 
@@ -756,21 +756,14 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             job.end("left")
 
-    def break_off(self, *, at_once: bool = True) -> None:
-        """Close it; what is written already still goes out, unless `at_once`."""
-        if at_once:
-            self.transport.abort()
-        else:
-            self.transport.close()
+    def break_off(self) -> None:
+        """Close it now, whatever waits to be written."""
+        self.transport.abort()
 
     @property
     def is_clogged(self) -> bool:
         """Whether the client reads less than it is sent."""
         return self.flow.write_paused
-
-    def leave(self) -> None:
-        """Come to an end: at once where nothing is asked, else after the answer."""
-        self.shutdown()
 
     def end_job(self, reason: str) -> None:
         """End the request that is worked on, if any."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from types import TracebackType
 from typing import cast
@@ -168,7 +169,8 @@ async def ask(address: Address, path: str, body: bytes) -> Answer:
         await answer.wait_for_head()
     except OSError as error:
         answer.close()
-        raise Lost(f"the engine cannot be reached: {error.strerror or error}") from None
+        word = os.strerror(error.errno) if error.errno else str(error) or "it accepts no connection"
+        raise Lost(f"the engine cannot be reached: {word}") from None
     except BaseException:
         answer.close()
         raise

@@ -1,0 +1,58 @@
+"""A serve-models of our own, for as long as a conversation lasts."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import sys
+from collections.abc import Iterator
+
+from modelpipes.child import Child
+from modelpipes.deadline import Deadline
+from modelpipes.engine.client import Client
+from modelpipes.errors import DeadlineError, EngineError, PipesError
+from modelpipes.serving.record import running
+
+START_S = 60.0  # to read every model's header; it answers before any engine starts
+LOOK_S = 0.02
+PREFIX = "modelpipes_pool_"
+COSTS = ("load_seconds_count", "load_seconds_sum", 'decisions_total{action="stop"}')
+
+
+class Gateway:
+    """Where it listens, and what swapping has cost."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._client = Client(url)
+
+    def models(self) -> list[str]:
+        """The names of the models that it serves."""
+        return self._client.models()
+
+    def swaps(self) -> str:
+        """How often models were loaded and ended, and how long the loads took, in words; empty where it has gone."""
+        try:
+            text = self._client.metrics()
+        except PipesError:
+            return ""
+        told = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith(PREFIX))
+        loads, seconds, stops = (float(told.get(PREFIX + name, 0)) for name in COSTS)
+        return f"{loads:.0f} loads in {seconds:.2f} s, {stops:.0f} models swapped out"
+
+
+@contextlib.contextmanager
+def serving(config: str) -> Iterator[Gateway]:
+    """Run one with this configuration. EngineError with its last words where it does not start."""
+    argv = [sys.executable, "-P", "-m", "modelpipes", "serve", "--listen=127.0.0.1:0", "--", config]
+    with Child(argv, name="serve-models") as child:
+        deadline = Deadline.after(START_S)
+        poll = select.poll()
+        poll.register(child.pidfd, select.POLLIN)
+        while not (found := [one for one in running() if one.pid == child.pid]):
+            if poll.poll(LOOK_S * 1000):
+                said = child.last_lines(1)
+                raise EngineError(said[0].removeprefix("modelpipes serve: ") if said else "serve-models ended")
+            if deadline.has_passed():
+                raise DeadlineError(f"serve-models has not started after {START_S:g} s")
+        yield Gateway(f"http://{found[0].listen}")

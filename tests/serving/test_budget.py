@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelpipes import gpu, hostmemory
+from modelpipes.engine.lifecycle import batch_tokens
+from modelpipes.errors import FileError, UsageError
+from modelpipes.fit import Settings, predict_memory
+from modelpipes.fit.cuda import OVERHEAD_BYTES
+from modelpipes.gguf.header import read_header
+from modelpipes.serving import budget
+from modelpipes.serving.budget import Place, Taken, auto_bytes, charge, find_budget, host_bytes, look, measure, settle
+from modelpipes.serving.residency import Bytes
+from tests.models import scripted_model
+from tests.test_gpu import build
+
+MIB = 1 << 20
+CPU = Place(0, False)
+IN_NAME_ONLY = Place(0, True)
+CARD = Place(1, True)
+PACKAGE = Path(gpu.__file__).parent.parent
+HOLD = """
+import sys
+held = bytearray(int(sys.argv[1]))
+held[::4096] = b"x" * len(held[::4096])
+print("held", flush=True)
+sys.stdin.read()
+"""
+PARENT = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, *sys.argv[1:]]).returncode)"
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+    waits: list[float] = field(default_factory=list)
+
+    def wait(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(scripted_model(tmp_path_factory.mktemp("models") / "m.gguf", pad_mib=4))
+
+
+@pytest.fixture
+def holding() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a process that holds so many bytes, and is ready; with `below`, in a child of it."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(n_bytes: int, *, below: bool = False) -> subprocess.Popen[str]:
+        command = [sys.executable, *(["-c", PARENT] if below else []), "-c", HOLD, str(n_bytes)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout and process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.communicate()
+
+
+def with_driver(folder: Path, script: str, **environment: str) -> Any:
+    """What a script prints as JSON where the driver's library is the one in this folder."""
+    kept = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    script = (
+        f"import json; from modelpipes.serving import budget; from modelpipes.serving.residency import Bytes\n{script}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=kept | {"LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(PACKAGE)} | environment,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("driver"))
+
+
+# What may be used
+
+
+def test_without_a_card_the_hosts_free_memory_but_for_the_reserve_is_the_budget() -> None:
+    free = hostmemory.available_bytes()
+    limits, place, words = find_budget(None, None, free // 2, has_gpu=False)
+    assert (limits.card, place) == (0, CPU)
+    assert limits.host == pytest.approx(free / 2, rel=0.2)
+    assert words.endswith("of host memory")
+
+
+def test_a_number_is_a_card_in_name_only_and_the_reserve_is_not_taken_from_it() -> None:
+    assert find_budget(16 * 10**9, 10**9, 10**9, has_gpu=False)[:2] == (Bytes(16 * 10**9, 10**9), IN_NAME_ONLY)
+
+
+def test_auto_is_what_is_free_on_the_card_but_for_the_reserve_of_each(driver: Path) -> None:
+    script = "print(json.dumps(budget.find_budget(None, 7, 1 << 30, has_gpu=True)[0].card))"
+    assert with_driver(driver, script) == (14000 - 1024) * MIB
+    assert with_driver(driver, script, FAKE_CARDS="2") == (14000 + 13999 - 2 * 1024) * MIB
+
+
+def test_what_our_own_engines_hold_is_ours_when_the_budget_is_found_again(driver: Path) -> None:
+    script = "print(json.dumps(budget.find_budget(None, 7, 0, has_gpu=True, held=Bytes(1 << 30))[0].card))"
+    assert with_driver(driver, script) == (14000 + 1024) * MIB
+
+
+def test_an_engine_without_a_back_end_for_the_card_has_no_card(driver: Path) -> None:
+    script = "print(json.dumps(budget.find_budget(None, 7, 0, has_gpu=False)[0].card))"
+    assert with_driver(driver, script) == 0
+    assert CARD.for_engine(has_gpu=False) == CPU
+    assert CARD.for_engine(has_gpu=True) == CARD
+    assert IN_NAME_ONLY.for_engine(has_gpu=False) == IN_NAME_ONLY
+
+
+@given(st.integers(0, 10**12), st.integers(0, 10**12), st.integers(0, 10**12))
+def test_loading_and_unloading_our_own_changes_no_automatic_budget(free: int, held: int, reserve: int) -> None:
+    assert auto_bytes(free, held, reserve) == auto_bytes(free + held, 0, reserve) >= 0
+
+
+# What a model will take
+
+
+def predict(path: str, place: Place, **more: Any) -> Bytes:
+    given = {"ctx_size": 4096, "parallel": 1, "kv_type": "f16", "gpu_layers": None, "cpu_moe": False, **more}
+    return budget.predict(path, place, **given)
+
+
+def test_on_a_card_the_prediction_has_the_runtimes_overhead(model: str) -> None:
+    memory = predict_memory(read_header(model), Settings(n_ubatch=batch_tokens(1, on_cpu=False), backend="cuda"))
+    assert predict(model, CARD) == Bytes(memory.device_bytes, memory.host.total_bytes)
+    assert memory.device_bytes > OVERHEAD_BYTES
+
+
+def test_on_the_cpu_all_of_it_is_the_hosts(model: str) -> None:
+    memory = predict_memory(
+        read_header(model), Settings(n_ubatch=batch_tokens(1, on_cpu=True), n_devices=0, n_gpu_layers=0)
+    )
+    assert predict(model, CPU) == Bytes(0, memory.host.total_bytes)
+
+
+def test_a_card_in_name_only_is_charged_and_the_host_pays_all_the_same(model: str) -> None:
+    taken = predict(model, IN_NAME_ONLY)
+    assert taken.host == predict(model, CPU).host
+    assert os.path.getsize(model) // 2 < taken.card < predict(model, CARD).card
+
+
+def test_more_sequences_and_a_wider_cache_take_more_and_fewer_layers_take_less(model: str) -> None:
+    least = predict(model, CARD)
+    assert predict(model, CARD, parallel=4).card > least.card
+    assert predict(model, CARD, kv_type="f32").card > least.card
+    some = predict(model, CARD, gpu_layers=1)
+    assert some.card < least.card and some.host > least.host
+
+
+def test_settings_that_the_engine_would_refuse_are_refused(model: str) -> None:
+    with pytest.raises(UsageError, match="q9"):
+        predict(model, CPU, kv_type="q9")
+
+
+def test_what_is_no_model_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(FileError):
+        predict(str(tmp_path / "m.gguf"), CPU)
+
+
+# What it has taken
+
+
+def test_the_memory_of_a_process_is_what_it_holds(holding: Callable[..., subprocess.Popen[str]]) -> None:
+    small, large = holding(0), holding(64 * MIB)
+    assert host_bytes(large.pid) - host_bytes(small.pid) == pytest.approx(64 * MIB, abs=8 * MIB)
+
+
+def test_the_memory_of_its_children_is_its_own(holding: Callable[..., subprocess.Popen[str]]) -> None:
+    process = holding(64 * MIB, below=True)
+    assert host_bytes(process.pid) < 48 * MIB
+    assert look(process.pid, CPU).host > 64 * MIB
+    assert look(process.pid, CPU).card is None
+
+
+def test_a_process_that_has_gone_holds_nothing(holding: Callable[..., subprocess.Popen[str]]) -> None:
+    process = holding(MIB)
+    process.communicate()
+    assert look(process.pid, CPU) == Taken(None, 0)
+    assert measure(process.pid, Bytes(3, 5), IN_NAME_ONLY) == Bytes(3, 5)
+
+
+def test_the_card_is_asked_for_these_processes_only(driver: Path) -> None:
+    ask = "print(json.dumps(budget.card_bytes({})))"
+    assert with_driver(driver, ask.format((200, 400))) == 1564 * MIB
+    assert with_driver(driver, ask.format((200, 300))) == 1500 * MIB  # of 300 the driver does not say
+    assert with_driver(driver, ask.format((300,))) is None
+    assert with_driver(driver, ask.format((1,))) is None
+
+
+# What counts
+
+amounts = st.integers(0, 10**11)
+
+
+@given(amounts, amounts)
+def test_while_it_loads_the_prediction_counts(card: int, host: int) -> None:
+    assert charge(Bytes(card, host), None) == Bytes(card, host)
+
+
+@given(amounts, amounts, st.none() | amounts, amounts)
+def test_once_it_is_ready_what_it_holds_counts_and_what_may_still_grow(
+    card: int, host: int, taken_card: int | None, taken_host: int
+) -> None:
+    counted = charge(Bytes(card, host), Taken(taken_card, taken_host))
+    assert counted.host == max(host, taken_host)
+    if taken_card is None:
+        assert counted.card == card
+    else:
+        assert taken_card <= counted.card <= taken_card + OVERHEAD_BYTES
+        assert counted.card <= max(card, taken_card)
+
+
+# Until it is free
+
+
+def test_memory_that_comes_back_at_once_is_not_waited_for() -> None:
+    clock = Clock()
+    assert settle(100, 50, lambda: 150, clock=lambda: clock.now, wait=clock.wait)
+    assert clock.waits == []
+
+
+def test_memory_that_comes_back_late_is_waited_for_in_steps_of_250_ms() -> None:
+    clock = Clock()
+    assert settle(100, 50, lambda: 50 if clock.now < 1 else 130, clock=lambda: clock.now, wait=clock.wait)
+    assert clock.waits == [0.25] * 4
+
+
+def test_memory_that_never_comes_back_is_given_up_after_5_s() -> None:
+    clock = Clock()
+    assert not settle(100, 50, lambda: 50, clock=lambda: clock.now, wait=clock.wait)
+    assert clock.now == 5

@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelpipes import config
+from modelpipes.config import AT_START, HARMLESS, Change, Config, Memory, Model, Server, difference, load, read
+from modelpipes.errors import UsageError
+from modelpipes.fit.context import CACHE_TYPES
+from modelpipes.units import MAX_SECONDS
+
+EXAMPLES = Path(__file__).parent.parent / "config"
+QWEN = "[models.qwen]\nfile = '/q.gguf'\n"
+
+
+def refusal(text: str, folder: str = "/etc") -> str:
+    with pytest.raises(UsageError) as refused:
+        read(text, folder)
+    return str(refused.value)
+
+
+# What is read
+
+
+def test_the_shape_of_the_file_is_that_of_the_values(tmp_path: Path) -> None:
+    path = tmp_path / "serve.toml"
+    path.write_text(
+        """
+        [server]
+        listen = "127.0.0.1:9090"
+        max_waiting = 3
+        max_lease_s = "2m"
+        [memory]
+        budget = "16GB"
+        host_budget = "auto"
+        reserve = "1GiB"
+        min_resident_s = 0
+        max_wait_s = 1.5
+        [models.qwen]
+        file = "q.gguf"
+        ctx_size = 8192
+        kv_type = "q8_0"
+        gpu_layers = 20
+        cpu_moe = true
+        pin = true
+        idle_unload_s = 30
+        aliases = ["gpt-4"]
+        engine_args = ["--seed", "1"]
+        [scan]
+        directories = ["models"]
+        """
+    )
+    read = load(str(path))
+    assert read.server == Server(max_waiting=3, max_lease_s=config.Seconds(120))
+    assert read.memory == Memory(
+        budget=config.Size(16 * 10**9),
+        reserve=config.Size(1 << 30),
+        min_resident_s=config.Seconds(0),
+        max_wait_s=config.Seconds(1.5),
+    )
+    assert read.models == {
+        "qwen": Model(
+            file=str(tmp_path / "q.gguf"),
+            ctx_size=8192,
+            kv_type="q8_0",
+            gpu_layers=20,
+            cpu_moe=True,
+            pin=True,
+            idle_unload_s=config.Seconds(30),
+            aliases=("gpt-4",),
+            engine_args=("--seed", "1"),
+        )
+    }
+    assert read.scan.directories == (str(tmp_path / "models"),)
+
+
+def test_an_empty_file_is_all_defaults() -> None:
+    assert read("", "/etc") == Config()
+
+
+def test_no_limit_is_a_time_that_a_timer_can_take() -> None:
+    assert read('[memory]\nmax_wait_s = "none"', "/etc").memory.max_wait_s == MAX_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("given", "file"),
+    [
+        ("~/q.gguf", "/home/someone/q.gguf"),
+        ("/models/q.gguf", "/models/q.gguf"),
+        ("q.gguf", "/etc/q.gguf"),
+        ("../q.gguf", "/q.gguf"),
+        ("./q", "/etc/q"),
+        ("tiny-chat", "tiny-chat"),
+        ("qwen2.5:7b", "qwen2.5:7b"),
+    ],
+)
+def test_files_are_meant_from_the_configurations_folder_and_names_stay(
+    given: str, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert read(f"[models.a]\nfile = '{given}'", "/etc").models["a"].file == file
+
+
+def test_a_sockets_path_is_made_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert read('[server]\nlisten = "unix:~/s"', "/etc").server.listen == "unix:/home/someone/s"
+    assert read('[server]\nlisten = "unix:s"', "/etc").server.listen == "unix:/etc/s"
+
+
+def test_a_key_comes_from_its_file(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("s3cret\n")
+    assert read("[server]\nkey_file = 'key'", str(tmp_path)).server.key == "s3cret"
+
+
+def test_the_types_of_caches_are_those_of_llama_cpp() -> None:
+    assert set(msgspec.inspect.type_info(config.CacheType).values) == set(CACHE_TYPES)  # type: ignore[attr-defined]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (QWEN + "ctx_sise = 1", "models.qwen.ctx_sise is no key: did you mean ctx_size?"),
+        ("[sever]", "sever is no key: did you mean server?"),
+        ("[server]\nbudget = '1GB'", "server.budget is no key: it belongs to [memory]"),
+        ("zzz = 1", "zzz is no key: there are server, memory, models, scan"),
+        ("[models.qwen2.5]\nfile = 'q'", 'models.qwen2.5 is no key: a name with dots is quoted: [models."qwen2.5"]'),
+        ("[models.qwen]", "models.qwen: it needs the key `file`"),
+        (QWEN + "ctx_size = '8k'", "models.qwen.ctx_size: expected `int"),
+        (QWEN + "pin = 1", "models.qwen.pin: expected `bool`, got `int`"),
+        (QWEN + "kv_type = 'q9'", "models.qwen.kv_type: invalid enum value 'q9'"),
+        (QWEN + "ctx_size = 1", "models.qwen.ctx_size is at least 64, not 1"),
+        (QWEN + "ctx_size = 99999999999", "models.qwen.ctx_size is at most 2147483647, not 99999999999"),
+        (QWEN + "parallel = 0", "models.qwen.parallel is at least 1"),
+        (QWEN + "gpu_layers = -1", "models.qwen.gpu_layers is at least 0"),
+        (QWEN + "idle_unload_s = 'soon'", "models.qwen.idle_unload_s: 'soon' is not a duration"),
+        (QWEN + "idle_unload_s = nan", "models.qwen.idle_unload_s: expected a time such as 30"),
+        (QWEN + "aliases = [1]", "models.qwen.aliases[0]: expected `str`"),
+        (QWEN + "aliases = ['a b']", "models.qwen.aliases: 'a b': a name is letters"),
+        (
+            QWEN + "aliases = ['x']\n[models.b]\nfile='/b.gguf'\naliases = ['x']",
+            "models.b.aliases: 'x' is qwen already",
+        ),
+        (QWEN + "aliases = ['b']\n[models.b]\nfile='/b.gguf'", "models.qwen.aliases: 'b' is b already"),
+        ("[models.'a b']\nfile = 'q'", "models.a b: a name is letters"),
+        ("[models.q]\nfile = ''", "models.q.file: expected a path, got ''"),
+        ("[models]\nqwen = 1", "models.qwen is a table: write [models.qwen]"),
+        ("models = 1", "models is a table: write [models.NAME]"),
+        ("[memory]\nbudget = 'much'", "memory.budget: 'much' is not a size"),
+        ("[memory]\nbudget = -1", 'memory.budget: expected a size such as "16GB", got -1'),
+        ("[memory]\nbudget = true", "memory.budget: expected a size"),
+        ("[memory]\nmax_wait_s = -1", "memory.max_wait_s: expected a time"),
+        ("[memory]\nmax_wait_s = inf", "memory.max_wait_s: expected a time"),
+        ("[server]\nlisten = '9090'", 'server.listen: expected "HOST:PORT" or "unix:PATH", got \'9090\''),
+        ("[server]\nlisten = 'unix:'", "server.listen: expected"),
+        ("[server]\nkey = 'a b'", "server.key: a key is ASCII"),
+        ("[server]\nkey = 'a'\nkey_file = 'b'", "server.key_file: there is a server.key already"),
+        ("[server]\nkey_file = 'nowhere'", "server.key_file: /etc/nowhere cannot be read"),
+        ("[server]\nmax_waiting = 0", "server.max_waiting is at least 1"),
+        ("[server]\nmax_lease_s = 0", "server.max_lease_s: 0 leaves no time at all"),
+        ("[server\n", "no TOML: "),
+        ("a = " + "[" * 5000, "no TOML that anybody needs"),
+        ("a = " + "9" * 5000, "no TOML: "),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_key_with_what_is_expected(text: str, said: str) -> None:
+    assert refusal(text).startswith(said)
+
+
+def test_a_refusal_is_one_line_with_the_file_and_where_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text("[server]\nlisten = \n")
+    with pytest.raises(UsageError, match=re.escape(f"{path}: no TOML: Invalid value (at line 2, column 10)")):
+        load(str(path))
+    path.write_text('[server]\n"a\\nb\\u001b[2J" = 1\n')
+    with pytest.raises(UsageError) as refused:
+        load(str(path))
+    assert str(refused.value).isprintable()
+
+
+def test_a_key_is_not_printed_where_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("s3 cret")
+    assert "s3" not in refusal("[server]\nkey_file = 'key'", str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "binary", "no name"])
+def test_a_file_that_cannot_be_read_is_a_reason(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError) as refused:
+        load("a\0b" if kind == "no name" else str(tmp_path / kind))
+    assert ("config/serve.toml" if kind == "missing" else "cannot be read") in str(refused.value)
+
+
+@given(st.text())
+def test_no_text_makes_reading_fail_otherwise(text: str) -> None:
+    try:
+        read(text, "/etc")
+    except UsageError as error:
+        assert str(error)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+KEYS = sorted({key for kind in (Server, Memory, Model, config.Scan) for key in kind.__struct_fields__})
+
+
+@given(st.sampled_from(["server", "memory", "models", "scan"]), st.dictionaries(st.sampled_from(KEYS), VALUES))
+def test_no_value_of_any_key_makes_reading_fail_otherwise(section: str, table: dict[str, object]) -> None:
+    given = {section: {"a": {"file": "/a.gguf", **table}} if section == "models" else table}
+    try:
+        config.read_tables(given, "/etc")
+    except UsageError as error:
+        assert str(error)
+
+
+# What a reload touches
+
+
+def test_a_reload_touches_only_what_changed() -> None:
+    old = read(QWEN + "[models.b]\nfile='/b.gguf'\n[models.c]\nfile='/c.gguf'\n[models.d]\nfile='/d.gguf'", "/etc")
+    new = read(
+        "[server]\nlisten='127.0.0.1:1'\n[memory]\nbudget='1GB'\n"
+        + QWEN
+        + "pin = true\n[models.b]\nfile='/b.gguf'\nparallel=2\n[models.c]\nfile='/c.gguf'\n[models.e]\nfile='/e.gguf'",
+        "/etc",
+    )
+    assert difference(old, new) == Change(
+        added=("e",), removed=("d",), changed=("b",), touched=("qwen",), restart=("server.listen",), memory=True
+    )
+
+
+MODELS = st.builds(
+    Model,
+    file=st.sampled_from(["/a", "/b"]),
+    ctx_size=st.sampled_from([4096, 8192]),
+    pin=st.booleans(),
+    aliases=st.sampled_from([(), ("x",)]),
+)
+CONFIGS = st.builds(
+    Config,
+    server=st.builds(Server, listen=st.sampled_from(["a:1", "b:2"])),
+    memory=st.builds(Memory, keep_conversations=st.booleans(), budget=st.sampled_from([None, config.Size(1)])),
+    models=st.dictionaries(st.sampled_from("abcd"), MODELS),
+)
+
+
+@given(CONFIGS, CONFIGS)
+def test_the_difference_names_every_model_that_differs_once_and_nothing_else(old: Config, new: Config) -> None:
+    change = difference(old, new)
+    named = (*change.added, *change.removed, *change.changed, *change.touched)
+    assert len(set(named)) == len(named)
+    assert set(named) == {name for name in {*old.models, *new.models} if old.models.get(name) != new.models.get(name)}
+    assert (change == Change()) == (old == new)
+    back = difference(new, old)
+    assert (back.added, back.removed) == (change.removed, change.added)
+    assert (back.changed, back.touched, back.restart) == (change.changed, change.touched, change.restart)
+
+
+def test_the_keys_that_are_told_apart_exist() -> None:
+    assert set(HARMLESS) <= set(Model.__struct_fields__)
+    for key in AT_START:
+        section, _, name = key.partition(".")
+        assert name in type(getattr(Config(), section)).__struct_fields__
+
+
+# The examples
+
+
+def test_the_annotated_example_names_every_key_and_no_other() -> None:
+    text = (EXAMPLES / "serve.toml").read_text()
+    read = load(str(EXAMPLES / "serve.toml"))
+    assert len(read.models) == 3
+    shown = set(re.findall(r"^(?:# )?([a-z_]+) = ", text, re.MULTILINE))
+    assert shown == set(KEYS)
+
+
+def test_the_example_is_valid_with_every_key_in_use(tmp_path: Path) -> None:
+    text = (EXAMPLES / "serve.toml").read_text()
+    text = re.sub(r"^# key = .*\n", "", text, flags=re.MULTILINE)  # one of the two ways to give it
+    (tmp_path / "serve.key").write_text("s3cret")
+    assert read(re.sub(r"^# (?=[a-z_]+ = |\[)", "", text, flags=re.MULTILINE), str(tmp_path)).scan.directories
+
+
+def test_the_systemd_unit_is_one(tmp_path: Path) -> None:
+    tool = shutil.which("systemd-analyze")
+    if tool is None:
+        pytest.skip("no systemd-analyze on this machine")
+    unit = (EXAMPLES / "modelpipes-serve.service").read_text()
+    assert "ExecStart=%h/.local/bin/serve-models " in unit
+    copy = tmp_path / "modelpipes-serve.service"
+    copy.write_text(unit.replace("%h/.local/bin/serve-models", sys.executable))  # which must exist
+    environment = os.environ | {"XDG_RUNTIME_DIR": str(tmp_path), "SYSTEMD_LOG_LEVEL": "warning"}
+    done = subprocess.run([tool, "verify", "--user", str(copy)], env=environment, capture_output=True, check=False)
+    if b"Failed to initialize manager" in done.stderr:
+        pytest.skip(f"systemd-analyze does not work here: {done.stderr.decode()}")
+    assert (done.returncode, done.stderr) == (0, b"")
