@@ -30,7 +30,8 @@ from typing import Any
 import uvloop
 
 from modelpipes.engine.locate import EngineChoice
-from modelpipes.serving.gateway import Server, Settings, make_app
+from modelpipes.serving.gateway import Settings, make_app
+from modelpipes.serving.listening import Server
 from tests.models import scripted_model
 from tests.serving.pools import ENGINE_KEY, SmallPool
 

@@ -17,7 +17,7 @@ from modelpipes.deadline import Deadline
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import EngineChoice
 from modelpipes.errors import EngineError
-from modelpipes.serving.gateway import Gateway, Server, Settings, make_app
+from modelpipes.serving.gateway import Gateway, Settings, make_app
 from modelpipes.serving.grant import (
     Address,
     DecisionReport,
@@ -28,6 +28,7 @@ from modelpipes.serving.grant import (
     ServingError,
     WaitingReport,
 )
+from modelpipes.serving.listening import Server
 
 LIMIT_S = 30.0  # far more than anything here takes; the deadline of every wait
 ENGINE_KEY = "of-the-engine"

@@ -19,8 +19,9 @@ import openai
 import pytest
 
 from modelpipes.errors import PipesError, UsageError
-from modelpipes.serving.gateway import Settings, check_listen, parse_listen, split_events
+from modelpipes.serving.gateway import Settings, split_events
 from modelpipes.serving.grant import Grant
+from modelpipes.serving.listening import check_listen, parse_listen
 from tests.models import scripted_model
 from tests.serving.pools import ENGINE_KEY, LIMIT_S, Running, SmallPool, gateway
 

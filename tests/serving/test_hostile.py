@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 
-from modelpipes.serving.gateway import MAX_HEAD_BYTES, Settings
+from modelpipes.serving.gateway import Settings
+from modelpipes.serving.listening import MAX_HEAD_BYTES
 from tests.models import scripted_model
 from tests.serving.pools import LIMIT_S, Running, SmallPool, gateway
 

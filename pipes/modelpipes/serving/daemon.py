@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
 
 import msgspec
 import uvloop
+from msgspec.structs import replace
 
 from modelpipes.config import Config, Model, load
 from modelpipes.engine.lifecycle import Engine
@@ -19,11 +21,12 @@ from modelpipes.errors import Ended, PipesError
 from modelpipes.gguf.catalog import Catalog
 from modelpipes.paths import cache_dir
 from modelpipes.serving import budget
-from modelpipes.serving.gateway import GRACE_S, Server, Settings, make_app
+from modelpipes.serving.gateway import Settings, make_app
 from modelpipes.serving.kept import Kept
+from modelpipes.serving.listening import GRACE_S, Server
 from modelpipes.serving.pool import Pool, Servable
 from modelpipes.serving.record import Daemon, recorded
-from modelpipes.serving.residency import Bytes
+from modelpipes.serving.residency import NOTHING, Bytes
 
 Say = Callable[[str], None]
 
@@ -33,6 +36,8 @@ def run(path: str | None, *, listen: str | None = None, vram: int | None = None,
 
     Raises UsageError for a wrong configuration, PipesError where the address cannot be had.
     """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a request in flight has two descriptors
     uvloop.run(_Daemon(path, listen, vram, say).run())
 
 
@@ -49,9 +54,9 @@ class _Daemon:
         """The configuration, with what the command line says instead."""
         config = load(self._path) if self._path else Config()
         if self._listen:
-            config = msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, listen=self._listen))
+            config = replace(config, server=replace(config.server, listen=self._listen))
         if self._vram is not None:
-            config = msgspec.structs.replace(config, memory=msgspec.structs.replace(config.memory, budget=self._vram))
+            config = replace(config, memory=replace(config.memory, budget=self._vram))
         return config
 
     async def run(self) -> None:
@@ -84,14 +89,14 @@ class _Daemon:
         assert self._ended_by is not None
         raise Ended(self._ended_by)
 
-    def _budget(self, config: Config) -> tuple[Bytes, budget.Place, str]:
+    def _budget(self, config: Config, held: Bytes = NOTHING) -> tuple[Bytes, budget.Place, str]:
         memory = config.memory
         try:
             has_gpu = find_engine().has_gpu
         except PipesError as error:
             self._say(str(error))
             has_gpu = False
-        return budget.find_budget(memory.budget, memory.host_budget, memory.reserve, has_gpu=has_gpu)
+        return budget.find_budget(memory.budget, memory.host_budget, memory.reserve, has_gpu=has_gpu, held=held)
 
     async def _until_ended(self, pool: Pool, place: budget.Place) -> None:
         ended = asyncio.Event()
@@ -103,21 +108,32 @@ class _Daemon:
 
         for signum in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(signum, end, signum)
-        loop.add_signal_handler(signal.SIGHUP, self._reload, pool, place)
+        again = asyncio.Event()
+        loop.add_signal_handler(signal.SIGHUP, again.set)
+        reloads = asyncio.ensure_future(self._reload_when(again, pool, place))
         await ended.wait()
+        reloads.cancel()
 
-    def _reload(self, pool: Pool, place: budget.Place) -> None:
+    async def _reload_when(self, again: asyncio.Event, pool: Pool, place: budget.Place) -> None:
+        while await again.wait():
+            again.clear()
+            await self._reload(pool, place)
+
+    async def _reload(self, pool: Pool, place: budget.Place) -> None:
         """Take over what changed in the configuration; a wrong one changes nothing."""
         try:
             config = self._read()
-            servables = list(self._servables(config, place))
+            # Headers are read from a disk, meanwhile requests are served.
+            servables = await asyncio.to_thread(lambda: list(self._servables(config, place)))
         except PipesError as error:
             self._say(f"nothing was changed: {error}")
             return
         if config.server != self._config.server:
             self._say("[server] was changed: that takes a new start")
         pool.min_resident_s, pool.max_wait_s = config.memory.min_resident_s, config.memory.max_wait_s
-        pool.budget = self._budget(config)[0] if config.memory != self._config.memory else pool.budget
+        if config.memory != self._config.memory:
+            pool.budget, _, words = self._budget(config, pool.used)
+            self._say(f"with {words}")
         self._config = config
         pool.serve(servables)
         pool.load_pinned()
@@ -142,6 +158,8 @@ class _Daemon:
     def _servable(self, name: str, model: Model, place: budget.Place) -> Servable | None:
         try:
             path = find_model(model.file)
+            if model.engine == "embedded":
+                place = place.for_engine(has_gpu=False)
             needs = budget.predict(
                 path,
                 place,
@@ -157,7 +175,13 @@ class _Daemon:
         return Servable(
             name=name,
             file=path,
-            start=Start(name, path, model, os.path.join(cache_dir(), "serve", "logs")),
+            # What leaves a running engine as it is makes no other one.
+            start=Start(
+                name,
+                path,
+                replace(model, pin=False, idle_unload_s=None, aliases=()),
+                os.path.join(cache_dir(), "serve", "logs"),
+            ),
             needs=needs,
             file_bytes=budget.file_bytes(path),
             created=int(os.path.getmtime(path)) if os.path.exists(path) else int(time.time()),

@@ -23,7 +23,7 @@ import prometheus_client as prometheus
 from modelpipes.deadline import Deadline
 from modelpipes.engine.causes import Cause
 from modelpipes.engine.lifecycle import Engine
-from modelpipes.engine.supervision import LOOK_INTERVAL_S, Supervisor, backoff_s
+from modelpipes.engine.supervision import Supervisor, backoff_s
 from modelpipes.errors import PipesError
 from modelpipes.safetext import make_line
 from modelpipes.serving.budget import free_on_cards, settle
@@ -57,6 +57,9 @@ from modelpipes.serving.residency import (
 )
 
 LOG_LINES = 100  # of the past, where a log is asked for
+# Between two looks at an engine. llama-server looks for clients that left when nothing came for a second: any other
+# answer, as of its metrics, puts that off.
+LOOK_INTERVAL_S = 3.0
 LOOK_LIMIT_S = 30.0  # for a proof that an engine computes
 LOAD_LIMIT_S = 600.0  # tens of gigabytes from a slow disk
 HEALTHY_S = 30.0  # an engine that lived so long has not failed at its start
@@ -199,10 +202,14 @@ class Pool:
             if self._waiters.pop(waiter.waiting.id, None):
                 self._consider()
 
+    @property
+    def used(self) -> Bytes:
+        """What the engines are charged with now."""
+        return sum((held.bytes for held in self._held.values()), Bytes(0))
+
     def residency(self) -> Residency:
         """The state of it all now."""
-        now = time.monotonic()
-        used = sum((held.bytes for held in self._held.values()), Bytes(0))
+        now, used = time.monotonic(), self.used
         return Residency(
             budget_bytes=self.budget.card,
             used_bytes=used.card,
@@ -286,12 +293,16 @@ class Pool:
         """Have these models, and no others; those that stay the same stay as they are."""
         new = {one.name: one for one in servables}
         for name, held in self._held.items():
-            if new.get(name) != held.servable:
+            one = new.get(name)
+            if one is not None and (one.start, one.needs) == (held.servable.start, held.servable.needs):
+                held.servable = one
+            else:
                 held.is_unwanted = True
                 self._measured.pop(name, None)
-        for name in new.keys() - self._servables.keys():
-            if new[name].is_pinned:
-                self._pinned.add(name)
+        for name, one in new.items():
+            before = self._servables.get(name)
+            if one.is_pinned != (before is not None and before.is_pinned):  # else as it was told meanwhile
+                (self._pinned.add if one.is_pinned else self._pinned.discard)(name)
         self._pinned &= new.keys()
         self._servables = new
         self._names = {alias: one.name for one in new.values() for alias in (*one.aliases, one.name)}
