@@ -17,6 +17,7 @@ from modelpipes.deadline import Deadline
 from modelpipes.engine.client import Client
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.serving.grant import Grant, ServingError
+from modelpipes.serving.kept import Kept
 from modelpipes.serving.pool import Pool, Servable
 from modelpipes.serving.residency import Bytes
 from tests.drill.processes import descendants, eventually, living
@@ -40,7 +41,9 @@ class Make:
     name: str
 
     def __call__(self, slot_folder: str | None) -> Engine:
-        return Engine(self.file, ctx_size=512, engine="embedded", name=self.name, with_key=True)
+        return Engine(
+            self.file, ctx_size=512, engine="embedded", name=self.name, with_key=True, slot_folder=slot_folder
+        )
 
 
 def servable(name: str, file: str, **more: object) -> Servable:
@@ -68,7 +71,7 @@ def runs(test: Callable[[], Awaitable[None]]) -> None:
 
 
 @asynccontextmanager
-async def pool_of(*servables: Servable, budget: int = 20, **more: float) -> AsyncIterator[Pool]:
+async def pool_of(*servables: Servable, budget: int = 20, **more: object) -> AsyncIterator[Pool]:
     pool = Pool(servables, Bytes(budget), **{"min_resident_s": 0.0, "max_wait_s": 5.0, **more})  # type: ignore[arg-type]
     try:
         yield pool
@@ -249,3 +252,40 @@ def test_a_change_of_the_configuration_touches_only_what_changed(files: dict[str
 
 def engine_pid(pool: Pool, name: str) -> int:
     return pool._held[name].engine.pid
+
+
+def test_a_conversation_goes_on_after_a_swap_where_it_ended(files: dict[str, str], tmp_path: Path) -> None:
+    question = [{"role": "user", "content": "boats and trains " * 20}]
+
+    def cached(grant: Grant) -> int:
+        """Tokens of the prompt that the engine need not read again."""
+        client = Client(f"http://{grant.address.host}:{grant.address.port}", api_key=grant.address.key)
+        answer = client.post("/v1/chat/completions", {"messages": question, "max_tokens": 1}, LIMIT_S)
+        found: int = answer["timings"]["cache_n"]
+        return found
+
+    async def test() -> None:
+        kept = Kept(str(tmp_path / "slots"))
+        alpha, beta = servable("alpha", "tiny-chat"), servable("beta", files["beta"])
+        async with pool_of(alpha, beta, budget=10, kept=kept) as pool:
+            found = []
+            for _ in range(2):
+                grant = await pool.acquire("alpha")
+                found.append(await asyncio.to_thread(cached, grant))
+                grant.release()
+                await ask(pool, "beta")
+            assert found[0] < 5 < 50 < found[1]
+        assert not (tmp_path / "slots").exists()
+
+    runs(test)
+
+
+def test_what_can_never_fit_is_told_beforehand_with_what_would(files: dict[str, str]) -> None:
+    async def test() -> None:
+        alpha = servable("alpha", files["alpha"], advise=lambda limits: f"{limits.card} would fit")
+        async with pool_of(alpha, budget=5) as pool:
+            assert list(pool.unfit()) == [("alpha", "5 would fit")]
+            with pytest.raises(ServingError, match="5 would fit"):
+                await pool.acquire("alpha")
+
+    runs(test)

@@ -17,7 +17,8 @@ from modelpipes.config import Config, Model, load
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import find_engine, find_model
 from modelpipes.engine.logs import RotatedFile
-from modelpipes.errors import Ended, PipesError
+from modelpipes.errors import Ended, FileError, PipesError
+from modelpipes.fit.rating import largest
 from modelpipes.gguf.catalog import Catalog
 from modelpipes.paths import cache_dir
 from modelpipes.serving import budget
@@ -28,6 +29,8 @@ from modelpipes.serving.pool import Pool, Servable
 from modelpipes.serving.record import Daemon, recorded
 from modelpipes.serving.residency import NOTHING, Bytes
 
+LEAST_CONTEXT = 512  # tokens; with fewer, nobody talks
+MOST_LAYERS = 200
 Say = Callable[[str], None]
 
 
@@ -77,10 +80,13 @@ class _Daemon:
         gateway = Server(make_app(pool, settings), server.listen)
         try:
             pool.serve(self._servables(config, place))
+            if not pool.models():
+                raise FileError("there is no model to serve: name some in a CONFIG.toml (see config/serve.toml)")
             await gateway.start()
             address = str(gateway.listen)
             with recorded(Daemon(os.getpid(), address, self._path or "", server.key)):
                 self._say(f"{len(pool.models())} models on {address}, with {words}")
+                self._warn(pool)
                 pool.load_pinned()
                 await self._until_ended(pool, place)
                 await gateway.stop(GRACE_S)
@@ -88,6 +94,12 @@ class _Daemon:
             await pool.close()
         assert self._ended_by is not None
         raise Ended(self._ended_by)
+
+    def _warn(self, pool: Pool) -> None:
+        """Say which of the models that were named can never be loaded."""
+        for name, advice in pool.unfit():
+            if name in self._config.models:
+                self._say(f"{name} does not fit: {advice}")
 
     def _budget(self, config: Config, held: Bytes = NOTHING) -> tuple[Bytes, budget.Place, str]:
         memory = config.memory
@@ -138,6 +150,7 @@ class _Daemon:
         pool.serve(servables)
         pool.load_pinned()
         self._say(f"read again: {len(pool.models())} models")
+        self._warn(pool)
 
     # -- models
 
@@ -160,15 +173,8 @@ class _Daemon:
             path = find_model(model.file)
             if model.engine == "embedded":
                 place = place.for_engine(has_gpu=False)
-            needs = budget.predict(
-                path,
-                place,
-                ctx_size=model.ctx_size,
-                parallel=model.parallel,
-                kv_type=model.kv_type,
-                gpu_layers=model.gpu_layers,
-                cpu_moe=model.cpu_moe,
-            )
+            predict = Predict(path, place, model)
+            needs = predict()
         except PipesError as error:
             self._say(f"{name} is left out: {error}")
             return None
@@ -191,6 +197,7 @@ class _Daemon:
             is_pinned=model.pin,
             idle_unload_s=model.idle_unload_s,
             measure=Measure(needs, place),
+            advise=predict.advise,
         )
 
 
@@ -222,6 +229,43 @@ class Start(msgspec.Struct, frozen=True):
             with_key=True,
             slot_folder=slot_folder,
         )
+
+
+class Predict(msgspec.Struct, frozen=True):
+    """What the engine of a model will take."""
+
+    path: str
+    place: budget.Place
+    model: Model
+
+    def __call__(self, ctx_size: int | None = None, gpu_layers: int | None = None) -> Bytes:
+        """With these settings, or the model's own. PipesError where that cannot be told."""
+        model = self.model
+        return budget.predict(
+            self.path,
+            self.place,
+            ctx_size=model.ctx_size if ctx_size is None else ctx_size,
+            parallel=model.parallel,
+            kv_type=model.kv_type,
+            gpu_layers=model.gpu_layers if gpu_layers is None else gpu_layers,
+            cpu_moe=model.cpu_moe,
+        )
+
+    def advise(self, limits: Bytes) -> str:
+        """The plan that would fit: a smaller context, fewer layers on the card, or another model."""
+
+        def spare(needs: Bytes) -> int:
+            card = limits.card - needs.card if self.place.is_charged else limits.host
+            return min(card, limits.host - needs.host)
+
+        tokens = largest(LEAST_CONTEXT, self.model.ctx_size, lambda n: spare(self(ctx_size=n)))
+        if tokens >= LEAST_CONTEXT:
+            return f"ctx_size = {tokens} would fit"
+        if self.place.n_devices:
+            layers = largest(0, MOST_LAYERS, lambda n: spare(self(gpu_layers=n)))
+            if layers >= 0:
+                return f"gpu_layers = {layers} would fit"
+        return "a smaller model, or a smaller quantisation, would fit (find-gguf --fits)"
 
 
 class Measure(msgspec.Struct, frozen=True):

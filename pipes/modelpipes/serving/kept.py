@@ -19,7 +19,7 @@ class Kept:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self._saved: dict[str, list[slots.SavedSlot]] = {}
-        self._works: dict[str, bool] = {}  # by the model's server's own count; unknown until it was tried
+        self._works: dict[str, bool] = {}  # by the server's own count; tried when there is something to restore
 
     def place(self) -> str | None:
         """Where an engine may save; None where no folder can be made."""
@@ -31,7 +31,7 @@ class Kept:
 
     def save(self, name: str, engine: Engine) -> int:
         """Before the engine is ended; how many conversations were saved."""
-        if not self._works.get(name) or engine.slot_folder is None:
+        if not self._works.get(name, True) or engine.slot_folder is None or not engine.keeps_slots():
             return 0
         self.forget(name)
         try:
@@ -42,14 +42,14 @@ class Kept:
 
     def restore(self, name: str, engine: Engine) -> int:
         """After the engine became ready, before anybody uses it; how many conversations go on."""
-        if engine.slot_folder is None or not engine.keeps_slots():
+        saved = self._saved.get(name, [])
+        if not saved:
             return 0
         client, deadline = engine.client(), Deadline.after(LIMIT_S)
         try:
             if name not in self._works:
                 self._works[name] = slots.works(client, self.folder, deadline)
-            saved = self._saved.get(name, [])
-            return len(slots.restore(client, self.folder, saved, deadline)) if saved and self._works[name] else 0
+            return len(slots.restore(client, self.folder, saved, deadline)) if self._works[name] else 0
         except PipesError:
             self._works[name] = False
             return 0

@@ -266,7 +266,9 @@ class Server:
         try:
             return self._bind_path() if self.listen.path else self._bind_port()
         except OSError as error:
-            raise PipesError(f"cannot listen on {self.listen}: {error.strerror or error}") from None
+            raise PipesError(
+                f"cannot listen on {self.listen} ({error.strerror or error}): choose another --listen"
+            ) from None
 
     def _bind_port(self) -> socket.socket:
         found = socket.getaddrinfo(self.listen.host, self.listen.port, type=socket.SOCK_STREAM)

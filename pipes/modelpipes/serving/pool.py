@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -85,6 +85,7 @@ class Servable:
     is_pinned: bool = False
     idle_unload_s: float | None = None
     measure: Callable[[int], Bytes] | None = None  # of a process that runs, by pid: what it has taken
+    advise: Callable[[Bytes], str] | None = None  # what would fit into a budget into which it does not
 
 
 @dataclass
@@ -179,6 +180,12 @@ class Pool:
             )
             for one in self._servables.values()
         ]
+
+    def unfit(self) -> Iterator[tuple[str, str]]:
+        """The models that are larger than the budget, each with what would fit."""
+        for one in self._servables.values():
+            if not one.needs <= self.budget and one.advise:
+                yield one.name, one.advise(self.budget)
 
     async def acquire(self, name: str, *, is_lease: bool = False) -> Grant:
         """Wait for an engine of this model; a cancelled wait leaves the queue. ServingError."""
@@ -402,7 +409,9 @@ class Pool:
             return
         self._note(action)
         if isinstance(action, Refuse):
-            self._refuse(self._waiters[action.id], ServingError(action.reason, 400, "model_does_not_fit"))
+            advise = self._servables[action.name].advise
+            why = f"{action.reason}; {advise(self.budget)}" if advise else action.reason
+            self._refuse(self._waiters[action.id], ServingError(why, 400, "model_does_not_fit"))
         elif isinstance(action, Load):
             servable = self._servables[action.name]
             try:
