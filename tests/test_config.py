@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,6 +18,7 @@ from modelpipes import config
 from modelpipes.config import AT_START, HARMLESS, Change, Config, Memory, Model, Server, difference, load, read
 from modelpipes.errors import UsageError
 from modelpipes.fit.context import CACHE_TYPES
+from modelpipes.safetext import make_line
 from modelpipes.units import MAX_SECONDS
 
 EXAMPLES = Path(__file__).parent.parent / "config"
@@ -83,6 +86,60 @@ def test_the_shape_of_the_file_is_that_of_the_values(tmp_path: Path) -> None:
     assert read.scan.directories == (str(tmp_path / "models"),)
 
 
+def test_the_shortest_useful_file_is_read_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    read_config = read(
+        """\
+[server]
+listen = "127.0.0.1:9090"        # or "unix:…"
+[memory]
+budget = "auto"                  # or "16GB"
+reserve = "1GB"
+min_resident_s = 5
+max_wait_s = 60
+[models.qwen]
+file = "~/models/qwen2.5-7b-instruct-q4_k_m.gguf"
+ctx_size = 8192
+parallel = 1
+pin = false
+""",
+        "/etc",
+    )
+    model = Model(file="/home/someone/models/qwen2.5-7b-instruct-q4_k_m.gguf", ctx_size=8192)
+    assert read_config == Config(models={"qwen": model})  # all else is as it is without a word
+
+
+def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_bytes(b"\xef\xbb\xbf[server]\nmax_waiting = 3\n")
+    assert load(str(tmp_path / "s.toml")).server.max_waiting == 3
+
+
+@pytest.mark.parametrize(
+    ("written", "size_bytes"),
+    [("'16GB'", 16 * 10**9), ("'1G'", 1 << 30), ("'1.5GiB'", 3 << 29), ("4096", 4096), ("0", 0)],
+)
+def test_sizes_are_those_of_the_command_line(written: str, size_bytes: int) -> None:
+    assert read(f"[memory]\nbudget = {written}\nreserve = {written}", "/etc").memory == Memory(
+        budget=config.Size(size_bytes), reserve=config.Size(size_bytes)
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"), [("'30s'", 30), ("'500ms'", 0.5), ("'2m'", 120), ("7", 7), ("1.5", 1.5), ("0", 0)]
+)
+def test_times_are_those_of_the_command_line_and_a_number_is_seconds(written: str, seconds: float) -> None:
+    assert read(f"[memory]\nmin_resident_s = {written}", "/etc").memory.min_resident_s == seconds
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "localhost:65535", "[::1]:9090", "::1:9090", "*:80"])
+def test_an_address_is_a_host_and_a_port(listen: str) -> None:
+    assert read(f"[server]\nlisten = '{listen}'", "/etc").server.listen == listen
+
+
+def test_a_model_may_name_itself_and_an_alias_twice() -> None:
+    assert read(QWEN + "aliases = ['qwen', 'x', 'x']", "/etc").models["qwen"].aliases == ("qwen", "x", "x")
+
+
 def test_an_empty_file_is_all_defaults() -> None:
     assert read("", "/etc") == Config()
 
@@ -136,42 +193,70 @@ def test_the_types_of_caches_are_those_of_llama_cpp() -> None:
         ("[server]\nbudget = '1GB'", "server.budget is no key: it belongs to [memory]"),
         ("zzz = 1", "zzz is no key: there are server, memory, models, scan"),
         ("[models.qwen2.5]\nfile = 'q'", 'models.qwen2.5 is no key: a name with dots is quoted: [models."qwen2.5"]'),
-        ("[models.qwen]", "models.qwen: it needs the key `file`"),
-        (QWEN + "ctx_size = '8k'", "models.qwen.ctx_size: expected `int"),
-        (QWEN + "pin = 1", "models.qwen.pin: expected `bool`, got `int`"),
-        (QWEN + "kv_type = 'q9'", "models.qwen.kv_type: invalid enum value 'q9'"),
+        ("[models.qwen]", "models.qwen: it needs the key file"),
+        (QWEN + "ctx_size = '8k'", 'models.qwen.ctx_size: expected a whole number, got "8k"'),
+        (QWEN + "ctx_size = 8e3", "models.qwen.ctx_size: expected a whole number, got 8000.0"),
+        (QWEN + "gpu_layers = true", "models.qwen.gpu_layers: expected a whole number, got true"),
+        (QWEN + "pin = 1", "models.qwen.pin: expected true or false, got 1"),
+        (QWEN + "pin = 1979-05-27", "models.qwen.pin: expected true or false, got 1979-05-27"),
+        (QWEN + "pin = {a = 1}", 'models.qwen.pin is no key: a name with dots is quoted: [models."qwen.pin"]'),
+        (
+            QWEN + "kv_type = 'q9'",
+            'models.qwen.kv_type: expected one of f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1, got "q9"',
+        ),
+        (QWEN + "kv_type = 8", "models.qwen.kv_type: expected one of f32, f16"),
+        (QWEN + "kv_type = 'x` - at `$.pin`'", "models.qwen.kv_type: expected one of f32, f16"),
+        (QWEN + "engine = 'ollama'", 'models.qwen.engine: expected one of auto, llama-server, embedded, got "ollama"'),
+        (QWEN + "aliases = 'x'", 'models.qwen.aliases: expected a list such as ["a", "b"], got "x"'),
+        (QWEN + "engine_args = ['a', 1]", 'models.qwen.engine_args[1]: expected text in "quotes", got 1'),
+        (QWEN + 'engine_args = ["a\\u0000"]', "models.qwen.engine_args: no program takes a NUL"),
+        ("[models.qwen]\nfile = 3", 'models.qwen.file: expected text in "quotes", got 3'),
         (QWEN + "ctx_size = 1", "models.qwen.ctx_size is at least 64, not 1"),
         (QWEN + "ctx_size = 99999999999", "models.qwen.ctx_size is at most 2147483647, not 99999999999"),
+        # tomllib reads it, and Python refuses to print it
+        (QWEN + "ctx_size = 0x1" + "0" * 5000, "models.qwen.ctx_size is at most 2147483647, not a number of very many"),
+        ("[memory]\nbudget = 0x1" + "0" * 5000, "memory.budget: expected a size such as"),
+        ("[memory]\nmax_wait_s = 0x1" + "0" * 5000, "memory.max_wait_s: expected a time such as"),
         (QWEN + "parallel = 0", "models.qwen.parallel is at least 1"),
         (QWEN + "gpu_layers = -1", "models.qwen.gpu_layers is at least 0"),
         (QWEN + "idle_unload_s = 'soon'", "models.qwen.idle_unload_s: 'soon' is not a duration"),
         (QWEN + "idle_unload_s = nan", "models.qwen.idle_unload_s: expected a time such as 30"),
-        (QWEN + "aliases = [1]", "models.qwen.aliases[0]: expected `str`"),
-        (QWEN + "aliases = ['a b']", "models.qwen.aliases: 'a b': a name is letters"),
+        (QWEN + "aliases = [1]", 'models.qwen.aliases[0]: expected text in "quotes", got 1'),
+        (QWEN + "aliases = ['a b']", 'models.qwen.aliases: "a b": a name is letters'),
         (
             QWEN + "aliases = ['x']\n[models.b]\nfile='/b.gguf'\naliases = ['x']",
-            "models.b.aliases: 'x' is qwen already",
+            'models.b.aliases: "x" names qwen already',
         ),
-        (QWEN + "aliases = ['b']\n[models.b]\nfile='/b.gguf'", "models.qwen.aliases: 'b' is b already"),
+        (QWEN + "aliases = ['b']\n[models.b]\nfile='/b.gguf'", 'models.qwen.aliases: "b" names b already'),
         ("[models.'a b']\nfile = 'q'", "models.a b: a name is letters"),
-        ("[models.q]\nfile = ''", "models.q.file: expected a path, got ''"),
+        ("[models.q]\nfile = ''", 'models.q.file: expected a path, got ""'),
         ("[models]\nqwen = 1", "models.qwen is a table: write [models.qwen]"),
         ("models = 1", "models is a table: write [models.NAME]"),
         ("[memory]\nbudget = 'much'", "memory.budget: 'much' is not a size"),
         ("[memory]\nbudget = -1", 'memory.budget: expected a size such as "16GB", got -1'),
         ("[memory]\nbudget = true", "memory.budget: expected a size"),
+        ("[memory]\nbudget = 1.5", 'memory.budget: expected a size such as "16GB", got 1.5'),
+        ("[memory]\nbudget = [1]", 'memory.budget: expected a size such as "16GB", got a list'),
+        ("[memory]\nbudget = 99999999999999999999", "memory.budget: expected a size"),
+        ("[memory]\nreserve = 'none'", "memory.reserve: 'none' is not a size"),
+        ("[memory]\nmax_wait_s = 1979-05-27", 'memory.max_wait_s: expected a time such as 30 or "30s", got 1979-05-27'),
+        ("[memory]\nmax_wait_s = '0s'", "memory.max_wait_s: '0s' leaves no time at all"),
+        ("[memory]\nmin_resident_s = 'none'", "memory.min_resident_s: 0 is no least time"),
         ("[memory]\nmax_wait_s = -1", "memory.max_wait_s: expected a time"),
         ("[memory]\nmax_wait_s = inf", "memory.max_wait_s: expected a time"),
-        ("[server]\nlisten = '9090'", 'server.listen: expected "HOST:PORT" or "unix:PATH", got \'9090\''),
+        ("[server]\nlisten = '9090'", 'server.listen: expected "HOST:PORT" or "unix:PATH", got "9090"'),
+        ("[server]\nlisten = 9090", 'server.listen: expected text in "quotes", got 9090'),
+        ("[server]\nlisten = '127.0.0.1:65536'", 'server.listen: expected "HOST:PORT"'),
+        ("[server]\nlisten = 'http://127.0.0.1:9090'", 'server.listen: expected "HOST:PORT"'),
         ("[server]\nlisten = 'unix:'", "server.listen: expected"),
         ("[server]\nkey = 'a b'", "server.key: a key is ASCII"),
         ("[server]\nkey = 'a'\nkey_file = 'b'", "server.key_file: there is a server.key already"),
-        ("[server]\nkey_file = 'nowhere'", "server.key_file: /etc/nowhere cannot be read"),
+        ("[server]\nkey_file = 'nowhere'", "server.key_file: /etc/nowhere cannot be read: no such file or directory"),
         ("[server]\nmax_waiting = 0", "server.max_waiting is at least 1"),
         ("[server]\nmax_lease_s = 0", "server.max_lease_s: 0 leaves no time at all"),
         ("[server\n", "no TOML: "),
         ("a = " + "[" * 5000, "no TOML that anybody needs"),
-        ("a = " + "9" * 5000, "no TOML: "),
+        ("a = " + "9" * 5000, "no TOML: a number of more digits"),
     ],
 )
 def test_what_is_wrong_is_named_by_its_key_with_what_is_expected(text: str, said: str) -> None:
@@ -189,9 +274,39 @@ def test_a_refusal_is_one_line_with_the_file_and_where_in_it(tmp_path: Path) -> 
     assert str(refused.value).isprintable()
 
 
+def test_an_escape_sequence_in_a_key_takes_nothing_of_the_refusal_with_it() -> None:
+    assert refusal('[server]\n"a\\nb\\u001b" = 1').startswith("server.a b␛ is no key: there are listen, ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"[memory]\nbudget = '{'9' * 100_000}'",
+        f"[memory]\nbudget = [{'1,' * 50_000}]",
+        f"[server]\n{'k' * 100_000} = 1",
+        f"[server]\nlisten = '{'x' * 100_000}'",
+        f"[server]\nkey_file = '{'x' * 100_000}'",
+        f"[models.{'q' * 100_000}]\nfile = 'q'",
+        QWEN + f"aliases = ['{'a' * 100_000}']",
+    ],
+)
+def test_a_value_without_end_is_cut_in_the_refusal(text: str) -> None:
+    assert len(refusal(text)) <= config.MAX_REFUSAL_CHARS + 1
+
+
 def test_a_key_is_not_printed_where_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("s3 cret")
     assert "s3" not in refusal("[server]\nkey_file = 'key'", str(tmp_path))
+    assert "s3" not in refusal("[server]\nkey = 's3 cret'")
+    assert "1234" not in refusal("[server]\nkey = 1234")
+
+
+@pytest.mark.parametrize(("kind", "said"), [("binary", "it is not text"), ("empty", "is empty"), ("folder", "cannot")])
+def test_a_key_that_cannot_be_read_is_a_reason(kind: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    (tmp_path / "empty").write_text("\n")
+    assert said in refusal(f"[server]\nkey_file = '{kind}'", str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "binary", "no name"])
@@ -203,29 +318,67 @@ def test_a_file_that_cannot_be_read_is_a_reason(kind: str, tmp_path: Path) -> No
     assert ("config/serve.toml" if kind == "missing" else "cannot be read") in str(refused.value)
 
 
-@given(st.text())
-def test_no_text_makes_reading_fail_otherwise(text: str) -> None:
+def read_or_refuse(reading: Callable[[], Config]) -> None:
     try:
-        read(text, "/etc")
+        reading()
     except UsageError as error:
-        assert str(error)
+        assert str(error) == make_line(str(error))
+        assert 0 < len(str(error)) <= config.MAX_REFUSAL_CHARS + 1
+        assert "msgspec" not in str(error) and "`" not in str(error).partition(" is no key")[2]
 
 
+@given(st.text(st.characters()))  # surrogates as well
+def test_no_text_makes_reading_fail_otherwise(text: str) -> None:
+    read_or_refuse(lambda: read(text, "/etc"))
+
+
+KINDS: dict[str, type[msgspec.Struct]] = {"server": Server, "memory": Memory, "models": Model, "scan": config.Scan}
+KEYS = sorted({key for kind in KINDS.values() for key in kind.__struct_fields__})
+WORDS = st.sampled_from(["auto", "none", "16GB", "30s", "0", "f16", "q8_0", "unix:s", "127.0.0.1:1", "~/m", "a", "b"])
+LEAVES = (
+    st.booleans()
+    | st.integers()
+    | st.sampled_from([2**31, 2**63, 2**64, -(2**64), 10**4000])
+    | st.floats()
+    | WORDS
+    | st.text(st.characters(), max_size=9)
+    | st.dates()
+    | st.times()
+    | st.datetimes()
+)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    LEAVES,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-KEYS = sorted({key for kind in (Server, Memory, Model, config.Scan) for key in kind.__struct_fields__})
 
 
-@given(st.sampled_from(["server", "memory", "models", "scan"]), st.dictionaries(st.sampled_from(KEYS), VALUES))
-def test_no_value_of_any_key_makes_reading_fail_otherwise(section: str, table: dict[str, object]) -> None:
-    given = {section: {"a": {"file": "/a.gguf", **table}} if section == "models" else table}
-    try:
-        config.read_tables(given, "/etc")
-    except UsageError as error:
-        assert str(error)
+def tables(section: str) -> st.SearchStrategy[Any]:
+    """Tables with any values at keys of this section, now and then with one of another."""
+    keys = st.sampled_from([*KINDS[section].__struct_fields__] * 4 + KEYS)
+    table = st.dictionaries(keys, VALUES, max_size=4)
+    if section == "models":
+        named = st.dictionaries(st.text(st.characters(), max_size=4) | st.sampled_from("ab"), VALUES | table)
+        return named | table.map(lambda keys: {"a": {"file": "/a.gguf", **keys}, "b": {"file": "b"}})
+    return table
+
+
+@given(st.fixed_dictionaries({}, optional={section: VALUES | tables(section) for section in KINDS}))
+def test_no_value_of_any_key_makes_reading_fail_otherwise(given: dict[str, object]) -> None:
+    read_or_refuse(lambda: config.read_tables(given, "/etc"))
+
+
+@given(st.data())
+def test_one_wrong_value_is_refused_under_its_own_key(data: st.DataObject) -> None:
+    section = data.draw(st.sampled_from(sorted(KINDS)))
+    key = data.draw(st.sampled_from(KINDS[section].__struct_fields__))
+    wrong: object = data.draw(st.dates() | st.just([[]]) | st.just(2**70) | st.just(float("nan")))
+    path = f"models.a.{key}" if section == "models" else f"{section}.{key}"
+    table: dict[str, object] = {key: wrong}
+    with pytest.raises(UsageError) as refused:
+        tables = {"models": {"a": {"file": "/a.gguf", **table}}} if section == "models" else {section: table}
+        config.read_tables(tables, "/etc")
+    assert re.match(re.escape(path) + r"(\[0\])?(:| is at most) ", str(refused.value))
 
 
 # What a reload touches

@@ -15,7 +15,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -28,7 +28,12 @@ AUTO = "auto"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}", re.ASCII)
 _NAME_RULE = "a name is letters, digits and . _ : / - (a letter or digit first, 128 at most)"
 _KEY = re.compile(r"[!-~]+")  # what an HTTP header carries as it is
-_LISTEN = re.compile(r"unix:.+|\S+:[0-9]{1,5}")
+_LISTEN = re.compile(r"unix:.+|(?:\[[^]\s]+\]|[^\s/]+):([0-9]{1,5})", re.ASCII)
+_WRONG_TYPE = re.compile(r"(?:Expected `|Invalid enum value).* - at `\$\.(\w+)((?:\[[0-9]+\])?)`", re.DOTALL)
+_WRONG_VALUE = re.compile(r"(.*) - at `\$\.(\w+)`", re.DOTALL)  # said by _quantity
+MAX_PORT = 65535
+MAX_SHOWN_CHARS = 60  # of a value that is refused: enough to find it again
+MAX_REFUSAL_CHARS = 600  # of a line that a person reads; keys and paths have no end of their own
 MAX_TOKENS = 2**31 - 1  # llama.cpp counts a context in 32 bits
 MAX_PARALLEL = 256  # LLAMA_MAX_SEQ of llama.cpp's llama-cparams.h
 MAX_BYTES = 2**63 - 1
@@ -146,7 +151,7 @@ def load(path: str) -> Config:
     path = os.path.expanduser(path)
     try:
         with open(path, "rb") as file:
-            text = file.read().decode("utf-8")
+            text = file.read().decode("utf-8-sig")  # some editors begin with a mark
     except FileNotFoundError:
         example = '[models.NAME] and, below it, file = "/path/to/model.gguf" (config/serve.toml shows all keys)'
         raise UsageError(make_line(f"no configuration {path}: write one with {example}")) from None
@@ -157,36 +162,54 @@ def load(path: str) -> Config:
     try:
         return read(text, os.path.dirname(os.path.abspath(path)))
     except UsageError as error:
-        raise UsageError(make_line(f"{path}: {error}")) from None
+        raise UsageError(f"{make_line(path)}: {error}") from None
 
 
 def read(text: str, folder: str) -> Config:
-    """The configuration in this text, relative files meant from `folder`; UsageError."""
+    """The configuration in this text, relative files meant from `folder`; UsageError, in one safe line."""
     try:
         tables = tomllib.loads(text)
     except RecursionError:
         raise UsageError("no TOML that anybody needs: nested too deeply") from None
-    except ValueError as error:  # also a number of more digits than Python reads
-        raise UsageError(f"no TOML: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(_make_refusal(f"no TOML: {error}")) from None
+    except ValueError:  # sys.set_int_max_str_digits
+        raise UsageError("no TOML: a number of more digits than anybody needs") from None
     return read_tables(tables, folder)
 
 
 def read_tables(tables: Mapping[str, Any], folder: str) -> Config:
     """As `read`, of what the TOML says."""
+    try:
+        return _read_tables(tables, folder)
+    except UsageError as error:
+        raise UsageError(_make_refusal(str(error))) from None
+
+
+def _make_refusal(text: str) -> str:
+    line = make_line(text)
+    return line if len(line) <= MAX_REFUSAL_CHARS else f"{line[:MAX_REFUSAL_CHARS]}…"
+
+
+def _read_tables(tables: Mapping[str, Any], folder: str) -> Config:
     _check_keys(tables, ("server", "memory", "models", "scan"), "")
     server = _section(tables, "server", Server)
     memory = _section(tables, "memory", Memory)
     scan = _section(tables, "scan", Scan)
+    if memory.min_resident_s == MAX_SECONDS:
+        raise UsageError("memory.min_resident_s: 0 is no least time; a model that shall stay for ever has pin = true")
     models = {}
     for name, table in _table(tables, "models").items():
         if not _NAME.fullmatch(name):
-            raise UsageError(f"models.{name}: {_NAME_RULE}")
+            raise UsageError(f"models.{_cut(name)}: {_NAME_RULE}")
         _check_is_not_dotted(name, table)
         model = _convert(table, Model, f"models.{name}")
         _check_range(f"models.{name}.ctx_size", model.ctx_size, 64, MAX_TOKENS)
         _check_range(f"models.{name}.parallel", model.parallel, 1, MAX_PARALLEL)
         if model.gpu_layers is not None:
             _check_range(f"models.{name}.gpu_layers", model.gpu_layers, 0, MAX_TOKENS)
+        if any("\0" in argument for argument in model.engine_args):
+            raise UsageError(f"models.{name}.engine_args: no program takes a NUL")
         models[name] = msgspec.structs.replace(model, file=_file(f"models.{name}.file", model.file, folder))
     _check_names(models)
     _check_range("scan.ctx_size", scan.ctx_size, 64, MAX_TOKENS)
@@ -200,8 +223,9 @@ def _server(server: Server, folder: str) -> Server:
     _check_range("server.max_waiting", server.max_waiting, 1, MAX_TOKENS)
     if server.max_lease_s is not None and not server.max_lease_s:
         raise UsageError("server.max_lease_s: 0 leaves no time at all")
-    if not _LISTEN.fullmatch(server.listen):
-        raise UsageError(f'server.listen: expected "HOST:PORT" or "unix:PATH", got {server.listen!r}')
+    place = _LISTEN.fullmatch(server.listen)
+    if place is None or int(place[1] or 0) > MAX_PORT:
+        raise UsageError(f'server.listen: expected "HOST:PORT" or "unix:PATH", got {_shown(server.listen)}')
     scheme, _, path = server.listen.partition(":")
     listen = f"unix:{_path('server.listen', path, folder)}" if scheme == "unix" else server.listen
     key = server.key
@@ -218,6 +242,7 @@ def _check_is_not_dotted(name: str, table: Any) -> None:
     """TOML takes [models.qwen2.5] for a table in a table: say so, and not that `5` is no key."""
     inner = next((key for key, value in table.items() if isinstance(value, dict)), None) if _is_table(table) else None
     if inner is not None:
+        inner = _cut(inner)
         raise UsageError(f'models.{name}.{inner} is no key: a name with dots is quoted: [models."{name}.{inner}"]')
 
 
@@ -245,27 +270,72 @@ def _convert(table: Any, kind: type[_Section], path: str) -> _Section:
     try:
         return msgspec.convert(given, kind, dec_hook=_quantity)
     except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$.")
-        key = where.rstrip("`")
-        what = what.replace("Object missing required field", "it needs the key")
-        raise UsageError(f"{path}{'.' + key if key else ''}: {what[0].lower()}{what[1:]}") from None
+        raise UsageError(f"{path}{_explain(str(error), table, kind)}") from None
+
+
+def _explain(said: str, table: Mapping[str, Any], kind: type[msgspec.Struct]) -> str:
+    """What msgspec says of a table, with the key first, and in words of TOML."""
+    if found := _WRONG_TYPE.fullmatch(said):
+        key, index = found.groups()
+        given = table[key][int(index[1:-1])] if index else table[key]
+        shown = "something else" if key == "key" else _shown(given)  # a key belongs in no log
+        return f".{key}{index}: expected {_wanted(get_type_hints(kind)[key], is_item=bool(index))}, got {shown}"
+    if found := _WRONG_VALUE.fullmatch(said):
+        return f".{found[2]}: {found[1]}"
+    missing = [field.name for field in msgspec.structs.fields(kind) if field.required and field.name not in table]
+    return f": it needs the key {missing[0]}" if missing else f": {said}"
+
+
+def _wanted(hint: Any, *, is_item: bool) -> str:
+    """What a key of this type takes, in words."""
+    inner = [one for one in get_args(hint) if one not in (type(None), Ellipsis)]
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(inner)}"
+    if get_origin(hint) is tuple:
+        return _wanted(inner[0], is_item=False) if is_item else 'a list such as ["a", "b"]'
+    if inner:  # or None
+        return _wanted(inner[0], is_item=is_item)
+    return {int: "a whole number", bool: "true or false"}.get(hint, 'text in "quotes"')
+
+
+def _shown(value: Any) -> str:
+    """A value as TOML has it, or what it is; cut short."""
+    if isinstance(value, dict | list):
+        return "a table" if isinstance(value, dict) else "a list"
+    if isinstance(value, str):
+        return f'"{_cut(value)}"'
+    elif isinstance(value, bool):
+        text = str(value).lower()
+    elif isinstance(value, int) and value.bit_length() > MAX_SHOWN_CHARS * 3:  # str() refuses what is far too long
+        return "a number of very many digits"
+    else:
+        text = str(value)
+    return _cut(text)
+
+
+def _cut(text: str) -> str:
+    """Text of the file as it can stand in a line; an escape sequence in it takes nothing of ours with it."""
+    return make_line(text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}…")
 
 
 def _quantity(kind: type, value: Any) -> Any:
     """A size or a time; msgspec adds where it stands."""
-    number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    is_text = isinstance(value, str) and len(value) <= MAX_SHOWN_CHARS  # what is wrong with a text is said with it
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
     try:
-        if kind is Size and (isinstance(value, str) or isinstance(number, int)):
-            size = parse_bytes(value) if number is None else int(number)
+        if kind is Size and (is_text or is_whole):
+            size = parse_bytes(value) if is_text else value
             if 0 <= size <= MAX_BYTES:
                 return Size(size)
-        if kind is Seconds and (isinstance(value, str) or (number is not None and 0 <= number <= MAX_SECONDS)):
-            seconds = parse_seconds(value) if number is None else float(number)
+        if kind is Seconds and is_text:
+            seconds = parse_seconds(value)
             return Seconds(MAX_SECONDS if seconds is None else seconds)
+        if kind is Seconds and (is_whole or isinstance(value, float)) and 0 <= value <= MAX_SECONDS:
+            return Seconds(value)
     except UsageError as error:
         raise ValueError(str(error)) from None
     wanted = 'a size such as "16GB"' if kind is Size else 'a time such as 30 or "30s"'
-    raise ValueError(f"expected {wanted}, got {value!r}")
+    raise ValueError(f"expected {wanted}, got {_shown(value)}")
 
 
 def _check_keys(table: Mapping[str, Any], known: tuple[str, ...], prefix: str) -> None:
@@ -276,12 +346,12 @@ def _check_keys(table: Mapping[str, Any], known: tuple[str, ...], prefix: str) -
             homes = [f"[{name}]" for name, kind in _SECTIONS.items() if key in kind.__struct_fields__]
             if homes and f"[{prefix.partition('.')[0]}]" not in homes:
                 hint = f"it belongs to {' or '.join(homes)}"
-            raise UsageError(f"{prefix}{key} is no key: {hint}")
+            raise UsageError(f"{prefix}{_cut(key)} is no key: {hint}")
 
 
 def _check_range(key: str, value: int, least: int, most: int) -> None:
     if not least <= value <= most:
-        raise UsageError(f"{key} is {f'at least {least}' if value < least else f'at most {most}'}, not {value}")
+        raise UsageError(f"{key} is {f'at least {least}' if value < least else f'at most {most}'}, not {_shown(value)}")
 
 
 def _check_names(models: Mapping[str, Model]) -> None:
@@ -289,9 +359,9 @@ def _check_names(models: Mapping[str, Model]) -> None:
     for name, model in models.items():
         for alias in model.aliases:
             if not _NAME.fullmatch(alias):
-                raise UsageError(f"models.{name}.aliases: {alias!r}: {_NAME_RULE}")
+                raise UsageError(f"models.{name}.aliases: {_shown(alias)}: {_NAME_RULE}")
             if owners.setdefault(alias, name) != name:
-                raise UsageError(f"models.{name}.aliases: {alias!r} is {owners[alias]} already")
+                raise UsageError(f"models.{name}.aliases: {_shown(alias)} names {owners[alias]} already")
 
 
 def _file(key: str, given: str, folder: str) -> str:
@@ -304,7 +374,7 @@ def _file(key: str, given: str, folder: str) -> str:
 def _path(key: str, given: str, folder: str) -> str:
     """An absolute path, a relative one meant from `folder`; UsageError for what names no file."""
     if not given or "\0" in given:
-        raise UsageError(f"{key}: expected a path, got {given!r}")
+        raise UsageError(f"{key}: expected a path, got {_shown(given)}")
     return os.path.normpath(os.path.join(folder, os.path.expanduser(given)))
 
 
@@ -312,8 +382,10 @@ def _read_key(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
             key = file.read().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"server.key_file: {path} cannot be read: {error}") from None
+    except OSError as error:
+        raise UsageError(f"server.key_file: {path} cannot be read: {(error.strerror or str(error)).lower()}") from None
+    except ValueError:  # no UTF-8, in it or in its name
+        raise UsageError(f"server.key_file: {path} holds no key: it is not text") from None
     if not key:
         raise UsageError(f"server.key_file: {path} is empty")
     return key

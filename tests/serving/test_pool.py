@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -275,7 +276,7 @@ def test_a_conversation_goes_on_after_a_swap_where_it_ended(files: dict[str, str
                 grant.release()
                 await ask(pool, "beta")
             assert found[0] < 5 < 50 < found[1]
-        assert not (tmp_path / "slots").exists()
+        assert os.listdir(tmp_path / "slots") == []
 
     runs(test)
 
@@ -289,3 +290,12 @@ def test_what_can_never_fit_is_told_beforehand_with_what_would(files: dict[str, 
                 await pool.acquire("alpha")
 
     runs(test)
+
+
+def test_what_a_killed_daemon_kept_is_removed_by_the_next(tmp_path: Path) -> None:
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    (tmp_path / str(killed.pid)).mkdir()
+    (tmp_path / "1").mkdir()  # of one that lives
+    Kept(str(tmp_path))
+    assert os.listdir(tmp_path) == ["1"]

@@ -70,9 +70,7 @@ class _Daemon:
             limits,
             min_resident_s=config.memory.min_resident_s,
             max_wait_s=config.memory.max_wait_s,
-            kept=Kept(os.path.join(cache_dir(), "slots", str(os.getpid())))
-            if config.memory.keep_conversations
-            else None,
+            kept=Kept(os.path.join(cache_dir(), "slots")) if config.memory.keep_conversations else None,
             settles=place.n_devices > 0,
             say=self._say,
         )

@@ -16,8 +16,12 @@ LIMIT_S = 10.0  # a gigabyte to a disk; longer is not worth it
 class Kept:
     """The saved slots of all models, in a folder of ours; everything here blocks, and nothing here fails."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
+    def __init__(self, root: str) -> None:
+        """`root` has a folder for each daemon; those of daemons that were killed go."""
+        for pid in os.listdir(root) if os.path.isdir(root) else []:
+            if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+                shutil.rmtree(os.path.join(root, pid), ignore_errors=True)
+        self.folder = os.path.join(root, str(os.getpid()))
         self._saved: dict[str, list[slots.SavedSlot]] = {}
         self._works: dict[str, bool] = {}  # by the server's own count; tried when there is something to restore
 
