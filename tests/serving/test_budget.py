@@ -5,19 +5,23 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from modelpipes import gpu, hostmemory
 from modelpipes.engine.lifecycle import batch_tokens
+from modelpipes.engine.locate import find_model
 from modelpipes.errors import FileError, UsageError
 from modelpipes.fit import Settings, predict_memory
 from modelpipes.fit.cuda import OVERHEAD_BYTES
+from modelpipes.fit.settings import Backend
 from modelpipes.gguf.header import read_header
 from modelpipes.serving import budget
 from modelpipes.serving.budget import Place, Taken, auto_bytes, charge, find_budget, host_bytes, look, measure, settle
@@ -127,9 +131,45 @@ def test_an_engine_without_a_back_end_for_the_card_has_no_card(driver: Path) -> 
     assert IN_NAME_ONLY.for_engine(has_gpu=False) == IN_NAME_ONLY
 
 
-@given(st.integers(0, 10**12), st.integers(0, 10**12), st.integers(0, 10**12))
-def test_loading_and_unloading_our_own_changes_no_automatic_budget(free: int, held: int, reserve: int) -> None:
-    assert auto_bytes(free, held, reserve) == auto_bytes(free + held, 0, reserve) >= 0
+AMOUNTS = st.integers(0, 10**12)
+
+
+@given(AMOUNTS, AMOUNTS, AMOUNTS, AMOUNTS)
+def test_loading_and_unloading_our_own_changes_no_automatic_budget(
+    free: int, held: int, others: int, reserve: int
+) -> None:
+    total = free + held + others
+    assert auto_bytes(free, held, total, reserve) == auto_bytes(free + held, 0, total, reserve) >= 0
+
+
+@given(AMOUNTS, AMOUNTS, AMOUNTS, AMOUNTS)
+def test_an_automatic_budget_is_never_more_than_there_is(free: int, held: int, total: int, reserve: int) -> None:
+    assert 0 <= auto_bytes(free, held, total, reserve) <= max(0, total - reserve)
+
+
+def test_pages_of_our_model_files_that_are_available_at_once_are_not_counted_twice() -> None:
+    total = hostmemory.total_bytes()
+    assert find_budget(None, None, 0, has_gpu=False, held=Bytes(0, total))[0].host == total
+
+
+def test_nvml_without_a_card_leaves_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "find_visible_cards", gpu.Cards)
+    limits, place, words = find_budget(None, 7, 10**9, has_gpu=True)
+    assert (limits, place, words) == (Bytes(0, 7), CPU, "7 B of host memory")
+
+
+def test_a_number_beside_a_card_is_the_budget_and_the_words_name_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = gpu.Card(index=0, name="NVIDIA GeForce RTX 4080", total_bytes=16 << 30, free_bytes=15 << 30)
+    monkeypatch.setattr(gpu, "find_visible_cards", lambda: gpu.Cards((card,)))
+    limits, place, words = find_budget(8 << 30, 1 << 30, 10**9, has_gpu=True)
+    assert (limits, place) == (Bytes(8 << 30, 1 << 30), CARD)
+    assert words == "8.0 GiB of NVIDIA GeForce RTX 4080, 1.0 GiB of host memory"
+
+
+def test_a_card_that_others_have_filled_leaves_nothing_rather_than_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = gpu.Card(index=0, name="RTX 4080", total_bytes=16 << 30, free_bytes=5)
+    monkeypatch.setattr(gpu, "find_visible_cards", lambda: gpu.Cards((card,)))
+    assert find_budget(None, 7, 10**9, has_gpu=True)[0].card == 0
 
 
 # What a model will take
@@ -157,6 +197,84 @@ def test_a_card_in_name_only_is_charged_and_the_host_pays_all_the_same(model: st
     taken = predict(model, IN_NAME_ONLY)
     assert taken.host == predict(model, CPU).host
     assert os.path.getsize(model) // 2 < taken.card < predict(model, CARD).card
+
+
+@pytest.mark.parametrize("place", [CPU, IN_NAME_ONLY, CARD])
+def test_the_packaged_model_takes_what_fit_predicts(place: Place) -> None:
+    path = find_model("tiny-chat")
+    header = read_header(path)
+    devices = 1 if place.is_charged else 0
+    backend: Backend = "cuda" if place.n_devices else "generic"
+    given = Settings(n_ubatch=batch_tokens(1, on_cpu=not place.n_devices), backend=backend)
+    card = predict_memory(header, replace(given, n_devices=devices)).device_bytes if devices else 0
+    host = predict_memory(
+        header, replace(given, n_devices=place.n_devices, n_gpu_layers=None if place.n_devices else 0)
+    ).host
+    assert predict(path, place) == Bytes(card, host.total_bytes)
+
+
+def test_a_context_is_that_of_each_sequence(model: str) -> None:
+    four, whole = (
+        predict_memory(
+            read_header(model),
+            Settings(n_ctx=n_ctx, n_parallel=4, n_ubatch=batch_tokens(4, on_cpu=False), backend="cuda"),
+        )
+        for n_ctx in (4 * 1024, 1024)
+    )
+    assert predict(model, CARD, ctx_size=1024, parallel=4).card == four.device_bytes > whole.device_bytes
+
+
+def unplannable(folder: Path) -> str:
+    """A model file that says what it is and nothing that memory follows from, as a projector does."""
+    path = folder / "clip.gguf"
+    writer = gguf.GGUFWriter(str(path), "clip")
+    writer.add_tensor("v.weight", np.zeros((1024, 64), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "gpu_layers", "on_card", "overheads", "on_host"),
+    [
+        (CPU, None, False, 0, True),
+        (IN_NAME_ONLY, None, True, 0, True),
+        (IN_NAME_ONLY, 0, False, 0, True),
+        (CARD, None, True, 1, False),
+        (CARD, 5, True, 1, True),  # how much that is nobody knows
+        (CARD, 0, False, 1, True),
+        (Place(2, True), None, True, 2, False),
+    ],
+)
+def test_a_model_whose_memory_cannot_be_predicted_takes_its_file_and_a_fifth(
+    place: Place, gpu_layers: int | None, on_card: bool, overheads: int, on_host: bool, tmp_path: Path
+) -> None:
+    path = unplannable(tmp_path)
+    with pytest.raises(FileError):
+        predict_memory(read_header(path), Settings())
+    whole = int(os.path.getsize(path) * 1.2)
+    taken = predict(path, place, gpu_layers=gpu_layers)
+    assert taken == Bytes(whole * on_card + overheads * OVERHEAD_BYTES, whole * on_host)
+
+
+def test_an_embedding_model_is_predicted_as_any_other(tmp_path: Path) -> None:
+    path = tmp_path / "bert.gguf"
+    writer = gguf.GGUFWriter(str(path), "bert")
+    writer.add_block_count(1)
+    writer.add_context_length(512)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_layer_norm_eps(1e-5)
+    writer.add_tensor("token_embd.weight", np.zeros((1 << 14, 64), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert predict(str(path), CPU).host > 2 * 64 << 14
+    assert predict(str(path), CARD).card >= OVERHEAD_BYTES
 
 
 def test_more_sequences_and_a_wider_cache_take_more_and_fewer_layers_take_less(model: str) -> None:
@@ -234,19 +352,31 @@ def test_once_it_is_ready_what_it_holds_counts_and_what_may_still_grow(
 # Until it is free
 
 
+ENGINE = 8 << 30
+
+
 def test_memory_that_comes_back_at_once_is_not_waited_for() -> None:
     clock = Clock()
-    assert settle(100, 50, lambda: 150, clock=lambda: clock.now, wait=clock.wait)
+    assert settle(ENGINE, 50, lambda: 50 + ENGINE, clock=lambda: clock.now, wait=clock.wait)
     assert clock.waits == []
 
 
 def test_memory_that_comes_back_late_is_waited_for_in_steps_of_250_ms() -> None:
     clock = Clock()
-    assert settle(100, 50, lambda: 50 if clock.now < 1 else 130, clock=lambda: clock.now, wait=clock.wait)
+    late = 50 + int(ENGINE * 0.8)
+    assert settle(ENGINE, 50, lambda: 50 if clock.now < 1 else late, clock=lambda: clock.now, wait=clock.wait)
     assert clock.waits == [0.25] * 4
 
 
 def test_memory_that_never_comes_back_is_given_up_after_5_s() -> None:
     clock = Clock()
-    assert not settle(100, 50, lambda: 50, clock=lambda: clock.now, wait=clock.wait)
+    assert not settle(ENGINE, 50, lambda: 50, clock=lambda: clock.now, wait=clock.wait)
     assert clock.now == 5
+
+
+@given(st.integers(0, 10**11), st.integers(0, 10**11))
+def test_what_an_engine_was_charged_with_and_never_took_is_not_waited_for(predicted: int, taken: int) -> None:
+    clock = Clock()
+    charged = charge(Bytes(predicted), Taken(taken, 0)).card
+    assert settle(charged, 0, lambda: taken, clock=lambda: clock.now, wait=clock.wait)
+    assert clock.waits == []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import signal
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -47,12 +50,15 @@ def command(
       serve-models logs qwen -f
     """
     if words and words[0] in ACTIONS:
+        if vram is not None:
+            raise UsageError("--vram is for a daemon that starts")
         _act(words[0], words[1:], _Daemon(listen, wait or 0.0), follow, as_json)
         return
     if len(words) > 1:
         raise UsageError(f"{words[0]!r} is no action ({', '.join(ACTIONS)}), and one configuration is enough")
-    if follow or as_json or wait:
+    if follow or as_json or wait is not None:
         raise UsageError("--wait, --follow and --json are for an action")
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is taken for a wish to read the configuration again
     try:
         from modelpipes.serving import daemon
     except ModuleNotFoundError as error:
@@ -139,39 +145,64 @@ class _Daemon:
         (self._record,) = found
 
     def reload(self) -> None:
-        """Have it read its configuration again."""
-        import signal
+        """Have it read its configuration again; UsageError where that is wrong, which would change nothing."""
+        from modelpipes.config import load
 
+        if self._record.config:
+            load(self._record.config)
         os.kill(self._record.pid, signal.SIGHUP)
 
     def ask(self, method: str, path: str, limit_s: float = ANSWER_S) -> Any:
         """The JSON that it answers; EngineError for a failure."""
-        response = self._request(method, path, limit_s)
-        text = response.read()
-        try:
-            answer = json.loads(text)
-        except ValueError:
-            raise EngineError(f"serve-models on {self._record.listen} answers no JSON") from None
-        if response.status != http.client.OK:
-            raise EngineError(answer["error"]["message"])
-        return answer
+        with self._request(method, path, limit_s) as response:
+            return self._read(response)
 
     def copy(self, path: str) -> None:
         """Write the text that it answers to stdout, as it comes."""
-        response = self._request("GET", path, None)
-        if response.status != http.client.OK:
-            raise EngineError(json.loads(response.read())["error"]["message"])
-        while line := response.readline():
-            output.write_text(line.decode("utf-8", "replace"))
+        with self._request("GET", path, None) as response:
+            if response.status != http.client.OK:
+                self._read(response)
+            while line := self._line(response):
+                output.write_text(line.decode("utf-8", "replace"))
 
-    def _request(self, method: str, path: str, limit_s: float | None) -> http.client.HTTPResponse:
-        headers = {"Authorization": f"Bearer {self._record.key}"} if self._record.key else {}
+    def _read(self, response: http.client.HTTPResponse) -> Any:
+        """The whole answer; EngineError where it tells of a failure."""
         try:
-            connection = _connect(self._record.listen, limit_s)
-            connection.request(method, path, headers=headers)
-            return connection.getresponse()
+            answer = json.loads(response.read())
+            if response.status == http.client.OK:
+                return answer
+            why = answer["error"]["message"]
         except (OSError, http.client.HTTPException) as error:
-            raise EngineError(f"serve-models on {self._record.listen} does not answer: {error}") from None
+            raise self._is_silent(error) from None
+        except (ValueError, LookupError, TypeError):
+            why = f"serve-models on {self._record.listen} answers something that is none of its words"
+        raise EngineError(why)
+
+    def _line(self, response: http.client.HTTPResponse) -> bytes:
+        try:
+            return response.readline()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._is_silent(error) from None
+
+    def _is_silent(self, error: Exception) -> EngineError:
+        text = str(error) or type(error).__name__
+        return EngineError(f"serve-models on {self._record.listen} does not answer: {text.lower()}")
+
+    @contextlib.contextmanager
+    def _request(self, method: str, path: str, limit_s: float | None) -> Iterator[http.client.HTTPResponse]:
+        headers = {"Authorization": f"Bearer {self._record.key}"} if self._record.key else {}
+        connection = None
+        try:
+            try:
+                connection = _connect(self._record.listen, limit_s)
+                connection.request(method, path, headers=headers)
+                response = connection.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                raise self._is_silent(error) from None
+            yield response
+        finally:
+            if connection is not None:
+                connection.close()
 
 
 def _connect(listen: str, limit_s: float | None) -> http.client.HTTPConnection:

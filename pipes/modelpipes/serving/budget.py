@@ -12,6 +12,7 @@ from modelpipes import gpu, hostmemory
 from modelpipes.engine.lifecycle import batch_tokens, resident_bytes
 from modelpipes.errors import FileError, ModelFileError
 from modelpipes.fit.cuda import OVERHEAD_BYTES
+from modelpipes.fit.hparams import classify
 from modelpipes.fit.memory import predict_memory
 from modelpipes.fit.settings import Settings
 from modelpipes.gguf.shards import read_model
@@ -20,7 +21,7 @@ from modelpipes.units import format_bytes
 
 SETTLE_S = 5.0  # a driver gives memory back within seconds, or it is somebody else's now
 SETTLE_INTERVAL_S = 0.25
-SETTLED_SHARE = 0.75  # of what an engine held
+SETTLED_SHARE = 0.75  # of what an engine held for certain
 KIB = 1024
 UNKNOWN_SHARE = 1.2  # of the file, for a model whose memory we cannot predict
 
@@ -53,18 +54,27 @@ def find_budget(
     keeps the reserve. Without a card the card's budget is a number, against which predictions are charged.
     """
     cards = gpu.find_visible_cards().cards if has_gpu else ()
-    host_bytes = auto_bytes(hostmemory.available_bytes(), held.host, reserve) if host is None else host
-    free = sum(one.free_bytes for one in cards)
-    card_bytes = (auto_bytes(free, held.card, reserve * len(cards)) if cards else 0) if card is None else card
-    names = " and ".join(one.name for one in cards) or ("a card in name only" if card else "the CPU")
-    words = f"{format_bytes(card_bytes)} of {names}, " if cards or card else ""
-    words += f"{format_bytes(host_bytes)} of host memory"
-    return Bytes(int(card_bytes), int(host_bytes)), Place(len(cards), bool(cards) or card is not None), words
+    if host is None:
+        host = auto_bytes(hostmemory.available_bytes(), held.host, hostmemory.total_bytes(), reserve)
+    name = " and ".join(one.name for one in cards) or "a card in name only"
+    words = f"{format_bytes(host)} of host memory"
+    if card is None:
+        free, total = sum(one.free_bytes for one in cards), sum(one.total_bytes for one in cards)
+        card_bytes = auto_bytes(free, held.card, total, reserve * len(cards))
+    else:
+        card_bytes = card
+    if cards or card is not None:
+        words = f"{format_bytes(card_bytes)} of {name}, {words}"
+    return Bytes(int(card_bytes), int(host)), Place(len(cards), bool(cards) or card is not None), words
 
 
-def auto_bytes(free: int, held: int, reserve: int) -> int:
-    """What we may use of a memory of which so much is free and so much is ours already: all but what others hold."""
-    return max(0, free + held - reserve)
+def auto_bytes(free: int, held: int, total: int, reserve: int) -> int:
+    """What we may use of a memory of which so much is free and so much is ours already: all but what others hold.
+
+    Never more than there is: pages of a mapped model file are ours and available at once, and what is held may be
+    predicted too high. Pure.
+    """
+    return max(0, min(free + held, total) - reserve)
 
 
 def predict(
@@ -97,9 +107,27 @@ def predict(
     except (ArithmeticError, LookupError, ValueError) as error:  # a header made up or damaged
         raise ModelFileError(path, f"its numbers contradict each other ({error})") from None
     except FileError:  # no language model, or of a kind that we do not know: it is its weights, mostly
-        whole = int(header.file_size * UNKNOWN_SHARE)
-        return Bytes(whole if place.is_charged else 0, 0 if place.n_devices else whole)
+        return _guess(header.file_size, place, gpu_layers)
     return Bytes(on_card, on_host)
+
+
+def _guess(file_size: int, place: Place, gpu_layers: int | None) -> Bytes:
+    """What a model takes of which only the file's size is known."""
+    whole = int(file_size * UNKNOWN_SHARE)
+    overhead = OVERHEAD_BYTES * place.n_devices
+    if gpu_layers == 0:  # the runtime still takes its part of each card
+        return Bytes(overhead, whole)
+    on_card = whole + overhead if place.is_charged else 0
+    # Of some layers on the card nobody knows how large they are: both pay.
+    return Bytes(on_card, 0 if place.n_devices and gpu_layers is None else whole)
+
+
+def is_model(path: str) -> bool:
+    """Whether a file is a language model, and no projector, adapter or the like; True where it cannot be read."""
+    try:
+        return classify(read_model(path)) == "model"
+    except FileError:
+        return True  # what is wrong with it is told by `predict`
 
 
 def measure(pid: int, predicted: Bytes, place: Place) -> Bytes:
@@ -192,10 +220,13 @@ def settle(
 ) -> bool:
     """Wait until most of what an ended engine held is free again; False where it is not after 5 s.
 
-    Without a card there is nothing to wait for: the kernel has taken back a process's memory before it can be reaped.
+    `freed_bytes` is what it was charged with (see `charge`), up to the runtime's overhead more than it ever took:
+    that much is not waited for, or a small engine's end would always take 5 s. Without a card there is nothing to wait
+    for: the kernel has taken back a process's memory before it can be reaped.
     """
     until = clock() + SETTLE_S
-    while free_now() - free_before < freed_bytes * SETTLED_SHARE:
+    certain_bytes = max(0, freed_bytes - OVERHEAD_BYTES)
+    while free_now() - free_before < certain_bytes * SETTLED_SHARE:
         if clock() >= until:
             return False
         wait(SETTLE_INTERVAL_S)

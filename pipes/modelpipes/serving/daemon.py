@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -13,7 +14,7 @@ import msgspec
 import uvloop
 from msgspec.structs import replace
 
-from modelpipes.config import Config, Model, load
+from modelpipes.config import Config, Model, difference, load
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import find_engine, find_model
 from modelpipes.engine.logs import RotatedFile
@@ -26,7 +27,7 @@ from modelpipes.serving.gateway import Settings, make_app
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.listening import GRACE_S, Server
 from modelpipes.serving.pool import Pool, Servable
-from modelpipes.serving.record import Daemon, recorded
+from modelpipes.serving.record import Daemon, is_running, recorded, taken
 from modelpipes.serving.residency import NOTHING, Bytes
 
 LEAST_CONTEXT = 512  # tokens; with fewer, nobody talks
@@ -51,6 +52,8 @@ class _Daemon:
         self._vram = vram
         self._say = say
         self._config = self._read()
+        self._logs = os.path.join(cache_dir(), "serve", self._config.server.listen.replace("/", "%"))
+        self._place = budget.Place(0, False)
         self._ended_by: signal.Signals | None = None
 
     def _read(self) -> Config:
@@ -64,34 +67,47 @@ class _Daemon:
 
     async def run(self) -> None:
         config, server = self._config, self._config.server
-        limits, place, words = self._budget(config)
+        loop = asyncio.get_running_loop()
+        ended, again = asyncio.Event(), asyncio.Event()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(signum, self._end, signum, ended)
+        loop.add_signal_handler(signal.SIGHUP, again.set)
+        limits, self._place, words = self._budget(config)
         pool = Pool(
             [],
             limits,
             min_resident_s=config.memory.min_resident_s,
             max_wait_s=config.memory.max_wait_s,
             kept=Kept(os.path.join(cache_dir(), "slots")) if config.memory.keep_conversations else None,
-            settles=place.n_devices > 0,
+            settles=self._place.n_devices > 0,
             say=self._say,
         )
         settings = Settings(key=server.key, max_waiting=server.max_waiting, max_lease_s=server.max_lease_s)
         gateway = Server(make_app(pool, settings), server.listen)
         try:
-            pool.serve(self._servables(config, place))
+            pool.serve(self._servables(config))
             if not pool.models():
                 raise FileError("there is no model to serve: name some in a CONFIG.toml (see config/serve.toml)")
+            if is_running(str(gateway.listen)):
+                raise taken(str(gateway.listen))
             await gateway.start()
-            address = str(gateway.listen)
+            address = str(gateway.listen)  # with the port, where any free one was asked for
             with recorded(Daemon(os.getpid(), address, self._path or "", server.key)):
                 self._say(f"{len(pool.models())} models on {address}, with {words}")
                 self._warn(pool)
                 pool.load_pinned()
-                await self._until_ended(pool, place)
-                await gateway.stop(GRACE_S)
+                reloads = asyncio.ensure_future(self._reload_when(again, pool))
+                await ended.wait()
+                reloads.cancel()
         finally:
+            await gateway.stop(GRACE_S)
             await pool.close()
         assert self._ended_by is not None
         raise Ended(self._ended_by)
+
+    def _end(self, signum: signal.Signals, ended: asyncio.Event) -> None:
+        self._ended_by = signum
+        ended.set()
 
     def _warn(self, pool: Pool) -> None:
         """Say which of the models that were named can never be loaded."""
@@ -108,69 +124,63 @@ class _Daemon:
             has_gpu = False
         return budget.find_budget(memory.budget, memory.host_budget, memory.reserve, has_gpu=has_gpu, held=held)
 
-    async def _until_ended(self, pool: Pool, place: budget.Place) -> None:
-        ended = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def end(signum: signal.Signals) -> None:
-            self._ended_by = signum
-            ended.set()
-
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(signum, end, signum)
-        again = asyncio.Event()
-        loop.add_signal_handler(signal.SIGHUP, again.set)
-        reloads = asyncio.ensure_future(self._reload_when(again, pool, place))
-        await ended.wait()
-        reloads.cancel()
-
-    async def _reload_when(self, again: asyncio.Event, pool: Pool, place: budget.Place) -> None:
+    async def _reload_when(self, again: asyncio.Event, pool: Pool) -> None:
         while await again.wait():
             again.clear()
-            await self._reload(pool, place)
+            try:
+                await self._reload(pool)
+            except (PipesError, OSError) as error:
+                self._say(f"nothing was changed: {error}")
 
-    async def _reload(self, pool: Pool, place: budget.Place) -> None:
+    async def _reload(self, pool: Pool) -> None:
         """Take over what changed in the configuration; a wrong one changes nothing."""
+        config = self._read()
+        change = difference(self._config, config)
+        limits, place, words = self._budget(config, pool.used) if change.memory else (pool.budget, self._place, "")
+        before, self._place = self._place, place
         try:
-            config = self._read()
             # Headers are read from a disk, meanwhile requests are served.
-            servables = await asyncio.to_thread(lambda: list(self._servables(config, place)))
-        except PipesError as error:
-            self._say(f"nothing was changed: {error}")
-            return
-        if config.server != self._config.server:
-            self._say("[server] was changed: that takes a new start")
-        pool.min_resident_s, pool.max_wait_s = config.memory.min_resident_s, config.memory.max_wait_s
-        if config.memory != self._config.memory:
-            pool.budget, _, words = self._budget(config, pool.used)
-            self._say(f"with {words}")
+            servables = await asyncio.to_thread(lambda: list(self._servables(config)))
+        except BaseException:
+            self._place = before
+            raise
         self._config = config
+        pool.min_resident_s, pool.max_wait_s = config.memory.min_resident_s, config.memory.max_wait_s
+        pool.budget = limits
         pool.serve(servables)
         pool.load_pinned()
-        self._say(f"read again: {len(pool.models())} models")
+        told = {"added": change.added, "removed": change.removed, "changed": (*change.changed, *change.touched)}
+        news = [f"{what} {', '.join(names)}" for what, names in told.items() if names]
+        self._say(f"read again: {len(pool.models())} models" + "".join(f"; {each}" for each in (*news, words) if each))
+        if change.restart:
+            self._say(f"{', '.join(change.restart)}: to change that takes a new start")
         self._warn(pool)
 
     # -- models
 
-    def _servables(self, config: Config, place: budget.Place) -> Iterator[Servable]:
+    def _servables(self, config: Config) -> Iterator[Servable]:
         """What the configuration names, and what lies in its folders; what cannot be read is said and left out."""
+        names = set(config.models) | {alias for model in config.models.values() for alias in model.aliases}
         for name, model in config.models.items():
-            if found := self._servable(name, model, place):
+            if found := self._servable(name, model):
                 yield found
         scan = config.scan
         if config.models and not scan.directories:
             return
         for file in Catalog.scan(scan.directories).files:
-            if file.name not in config.models:
-                model = Model(file.path, ctx_size=scan.ctx_size, parallel=scan.parallel)
-                if found := self._servable(file.name, model, place):
-                    yield found
+            if file.name in names or not budget.is_model(file.path):
+                continue
+            names.add(file.name)
+            model = Model(file.path, ctx_size=scan.ctx_size, parallel=scan.parallel)
+            if found := self._servable(file.name, model):
+                yield found
 
-    def _servable(self, name: str, model: Model, place: budget.Place) -> Servable | None:
+    def _servable(self, name: str, model: Model) -> Servable | None:
+        place = self._place
         try:
             path = find_model(model.file)
-            if model.engine == "embedded":
-                place = place.for_engine(has_gpu=False)
+            if model.engine != "auto":
+                place = place.for_engine(has_gpu=find_engine(model.engine).has_gpu)
             predict = Predict(path, place, model)
             needs = predict()
         except PipesError as error:
@@ -184,7 +194,7 @@ class _Daemon:
                 name,
                 path,
                 replace(model, pin=False, idle_unload_s=None, aliases=()),
-                os.path.join(cache_dir(), "serve", "logs"),
+                self._logs,
             ),
             needs=needs,
             file_bytes=budget.file_bytes(path),
@@ -214,7 +224,8 @@ class Start(msgspec.Struct, frozen=True):
         arguments = [part for argument in arguments for part in argument.split("=")]
         if model.cpu_moe:
             arguments.append("--cpu-moe")
-        os.makedirs(self.logs, mode=0o700, exist_ok=True)
+        with contextlib.suppress(OSError):  # the engine has no file for its log then, and runs all the same
+            os.makedirs(self.logs, mode=0o700, exist_ok=True)
         return Engine(
             self.path,
             ctx_size=model.ctx_size,

@@ -64,6 +64,11 @@ class Kept:
         """Remove what was saved of a model."""
         slots.discard(self.folder, self._saved.pop(name, []))
 
+    def forget_model(self, name: str) -> None:
+        """Also whether it works: another model has this name now."""
+        self.forget(name)
+        self._works.pop(name, None)
+
     def close(self) -> None:
         """Remove all of it."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -305,11 +305,17 @@ class Pool:
                 held.servable = one
             else:
                 held.is_unwanted = True
-                self._measured.pop(name, None)
         for name, one in new.items():
             before = self._servables.get(name)
+            if before is not None and (before.start, before.needs) != (one.start, one.needs):
+                self._forget_figures(name)
             if one.is_pinned != (before is not None and before.is_pinned):  # else as it was told meanwhile
                 (self._pinned.add if one.is_pinned else self._pinned.discard)(name)
+        for name in self._servables.keys() - new.keys():
+            self._forget_figures(name)
+        # What made a start fail was mended, perhaps: it is tried anew.
+        self._failures.clear()
+        self._blocked_until.clear()
         self._pinned &= new.keys()
         self._servables = new
         self._names = {alias: one.name for one in new.values() for alias in (*one.aliases, one.name)}
@@ -318,9 +324,19 @@ class Pool:
                 self._refuse(waiter, ServingError(f"{waiter.waiting.name} is no longer served", 404, "model_not_found"))
         self._consider()
 
+    def _forget_figures(self, name: str) -> None:
+        """What was learnt of a model that is another one now."""
+        self._measured.pop(name, None)
+        self._load_s.pop(name, None)
+        if self._kept:
+            self._kept.forget_model(name)
+
     def load_pinned(self) -> None:
         """Begin to load what is pinned."""
-        for name in sorted(self._pinned - self._held.keys()):
+        if self._is_closed:
+            return
+        staying = {name for name, held in self._held.items() if not held.is_unwanted}
+        for name in sorted(self._pinned - staying):
             self._spawn(self._quietly(self.load(name)))
 
     async def close(self) -> None:
@@ -374,7 +390,7 @@ class Pool:
                     running=len(held.grants),
                     loaded_at=held.loaded_at,
                     last_used=held.last_used,
-                    is_pinned=name in self._pinned,
+                    is_pinned=name in self._pinned and not held.is_unwanted,  # changed: another takes its place
                     idle_unload_s=held.servable.idle_unload_s,
                     is_unwanted=held.is_unwanted,
                 )
@@ -394,6 +410,8 @@ class Pool:
     def _carry_out(self, action: Start | Load | Drain | Undrain | Stop | Refuse) -> None:
         if isinstance(action, Start):
             waiter = self._waiters.pop(action.id)
+            if waiter.granted.done():  # it was cancelled in this very moment
+                return
             held = self._held[action.name]
             now = time.monotonic()
             self._figures.waited.observe(now - waiter.waiting.since)
@@ -402,10 +420,7 @@ class Pool:
             if len(self._recent) > KEPT_USES:
                 del self._recent[next(iter(self._recent))]
             held.grants.add(grant)
-            if waiter.granted.done():  # it was cancelled in this very moment
-                grant.release()
-            else:
-                waiter.granted.set_result(grant)
+            waiter.granted.set_result(grant)
             return
         self._note(action)
         if isinstance(action, Refuse):
@@ -447,12 +462,13 @@ class Pool:
             waiter.granted.set_exception(error)
 
     def _release(self, grant: _Grant) -> None:
+        now = time.monotonic()
+        if use := self._recent.get(grant.id):
+            self._recent[grant.id] = replace(use, ended_at=now)
         held = self._held.get(grant.name)
         if held is not None and grant in held.grants:
             held.grants.discard(grant)
-            held.last_used = now = time.monotonic()
-            if use := self._recent.get(grant.id):
-                self._recent[grant.id] = replace(use, ended_at=now)
+            held.last_used = now
             self._consider()
 
     # -- engines
@@ -472,7 +488,8 @@ class Pool:
                 self._failed(name, str(error))
                 self._consider()
             return
-        if self._is_closed:
+        if self._is_closed:  # it may have begun after `close` found nothing to stop
+            await self._blocking(held.engine.stop)
             return
         now = time.monotonic()
         self._load_s[name] = now - began
@@ -494,7 +511,7 @@ class Pool:
             if not await self._blocking(supervisor.is_alive, Deadline.after(LOOK_LIMIT_S)):
                 self._say(f"{held.servable.name} hangs: it is there and computes nothing")
                 self._lose(held)
-                await self._blocking(partial(held.engine.stop, cause=Cause.WEDGED, why="it hung"))
+                await self._quietly(self._blocking(partial(held.engine.stop, cause=Cause.WEDGED, why="it hung")))
                 self._forget(held)
                 self._failed(held.servable.name, "it hung", was_ready=True)
                 self._consider()
@@ -503,7 +520,7 @@ class Pool:
     async def _stop(self, held: _Held) -> None:
         name = held.servable.name
         try:
-            if self._kept and name in self._servables:
+            if self._kept and self._servables.get(name) is held.servable:  # not where it has another model now
                 await self._blocking(self._kept.save, name, held.engine)
             before = await self._blocking(free_on_cards) if self._settles else 0
             await self._blocking(held.engine.stop)
@@ -546,6 +563,8 @@ class Pool:
         self._say(f"{name} failed ({failures} in a row): {why}" + (f"; not before {pause_s:g} s" if pause_s else ""))
         if pause_s:
             self._blocked_until[name] = time.monotonic() + pause_s
+        if name in self._pinned:
+            self._loop.call_later(pause_s, self.load_pinned)
         if was_ready and not pause_s:
             return
         for waiter in [one for one in self._waiters.values() if one.waiting.name == name]:

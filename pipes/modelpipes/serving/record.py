@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 
 import msgspec
 
-from modelpipes.errors import UsageError
+from modelpipes import fifo
+from modelpipes.errors import FileError, PipesError, UsageError
 from modelpipes.paths import cache_dir, runtime_dir
 
 
@@ -29,35 +29,45 @@ def folder() -> str:
 
 @contextlib.contextmanager
 def recorded(daemon: Daemon) -> Iterator[None]:
-    """Have it found by `running` until the end; UsageError where one listens there already."""
-    os.makedirs(folder(), mode=0o700, exist_ok=True)
-    path = os.path.join(folder(), f"{daemon.listen.replace('/', '%')}.json")
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    """Have it found by `running` until the end; UsageError where one listens there already, FileError."""
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"serve-models listens on {daemon.listen} already: serve-models status") from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, msgspec.json.encode(daemon), 0)
+        os.makedirs(folder(), mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{folder()}: cannot be made: {error.strerror}") from None
+    lock = fifo.Lock.try_take(_path(daemon.listen))
+    if lock is None:
+        raise taken(daemon.listen)
+    with lock:
+        lock.clear()  # of one that was killed
+        lock.write(msgspec.json.encode(daemon))
         yield
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-    finally:
-        os.close(descriptor)
+        lock.remove()
+
+
+def taken(listen: str) -> UsageError:
+    """What is said to the second daemon of one address."""
+    return UsageError(f"another serve-models listens on {listen} already: see serve-models status, or choose --listen")
 
 
 def running() -> list[Daemon]:
     """Those that run now; the files of those that were killed are passed over."""
-    found = []
     try:
         paths = sorted(entry.path for entry in os.scandir(folder()) if entry.name.endswith(".json"))
     except OSError:
         return []
+    found = []
     for path in paths:
-        with contextlib.suppress(OSError, msgspec.DecodeError), open(path, "rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                found.append(msgspec.json.decode(file.read(), type=Daemon))
+        with contextlib.suppress(PipesError, msgspec.DecodeError):
+            is_alive, text = fifo.look(path)
+            if is_alive:
+                found.append(msgspec.json.decode(text, type=Daemon))
     return found
+
+
+def is_running(listen: str) -> bool:
+    """Whether a daemon of ours listens there."""
+    return any(one.listen == listen for one in running())
+
+
+def _path(listen: str) -> str:
+    return os.path.join(folder(), f"{listen.replace('/', '%')}.json")

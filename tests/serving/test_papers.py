@@ -1,0 +1,152 @@
+"""The files of config/: what they claim is so."""
+
+from __future__ import annotations
+
+import configparser
+import itertools
+import re
+import tomllib
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from modelpipes import gpu
+from modelpipes.config import Config, Memory, Model, Scan, Server, load, read
+from modelpipes.serving.budget import Place, find_budget, predict
+from modelpipes.serving.residency import Bytes
+from tests.fit.shapes import SHAPES, TensorType, write_model
+
+FOLDER = Path(__file__).parent.parent.parent / "config"
+EXAMPLE = FOLDER / "serve.toml"
+UNIT = FOLDER / "modelpipes-serve.service"
+SECTIONS: dict[str, type[msgspec.Struct]] = {"server": Server, "memory": Memory, "models": Model, "scan": Scan}
+# Keys that show what one may write and not what holds without it.
+NO_DEFAULTS = {"server.key", "server.key_file", "models.gpu_layers", "models.idle_unload_s", "scan.directories"}
+# The example's files by the shape that they have, and what most of its weights are.
+SHAPES_OF = {
+    "qwen": ("qwen2.5-7b", TensorType.Q6_K),
+    "gemma": ("gemma-2-9b", TensorType.Q5_K),
+    "llama3.1": ("llama-3.1-8b", TensorType.Q6_K),
+}
+
+
+def shown_keys() -> list[tuple[str, str, bool]]:
+    """Every key that the example names, as `section.key`, with its value, and whether it is commented out."""
+    shown = []
+    section = ""
+    for line in EXAMPLE.read_text().splitlines():
+        if header := re.match(r"(?:# )?\[([a-z]+)", line):
+            section = header[1]
+        elif key := re.match(r"(# )?([a-z_]+) = (.*?)(?:\s+#.*)?$", line):
+            shown.append((f"{section}.{key[2]}", key[3], key[1] is not None))
+    return shown
+
+
+def test_the_example_names_every_key_of_every_section() -> None:
+    known = {f"{section}.{key}" for section, kind in SECTIONS.items() for key in kind.__struct_fields__}
+    assert {key for key, _, _ in shown_keys()} == known
+
+
+def test_the_example_explains_every_key_once() -> None:
+    first_model = EXAMPLE.read_text().partition("\n[models.gemma]")[0]
+    explained = Counter(re.findall(r"^(?:# )?([a-z_]+) = .*? #", first_model, re.MULTILINE))
+    assert set(explained.values()) == {1}
+    assert set(explained) == {key for kind in (Server, Memory, Model) for key in kind.__struct_fields__}
+
+
+def test_what_the_example_has_commented_out_is_what_holds_without_it() -> None:
+    for key, value, is_comment in shown_keys():
+        if not is_comment or key in NO_DEFAULTS:
+            continue
+        section, _, name = key.partition(".")
+        given = f"[{section}.a]\nfile = '/a.gguf'" if section == "models" else f"[{section}]"
+        bare, told = read(given, "/etc"), read(f"{given}\n{name} = {value}", "/etc")
+        if key == "server.max_lease_s":  # no limit either way
+            assert (bare.server.max_lease_s, value) == (None, '"none"')
+        else:
+            assert told == bare, key
+
+
+def test_the_example_is_three_models_in_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    example = load(str(EXAMPLE))
+    assert set(example.models) == set(SHAPES_OF)
+    assert all(model.file.startswith("/home/someone/models/") for model in example.models.values())
+    assert example.memory == Config().memory
+
+
+def test_any_two_of_the_examples_models_fit_an_rtx_4080_beside_a_desktop_and_three_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desktop_bytes = 1_000_000_000
+    (card,) = gpu.parse_gpu("rtx4080").cards
+    card = msgspec.structs.replace(card, free_bytes=card.total_bytes - desktop_bytes)
+    monkeypatch.setattr(gpu, "find_visible_cards", lambda: gpu.Cards((card,)))
+    example = load(str(EXAMPLE))
+    memory = example.memory
+    limits, place, _ = find_budget(memory.budget, memory.host_budget, memory.reserve, has_gpu=True)
+    needs = [needs_of(name, model, place, tmp_path) for name, model in example.models.items()]
+    for one, other in itertools.combinations(needs, 2):
+        assert (one + other).card <= limits.card
+    assert sum(one.card for one in needs) > card.total_bytes
+    assert all(6.5e9 < one.card < 8e9 for one in needs)  # as it says
+
+
+def needs_of(name: str, model: Model, place: Place, folder: Path) -> Bytes:
+    """What one of the example's models takes: a file of its shape, without the weights."""
+    shape, kind = SHAPES_OF[name]
+    whole = SHAPES[shape]()
+    tensors = [replace(one, type=kind if one.type is TensorType.Q4_K else one.type) for one in whole.tensors]
+    path = folder / f"{name}.gguf"
+    write_model(path, replace(whole, tensors=tensors))
+    return predict(
+        str(path),
+        place,
+        ctx_size=model.ctx_size,
+        parallel=model.parallel,
+        kv_type=model.kv_type,
+        gpu_layers=model.gpu_layers,
+        cpu_moe=model.cpu_moe,
+    )
+
+
+def unit() -> dict[str, str]:
+    """The unit's [Service] section; ConfigParser keeps the last of a key given twice, which none is."""
+    parser = configparser.RawConfigParser(delimiters=("=",), comment_prefixes=("#",), strict=True)
+    parser.optionxform = str  # type: ignore[assignment,method-assign] # systemd's keys have capitals
+    parser.read_string(UNIT.read_text())
+    return dict(parser["Service"])
+
+
+def test_the_unit_starts_reloads_and_restarts_the_daemon() -> None:
+    service = unit()
+    assert service["ExecStart"].endswith("serve-models %E/modelpipes/serve.toml")
+    assert service["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    assert service["Restart"] == "on-failure"
+    assert service["RestartPreventExitStatus"] == "2"  # a wrong configuration stays wrong
+
+
+def test_the_unit_leaves_the_cards_devices_and_the_runtimes_compiler_alone() -> None:
+    hidden = {"PrivateDevices", "DevicePolicy", "DeviceAllow", "MemoryDenyWriteExecute", "ProtectProc", "ProcSubset"}
+    assert not hidden & unit().keys()
+
+
+def test_the_unit_asks_for_nothing_that_needs_privileges_or_a_mount_namespace() -> None:
+    of_the_system = {"User", "Group", "DynamicUser", "CapabilityBoundingSet", "AmbientCapabilities"}
+    of_mounts = re.compile(
+        "Protect|Private|ReadOnlyPaths|ReadWritePaths|InaccessiblePaths|TemporaryFileSystem|BindPaths"
+    )
+    assert not [key for key in unit() if key in of_the_system or of_mounts.match(key)]
+    assert unit()["NoNewPrivileges"] == "yes"  # what lets a user's manager set filters of system calls
+
+
+def test_every_file_here_is_in_the_folders_readme() -> None:
+    told = (FOLDER / "README.md").read_text()
+    assert all(f"`{path.name}`" in told for path in FOLDER.iterdir() if path.name != "README.md")
+
+
+def test_the_example_is_toml_without_a_comment_taken_for_a_value() -> None:
+    assert set(tomllib.loads(EXAMPLE.read_text())) == {"server", "memory", "models"}
