@@ -15,7 +15,7 @@ import click
 import pytest
 
 from modelpipes import errors
-from modelpipes.commands import ask, attach, build_engine, chat, cleanup, find, fit, ping, seats, serve, setup
+from modelpipes.commands import ask, attach, build_engine, chat, check, cleanup, find, fit, ping, seats, serve, setup
 from modelpipes.deadline import Deadline
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.message import Delta, Progress, Reply, Say
@@ -39,6 +39,7 @@ COMMANDS: dict[str, click.Command] = {
     "fit-models": fit.command,
     "ping-pipes": ping.command,
     "serve-models": serve.command,
+    "check-system": check.command,
     "modelpipes build-engine": build_engine.command,
 }
 
