@@ -29,7 +29,9 @@ VERBS = {
     "find": ("find-gguf", "Find model files, read headers, rate the fit."),
     "fit": ("fit-models", "Plan which models share a card, and how."),
     "serve": ("serve-models", "Own the engines, swap them by memory; a gateway."),
+    "gpu": ("watch-gpu", "GPU figures and alarms."),
     "check": ("check-system", "What is here, what is missing, what to do."),
+    "show": ("", "Show a transcript: text, Markdown, HTML or JSON."),
     "build-engine": ("", "Compile llama.cpp for this machine."),
 }
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

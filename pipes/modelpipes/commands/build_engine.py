@@ -137,6 +137,8 @@ def _list(as_json: bool) -> None:
         problem, speed = "", None
         try:
             speed = build.measure(binary)
+        except Ended:
+            raise
         except PipesError as error:
             problem = str(error)
         rows.append(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from modelpipes.child import Child
 from modelpipes.deadline import Deadline
 from modelpipes.engine.client import Client
-from modelpipes.errors import DeadlineError, EngineError, PipesError
+from modelpipes.errors import DeadlineError, EngineError
 from modelpipes.serving.record import running
 
 START_S = 60.0  # to read every model's header; it answers before any engine starts
@@ -34,7 +34,7 @@ class Gateway:
         """How often models were loaded and ended, and how long the loads took, in words; empty where it has gone."""
         try:
             text = self._client.metrics()
-        except PipesError:
+        except (EngineError, DeadlineError):
             return ""
         told = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith(PREFIX))
         loads, seconds, stops = (float(told.get(PREFIX + name, 0)) for name in COSTS)

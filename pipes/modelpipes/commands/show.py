@@ -1,0 +1,93 @@
+"""show: a transcript for people to read."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+
+import click
+
+from modelpipes import output, rendering
+from modelpipes.commands import options
+from modelpipes.deadline import Deadline
+from modelpipes.errors import DeadlineError, FileError
+
+READ_BYTES = 1 << 20
+
+
+@click.command(context_settings=options.settings)
+@click.argument("transcript", metavar="TRANSCRIPT|-")
+@click.option("--format", "form", type=click.Choice(["text", "markdown", "html", "json"]), default="text",
+              show_default=True, help="Text for a terminal, or a file to keep.")  # fmt: skip
+@click.option("--show-thinking", is_flag=True, help="A reasoning model's thoughts as well.")
+@click.option("--max-seconds", type=options.SECONDS, default="none", show_default=True,
+              help="Longest wait for the end of stdin.")  # fmt: skip
+@options.version
+@click.pass_context
+def command(ctx: click.Context, transcript: str, form: str, show_thinking: bool, max_seconds: float) -> int:
+    """Show a conversation: who said what, and where the time went.
+
+    A transcript that is still being written, damaged or of a newer version is
+    shown as far as it can be read; the rest is told on stderr.
+
+    \b
+    Examples:
+      modelpipes show talk.jsonl
+      modelpipes show talk.jsonl --format html > talk.html
+      modelpipes show - --format json < talk.jsonl
+    """
+    name = "stdin" if transcript == "-" else transcript
+    limit = Deadline.after(options.bounded(max_seconds))
+    contents = rendering.read(_read_stdin(limit) if transcript == "-" else _read_file(transcript))
+    if not contents.is_transcript:
+        raise FileError(f"{name}: is no transcript; one is made with chat-models --transcript FILE")
+    match form:
+        case "json":
+            output.write_json(rendering.to_json(contents, show_thinking=show_thinking))
+        case "html":
+            output.write_text(rendering.to_html(contents, show_thinking=show_thinking))
+        case "markdown":
+            output.write_text(rendering.to_markdown(contents, show_thinking=show_thinking))
+        case _:
+            output.write_text(rendering.to_text(contents, output.width(), show_thinking=show_thinking))
+    if complaints := contents.complaints():
+        output.say(f"{ctx.info_name}: {name}: {'; '.join(complaints)}")
+    return FileError.exit_code if contents.unreadable_lines else 0
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        # O_NONBLOCK: where a FIFO lies in place of a file, the open must not wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except (OSError, ValueError) as e:
+        raise FileError(f"{path}: cannot open the transcript: {getattr(e, 'strerror', None) or e}") from None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise FileError(f"{path}: a transcript must be a regular file; give - to read stdin")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    except OSError as e:
+        raise FileError(f"{path}: cannot read the transcript: {e.strerror}") from None
+    finally:
+        os.close(descriptor)
+
+
+def _read_stdin(limit: Deadline) -> bytes:
+    """All of stdin, as bytes: what is damaged, or cut off within a character, is shown as far as it goes."""
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    data = bytearray()
+    try:
+        while True:
+            if not poll.poll(limit.poll_ms()):
+                raise DeadlineError("stdin did not end within the time allowed (--max-seconds)")
+            try:
+                piece = os.read(0, READ_BYTES)
+            except BlockingIOError:
+                continue  # a neighbour who shares it made it so, and was faster
+            if not piece:
+                return bytes(data)
+            data += piece
+    except OSError as e:
+        raise FileError(f"stdin cannot be read: {(e.strerror or str(e)).lower()}") from None
