@@ -1,12 +1,14 @@
-"""Swapping models through a real `serve-models`: what a swap takes, and how many there are.
+"""Swapping models through a real `serve-models`: what a swap takes, where the time goes, and how many there are.
 
     python -m tests.bench.swaps [--runs 15] [--requests 1000] [--large] [--json]
 
 Scripted models, and a budget for so many of them. A swap is the time from a request to the first token, of a model that
-is not in memory where another one is; beside it, in the same run, that of ending one engine and starting another, with
-the token that proves it, and nothing between. Loads are those of four clients that choose among three models at random,
-two of which fit; beside them the fewest that any order of these requests needs, by one who knows the future. With
-`--large` also models of 1 GiB. The engine is the one that `attach-model` would take ($LLAMA_SERVER).
+is not in memory where another one is; beside it, in the same run and in turn, that of ending one engine and starting
+another, with the token that proves it and nothing between, and of the same request asked of that engine directly.
+Loads are those of four clients that choose among three models at random, two of which fit; beside them the fewest that
+any order of these requests needs, by one who knows the future. Meanwhile /residency is sampled: more in use than the
+budget ends the run. With `--large` also models of 1 GiB. The engine is the one that `attach-model` would take
+($LLAMA_SERVER). The tables are Markdown.
 """
 
 from __future__ import annotations
@@ -14,204 +16,320 @@ from __future__ import annotations
 import argparse
 import contextlib
 import http.client
-import json
-import os
 import random
-import socket
 import statistics
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
 
-from modelpipes.child import Child
+import msgspec
+
 from modelpipes.deadline import Deadline
+from modelpipes.engine.client import Piece
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import find_engine
-from modelpipes.serving.budget import Place, predict
-from modelpipes.table import draw_table
 from tests.models import scripted_model
+from tests.serving.daemons import CTX_SIZE, NAMES, QUESTION, Served, predicted_bytes
 from tests.serving.simulate import best_with_reordering
 
 LIMIT_S = 120.0
-NAMES = "abc"
 CLIENTS = 4
 TOKENS = 20
 SEEDS = 5
-MAX_WAIT_S = 0.3
+SAMPLE_S = 0.02
+PARTS = ("stop", "save", "load", "restore", "waited")  # figures of the daemon, in seconds
+
+# What must hold.
+SWAP_OVER_BARE_MS = 15.0
+LARGE_SHARE = 1.05
+FEW_LOADS = 9
+LONGEST_WAIT_S = 0.4
+LOADS_OVER_FEWEST = 1.5
 
 
-class Gateway:
+class Swap(msgspec.Struct, frozen=True):
+    """Medians in milliseconds; the parts add up to `whole`."""
+
+    what: str
+    runs: int
+    decide: float
+    save: float  # conversations, before the end
+    stop: float
+    load: float
+    restore: float
+    token: float  # from the engine to the first token
+    whole: float
+    worst: float
+    bare_stop: float
+    bare_load: float
+    bare_token: float  # the same request, asked of the engine itself
+    bare: float  # without that token
+
+
+class Crowd(msgspec.Struct, frozen=True):
+    """Loads of random clients, medians of the seeds; the longest wait for a first token of all."""
+
+    requests: int
+    seeds: int
+    loads: float
+    fewest: float
+    ratio: float
+    longest_s: float
+    whole_s: float
+    samples: int
+    errors: int
+
+
+class Gateway(Served):
     """A serve-models with three equal models, and room for some."""
 
-    def __init__(self, folder: Path, fit: int, pad_mib: int = 0) -> None:
-        files = [folder / f"{name}{pad_mib}.gguf" for name in NAMES]
-        for file in files:
+    def prepare(self, fit: int, *, pad_mib: int = 0, memory: str = "") -> dict[str, Path]:
+        files = {name: self.cwd / f"{name}.gguf" for name in NAMES}
+        for file in files.values():
             if not file.exists():
                 scripted_model(file, " on and on", endless=True, pad_mib=pad_mib)
-        each = predict(
-            str(files[0]), Place(0, True), ctx_size=512, parallel=1, kv_type="f16", gpu_layers=None, cpu_moe=False
-        )
-        self.files = [str(file) for file in files]
-        self.budget = each.card * fit + each.card // 2
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
-        tables = [
-            f"[memory]\nbudget = {self.budget}\nmin_resident_s = 0\nmax_wait_s = {MAX_WAIT_S}",
-            *(f'[models.{name}]\nfile = "{file}"\nctx_size = 512' for name, file in zip(NAMES, files, strict=True)),
-        ]
-        self.config = folder / f"{fit}-{pad_mib}.toml"
-        self.config.write_text("\n".join(tables))
+        each = predicted_bytes(files[NAMES[0]])
+        self.write(files, memory=f"budget = {each * fit + each // 2}\n{memory}")
+        self.start()
+        return files
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        argv = [sys.executable, "-P", "-m", "modelpipes", "serve", f"--listen=127.0.0.1:{self.port}", str(self.config)]
-        with Child(argv, name="serve-models"):
-            deadline = Deadline.after(LIMIT_S)
-            while True:
-                deadline.check("serve-models")
-                with contextlib.suppress(OSError):
-                    self.get("/health")
-                    break
-                time.sleep(0.01)
-            yield
-
-    def get(self, path: str) -> str:
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT_S)) as connection:
-            connection.request("GET", path)
-            return connection.getresponse().read().decode()
-
-    def ask(self, name: str, tokens: int = 1) -> float:
+    def first_token(self, name: str, tokens: int = 1) -> float:
         """Seconds to the first event of an answer, which is read to its end."""
-        messages = [{"role": "user", "content": "Hello."}]
-        body = json.dumps({"model": name, "messages": messages, "max_tokens": tokens, "stream": True})
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT_S)) as connection:
-            began = time.monotonic()
-            connection.request("POST", "/v1/chat/completions", body)
-            response = connection.getresponse()
-            first = response.readline()
-            taken = time.monotonic() - began
-            if response.status != http.client.OK or not first.startswith(b"data: {") or b'"error"' in first:
-                raise RuntimeError(f"{name}: {response.status} {first!r} {response.read()!r}")
-            response.read()
-            return taken
+        began = time.monotonic()
+        events = self.stream(name, max_tokens=tokens)
+        first = next(events)
+        taken = time.monotonic() - began
+        rest = [first, *events]
+        if any('"error"' in event for event in rest) or rest[-1] != "[DONE]":
+            raise RuntimeError(f"{name}: {rest}")
+        return taken
+
+    def figures(self) -> dict[str, float]:
+        """Every one of the daemon's, by name."""
+        with contextlib.closing(self.connect()) as connection:
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
+        lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in lines}
+
+    def seconds(self) -> dict[str, float]:
+        """What the daemon has spent on each of PARTS so far."""
+        figures = self.figures()
+        return {part: figures[f"modelpipes_pool_{part}_seconds_sum"] for part in PARTS}
 
     def loads(self) -> int:
         """How many there have been."""
-        (line,) = [line for line in self.get("/metrics").splitlines() if "_load_seconds_count " in line]
-        return int(float(line.split()[1]))
-
-    def check_budget(self) -> None:
-        """RuntimeError where more is in use than may be."""
-        residency = json.loads(self.get("/residency"))
-        if residency["used_bytes"] > residency["budget_bytes"]:
-            raise RuntimeError(f"over the budget: {residency}")
+        return int(self.figures()["modelpipes_pool_load_seconds_count"])
 
 
-def measure_swap(folder: Path, runs: int, pad_mib: int = 0) -> dict[str, Any]:
-    """Milliseconds of swaps through the gateway and of bare ones, in turn."""
-    gateway = Gateway(folder, 1, pad_mib)
-    swaps, bare = [], []
-    with gateway.running(), contextlib.ExitStack() as stack:
-        gateway.ask("a")
-        engines = cycle([stack.enter_context(Engine(file, ctx_size=512)) for file in gateway.files[:2]])
+def measure_swap(folder: Path, runs: int, *, pad_mib: int = 0, memory: str = "", what: str = "") -> Swap:
+    """Swaps through the gateway and bare ones, in turn."""
+    with Gateway(folder / (what or "swap")) as gateway, contextlib.ExitStack() as stack:
+        files = list(gateway.prepare(1, pad_mib=pad_mib, memory=memory).values())[:2]
+        engines = cycle([stack.enter_context(Engine(str(file), ctx_size=CTX_SIZE)) for file in files])
         ending, starting = next(engines), next(engines)
         ending.be_ready(Deadline.after(LIMIT_S))
-        for name in islice(cycle("ba"), runs):
-            swaps.append(gateway.ask(name) * 1000)
+        for name in NAMES[:2] * 2:  # whether conversations can be kept is tried once
+            gateway.first_token(name)
+        swaps: list[dict[str, float]] = []
+        for name in islice(cycle(NAMES[:2]), runs):
+            before = gateway.seconds()
+            whole = gateway.first_token(name)
+            spent = {part: now - before[part] for part, now in gateway.seconds().items()}
             began = time.monotonic()
             ending.stop()
+            stopped = time.monotonic()
             starting.be_ready(Deadline.after(LIMIT_S))
-            bare.append((time.monotonic() - began) * 1000)
+            ready = time.monotonic()
+            with starting.client().chat(QUESTION, silence_s=LIMIT_S, max_tokens=1) as answer:
+                next(piece for piece in answer if isinstance(piece, Piece))
+                bare_token = time.monotonic() - ready
             ending, starting = starting, ending
-    return {
-        "what": f"swap, models of {f'{pad_mib} MiB' if pad_mib else '260 KB'}, ms",
-        "found": statistics.median(swaps),
-        "beside": statistics.median(bare),
-        "worst": max(swaps),
-    }
+            swaps.append(
+                {
+                    "decide": spent["waited"] - spent["stop"] - spent["load"],
+                    "save": spent["save"],
+                    "stop": spent["stop"] - spent["save"],
+                    "load": spent["load"] - spent["restore"],
+                    "restore": spent["restore"],
+                    "token": whole - spent["waited"],
+                    "whole": whole,
+                    "bare_stop": stopped - began,
+                    "bare_load": ready - stopped,
+                    "bare_token": bare_token,
+                    "bare": ready - began,
+                }
+            )
+    medians = {part: statistics.median(swap[part] for swap in swaps) * 1000 for part in swaps[0]}
+    worst = max(swap["whole"] for swap in swaps) * 1000
+    return Swap(what=what or "tiny models", runs=runs, worst=worst, **medians)
 
 
 def choices(seed: int, requests: int) -> list[list[str]]:
     """What each client asks for, in order."""
-    chooses = [random.Random(seed * CLIENTS + client) for client in range(CLIENTS)]
-    return [[chosen.choice(NAMES) for _ in range(requests // CLIENTS)] for chosen in chooses]
+    chances = [random.Random(seed * CLIENTS + client) for client in range(CLIENTS)]
+    return [[chance.choice(NAMES) for _ in range(requests // CLIENTS)] for chance in chances]
 
 
-def measure_loads(folder: Path, requests: int, seeds: int) -> dict[str, Any]:
-    """Loads of random clients, the fewest possible ones, and the longest wait for a first token in ms."""
-    gateway = Gateway(folder, 2)
-    loads, least, waits = [], [], []
-    with gateway.running():
-        for seed in range(seeds):
-            before, asked = gateway.loads(), choices(seed, requests)
-            failed: list[Exception] = []
-            longest = [0.0] * CLIENTS
+@contextlib.contextmanager
+def sampled(gateway: Gateway) -> Iterator[list[int]]:
+    """Look at /residency all the while; the bytes in use. RuntimeError where they are more than the budget."""
+    used: list[int] = []
+    over: list[object] = []
+    has_ended = threading.Event()
 
-            def work(client: int, names: list[str], longest: list[float], failed: list[Exception]) -> None:
-                try:
-                    for name in names:
-                        longest[client] = max(longest[client], gateway.ask(name, TOKENS))
-                        gateway.check_budget()
-                except (OSError, RuntimeError, http.client.HTTPException) as error:
-                    failed.append(error)
+    def look() -> None:
+        while not has_ended.wait(SAMPLE_S):
+            now = gateway.residency()
+            used.append(now["used_bytes"])
+            if now["used_bytes"] > now["budget_bytes"]:
+                over.append(now)
 
-            threads = [
-                threading.Thread(target=work, args=(client, names, longest, failed))
-                for client, names in enumerate(asked)
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            if failed:
-                raise failed[0]
-            loads.append(gateway.loads() - before)
-            least.append(best_with_reordering(asked, 2))
-            waits.append(max(longest) * 1000)
-    return {
-        "what": f"loads, {requests} requests of {CLIENTS} clients, {seeds} seeds; longest wait, ms",
-        "found": statistics.median(loads),
-        "beside": statistics.median(least),
-        "worst": max(waits),
-    }
+    sampler = threading.Thread(target=look)
+    sampler.start()
+    try:
+        yield used
+    finally:
+        has_ended.set()
+        sampler.join()
+    if over:
+        raise RuntimeError(f"over the budget: {over[0]}")
+
+
+def measure_loads(folder: Path, requests: int, seeds: int) -> Crowd:
+    """Random clients, a daemon for each seed."""
+    loads, fewest, ratios, waits, wholes = [], [], [], [], []
+    samples = 0
+    errors: list[str] = []
+    for seed in range(seeds):
+        with Gateway(folder / f"{requests}-{seed}") as gateway:
+            gateway.prepare(2)
+            asked = choices(seed, requests)
+
+            def work(names: list[str], gateway: Gateway = gateway) -> None:
+                for name in names:
+                    try:
+                        waits.append(gateway.first_token(name, TOKENS))
+                    except (OSError, RuntimeError, http.client.HTTPException) as error:
+                        errors.append(str(error))
+
+            threads = [threading.Thread(target=work, args=(names,)) for names in asked]
+            with sampled(gateway) as used:
+                began = time.monotonic()
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                wholes.append(time.monotonic() - began)
+            samples += len(used)
+            loads.append(gateway.loads())
+            fewest.append(best_with_reordering(asked, 2))
+            ratios.append(loads[-1] / fewest[-1])
+    return Crowd(
+        requests,
+        seeds,
+        statistics.median(loads),
+        statistics.median(fewest),
+        statistics.median(ratios),
+        max(waits),
+        statistics.median(wholes),
+        samples,
+        len(errors),
+    )
+
+
+def draw(headers: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines: list[Sequence[object]] = [headers, ["---", *["---:"] * (len(headers) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def draw_swaps(swaps: list[Swap]) -> str:
+    headers = ["ms, medians", "decide", "save", "stop", "load", "restore", "token", "request to token", "longest"]
+    rows: list[list[object]] = []
+    for swap in swaps:
+        parts = (swap.decide, swap.save, swap.stop, swap.load, swap.restore, swap.token, swap.whole, swap.worst)
+        rows.append([f"{swap.what}, {swap.runs} swaps", *(f"{part:.1f}" for part in parts)])
+        bare = (swap.bare_stop, swap.bare_load, swap.bare_token, swap.bare + swap.bare_token)
+        stop, load, token, whole = (f"{part:.1f}" for part in bare)
+        rows.append(["bare stop and spawn, asked directly", "", "", stop, load, "", token, whole, ""])
+    return draw(headers, rows)
+
+
+def draw_crowds(crowds: list[Crowd]) -> str:
+    headers = [
+        f"{CLIENTS} clients, 3 models, 2 fit",
+        "loads",
+        "fewest",
+        "ratio",
+        "longest wait",
+        "whole run",
+        "samples over budget",
+        "failed",
+    ]
+    rows: list[list[object]] = [
+        [
+            f"{one.requests} requests of {TOKENS} tokens, {one.seeds} seeds",
+            f"{one.loads:g}",
+            f"{one.fewest:g}",
+            f"{one.ratio:.2f}",
+            f"{one.longest_s:.3f} s",
+            f"{one.whole_s:.2f} s",
+            f"0 of {one.samples}",
+            one.errors,
+        ]
+        for one in crowds
+    ]
+    return draw(headers, rows)
+
+
+def judge(swaps: list[Swap], crowds: list[Crowd]) -> str:
+    """What must hold, and whether it does."""
+    tiny, few, many = swaps[0], crowds[0], crowds[-1]
+    rows: list[tuple[str, float, float]] = [
+        ("a swap beyond a bare one without its token, ms", SWAP_OVER_BARE_MS, tiny.whole - tiny.bare),
+        (f"loads for {few.requests} requests", FEW_LOADS, few.loads),
+        ("longest wait, s", LONGEST_WAIT_S, few.longest_s),
+        (f"loads for {many.requests} requests, times the fewest", LOADS_OVER_FEWEST, many.ratio),
+    ]
+    rows += [
+        (f"{one.what}: a swap, times a bare one with its token", LARGE_SHARE, one.whole / (one.bare + one.bare_token))
+        for one in swaps[2:]
+    ]
+    return draw(
+        ["it must hold", "at most", "found", "holds"],
+        [[what, f"{most:g}", f"{found:.2f}", "yes" if found <= most else "NO"] for what, most, found in rows],
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--runs", type=int, default=15, help="swaps")
+    parser.add_argument("--requests", type=int, default=1000, help="of the long run; 0: none")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="of the short run")
     parser.add_argument("--large", action="store_true", help="also models of 1 GiB")
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as base:
         folder = Path(base)
-        os.environ |= {name: str(folder / name) for name in ("XDG_RUNTIME_DIR", "XDG_CACHE_HOME")}
-        (folder / "XDG_RUNTIME_DIR").mkdir(mode=0o700)
-        rows = [measure_swap(folder, options.runs)]
-        if options.large:
-            rows.append(measure_swap(folder, max(3, options.runs // 3), 1024))
-        rows += [measure_loads(folder, 40, SEEDS), measure_loads(folder, options.requests, 1)]
-    if options.json:
-        print(json.dumps(rows))
+        swaps = [
+            measure_swap(folder, given.runs),
+            measure_swap(folder, given.runs, memory="keep_conversations = false", what="conversations not kept"),
+        ]
+        if given.large:
+            swaps.append(measure_swap(folder, max(3, given.runs // 3), pad_mib=1024, what="models of 1 GiB"))
+        crowds = [measure_loads(folder, 40, given.seeds)]
+        if given.requests:
+            crowds.append(measure_loads(folder, given.requests, 1))
+    if given.json:
+        print(msgspec.json.encode({"swaps": swaps, "crowds": crowds}).decode())
         return
     engine = find_engine()
-    shown = [
-        (
-            row["what"],
-            f"{row['found']:.1f}",
-            f"{row['beside']:.1f}",
-            f"{row['found'] / row['beside']:.2f}",
-            f"{row['worst']:.0f}",
-        )
-        for row in rows
-    ]
-    headers = [f"{engine.kind} {engine.version}", "found", "bare, or fewest", "ratio", "longest"]
-    print(draw_table(shown, headers, right=("found", "bare, or fewest", "ratio", "longest")), end="")
+    print(f"{engine.kind} {engine.version}\n")
+    print(f"{draw_swaps(swaps)}\n\n{draw_crowds(crowds)}\n\n{judge(swaps, crowds)}")
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def test_status_shows_every_model_what_it_takes_and_the_last_decisions_why(serve
     rows = {line.split()[0]: line for line in told.lines}
     assert set(NAMES) <= rows.keys()
     assert "ready, pinned" in rows["beta"] and "ready" not in rows["alpha"]
-    assert "card " in told.stderr and "of 1 GiB" in told.stderr and "load beta: beta: " in told.stderr
+    assert "card " in told.stderr and "of 1.0 GiB" in told.stderr and "load beta: beta: " in told.stderr
 
 
 def test_status_as_json_is_what_residency_answers(serve: Commands) -> None:
@@ -136,7 +136,7 @@ def test_of_two_daemons_the_address_says_which_is_meant(alone: Commands) -> None
     told = alone("status")
     assert told.code == 2
     assert "--listen is missing" in told.stderr and first in told.stderr and second in told.stderr
-    assert "of 2 GiB" in alone("status", "--listen", second).stderr
+    assert "of 2.0 GiB" in alone("status", "--listen", second).stderr
 
 
 def test_a_name_that_is_not_served_fails_with_the_ones_that_are(serve: Commands) -> None:

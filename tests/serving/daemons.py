@@ -23,6 +23,7 @@ from tests.models import scripted_model
 from tests.shell import Home
 
 LIMIT_S = 30.0  # far more than anything here takes; the deadline of every wait
+ANSWER_S = 60.0  # of one request: its engine may hang, and the daemon looks twice before it ends that
 NAMES = ("alpha", "beta", "gamma")
 CTX_SIZE = 512
 PAD_MIB = 4  # so that weights count in a prediction; one thread still computes them in a millisecond
@@ -187,10 +188,10 @@ class Served(Home):
 
     def connect(self) -> http.client.HTTPConnection:
         if not self.listen.startswith("unix:"):
-            return http.client.HTTPConnection(self.listen, timeout=LIMIT_S)
-        connection = http.client.HTTPConnection("localhost", timeout=LIMIT_S)
+            return http.client.HTTPConnection(self.listen, timeout=ANSWER_S)
+        connection = http.client.HTTPConnection("localhost", timeout=ANSWER_S)
         connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.settimeout(LIMIT_S)
+        connection.sock.settimeout(ANSWER_S)
         connection.sock.connect(self.listen.removeprefix("unix:"))
         return connection
 
@@ -227,9 +228,12 @@ class Served(Home):
             response = connection.getresponse()
             if response.status != http.client.OK:
                 raise Refusal(response.status, response.read(), dict(response.getheaders()))
+            event = ""
             for line in response:
                 if line.startswith(b"data: "):
-                    yield line[6:].decode().rstrip("\n")
+                    yield (event := line[6:].decode().rstrip("\n"))
+            if event != "[DONE]" and '"error"' not in event:  # http.client takes a lost connection for an end
+                raise http.client.IncompleteRead(event.encode())
 
     def residency(self) -> dict[str, Any]:
         found: dict[str, Any] = self.get("/residency")

@@ -185,10 +185,8 @@ def test_a_second_daemon_on_one_address_says_so_and_leaves_the_first_alone(
     second, said = served.begin("--listen", address)
     assert second.wait(LIMIT_S) == 2
     said.close()
-    assert said.lines == [
-        f"modelpipes serve: another serve-models listens on {address} already: "
-        "see serve-models status, or choose --listen"
-    ]
+    (line,) = said.lines
+    assert f"another serve-models listens on {address} already: see serve-models status" in line
     assert first.poll() is None
     assert served.ask("alpha") == "This is alpha."
 

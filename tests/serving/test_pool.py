@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import pytest
 from modelpipes.deadline import Deadline
 from modelpipes.engine.client import Client
 from modelpipes.engine.lifecycle import Engine
+from modelpipes.engine.supervision import Supervisor
 from modelpipes.serving.grant import Grant, ServingError
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.pool import Pool, Servable
@@ -299,3 +301,70 @@ def test_what_a_killed_daemon_kept_is_removed_by_the_next(tmp_path: Path) -> Non
     (tmp_path / "1").mkdir()  # of one that lives
     Kept(str(tmp_path))
     assert os.listdir(tmp_path) == ["1"]
+
+
+def test_a_wait_that_is_cancelled_while_it_is_granted_holds_nothing(files: dict[str, str]) -> None:
+    async def test() -> None:
+        async with pool_of(servable("alpha", files["alpha"])) as pool:
+            first = await pool.acquire("alpha")
+            waits = [asyncio.ensure_future(pool.acquire("alpha")) for _ in range(3)]
+            await until(lambda: len(pool.residency().waiting) == 3)
+            waits[0].cancel()  # its future is done, and it is in the queue until it runs
+            first.release()
+            granted = await waits[1]
+            assert (pool.residency().resident[0].busy, len(pool.residency().waiting)) == (1, 1)
+            granted.release()
+            (await waits[2]).release()
+            assert pool.residency().resident[0].busy == 0
+
+    runs(test)
+
+
+def test_conversations_of_a_model_that_was_replaced_are_not_given_to_the_new_one(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    async def test() -> None:
+        kept = Kept(str(tmp_path / "slots"))
+        async with pool_of(servable("alpha", "tiny-chat"), servable("beta", files["beta"]), kept=kept) as pool:
+            await ask(pool, "alpha")
+            await pool.unload("alpha")
+            assert os.listdir(kept.folder)
+            pool.serve([servable("alpha", files["alpha"])])
+            assert not os.listdir(kept.folder)
+            assert await ask(pool, "alpha") == "This is alpha."
+            pool.serve([servable("alpha", files["gamma"])])  # while the old one is in memory
+            assert await ask(pool, "alpha") == "This is gamma."
+            assert not os.listdir(kept.folder)
+
+    runs(test)
+
+
+def test_an_engine_that_hangs_is_ended_and_who_waits_for_it_is_told(
+    files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelpipes.serving.pool.LOOK_INTERVAL_S", 0.05)
+    quick = partial(Supervisor, quiet_s=0.05, probe_s=0.2)
+    monkeypatch.setattr("modelpipes.serving.pool.Supervisor", quick)
+    monkeypatch.setattr("modelpipes.engine.supervision.LOOK_LIMIT_S", 0.1)
+
+    async def test() -> None:
+        async with pool_of(servable("alpha", files["alpha"])) as pool:
+            grant = await pool.acquire("alpha")
+            os.kill(engine_pid(pool, "alpha"), signal.SIGSTOP)
+            await asyncio.wait_for(grant.drain.wait(), LIMIT_S)
+            assert grant.is_lost
+            grant.release()
+            assert await ask(pool, "alpha") == "This is alpha."
+
+    runs(test)
+
+
+def test_a_pool_that_is_closed_while_it_loads_leaves_no_engine(files: dict[str, str]) -> None:
+    async def test() -> None:
+        async with pool_of(servable("alpha", files["alpha"])) as pool:
+            waits = asyncio.ensure_future(pool.acquire("alpha"))
+            await until(lambda: states(pool) == {"alpha": "loading"})
+        with pytest.raises(ServingError, match="ending"):
+            await waits
+
+    runs(test)

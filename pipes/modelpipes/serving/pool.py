@@ -478,7 +478,8 @@ class Pool:
         try:
             await self._blocking(held.engine.be_ready, Deadline.after(LOAD_LIMIT_S))
             if self._kept:
-                kept = await self._blocking(self._kept.restore, name, held.engine)
+                with self._figures.restore.time():
+                    kept = await self._blocking(self._kept.restore, name, held.engine)
                 self._figures.restored.inc(kept)
             taken = held.servable.measure and await self._blocking(held.servable.measure, held.engine.pid)
         except PipesError as error:
@@ -518,16 +519,19 @@ class Pool:
                 return
 
     async def _stop(self, held: _Held) -> None:
-        name = held.servable.name
+        name, began = held.servable.name, time.monotonic()
         try:
             if self._kept and self._servables.get(name) is held.servable:  # not where it has another model now
-                await self._blocking(self._kept.save, name, held.engine)
+                with self._figures.save.time():
+                    await self._blocking(self._kept.save, name, held.engine)
             before = await self._blocking(free_on_cards) if self._settles else 0
             await self._blocking(held.engine.stop)
             if self._settles and not await self._blocking(settle, held.bytes.card, before, free_on_cards):
                 self._say(f"{name} has ended, and its memory on the card is not free")
         except PipesError as error:
             self._say(f"{name}: {error}")
+        self._figures.stop.observe(time.monotonic() - began)
+        self._failures.pop(name, None)  # its life was no failure
         self._forget(held)
         self._consider()
 
@@ -618,6 +622,15 @@ class _Figures:
         )
         self.load = prometheus.Histogram(
             name + "load_seconds", "From a decision to a ready engine", registry=self.registry, buckets=seconds
+        )
+        self.restore = prometheus.Histogram(
+            name + "restore_seconds", "Of a load: saved conversations", registry=self.registry, buckets=seconds
+        )
+        self.stop = prometheus.Histogram(
+            name + "stop_seconds", "From a decision to free memory", registry=self.registry, buckets=seconds
+        )
+        self.save = prometheus.Histogram(
+            name + "save_seconds", "Of a stop: conversations to be kept", registry=self.registry, buckets=seconds
         )
         self.restored = prometheus.Counter(
             name + "restored", "Conversations that went on after a swap", registry=self.registry
