@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from types import TracebackType
 from typing import cast
 
@@ -160,12 +159,12 @@ async def ask(address: Address, path: str, body: bytes) -> Answer:
     request = [head + body] if len(body) <= JOINED_BYTES else [head, body]
     answer = Answer(request, loop)
     try:
-        connected = await _connect(address, loop)
-        try:
-            await loop.create_connection(lambda: answer, sock=connected)
-        except BaseException:
-            connected.close()
-            raise
+        # No socket of ours is handed to the loop: where that failed, both closed it, the later one another's.
+        async with asyncio.timeout(CONNECT_LIMIT_S):
+            if address.path:
+                await loop.create_unix_connection(lambda: answer, address.path)
+            else:
+                await loop.create_connection(lambda: answer, address.host, address.port)
         await answer.wait_for_head()
     except OSError as error:
         answer.close()
@@ -175,18 +174,6 @@ async def ask(address: Address, path: str, body: bytes) -> Answer:
         answer.close()
         raise
     return answer
-
-
-async def _connect(address: Address, loop: asyncio.AbstractEventLoop) -> socket.socket:
-    family = socket.AF_UNIX if address.path else socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    connected = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        async with asyncio.timeout(CONNECT_LIMIT_S):
-            await loop.sock_connect(connected, address.path or (address.host, address.port))
-    except BaseException:
-        connected.close()
-        raise
-    return connected
 
 
 def _make_head(address: Address, path: str, length: int) -> bytes:
