@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from modelpipes import fifo
 from modelpipes.deadline import Deadline
 from modelpipes.endpoint import Arrival, Endpoint, Event, Lost, Readable
 from modelpipes.errors import DeadlineError, MessageError, PeerGone, RoomError
@@ -449,3 +450,21 @@ def test_what_a_peer_said_before_it_was_killed_is_still_heard(room: Room, hub: E
         items = [event.item if isinstance(event, Arrival) else event for event in iter(lambda: hub.receive(NOW), None)]
     assert any(isinstance(item, (Delta, Reply)) for item in items)
     assert Lost("bob", 0) in items
+
+
+def test_what_a_peer_said_before_it_left_comes_before_the_news_that_it_left(room: Room) -> None:
+    # One poll looked at the answers while there were none, and at the reader when it had gone.
+    with Endpoint(room, HUB) as endpoint:
+        reader, keep = fifo.open_read(room.pipe(HUB, "bob"))
+        endpoint.listen("bob")
+        endpoint.connect("bob", soon())
+        writer = fifo.open_write(room.pipe("bob", HUB))
+        os.write(writer, encode(Pong("1", "bob", HUB, "")))
+        for fd in (reader, keep, writer):
+            os.close(fd)
+        ready = endpoint._ready
+        endpoint._ready = lambda *limit: [(endpoint._outlets["bob"].fd, select.POLLERR)]
+        assert not endpoint._wait(Deadline.after(0)) and not endpoint._events
+        endpoint._ready = ready
+        heard = [type(endpoint.receive(soon())) for _ in range(2)]
+    assert heard == [Arrival, Lost]

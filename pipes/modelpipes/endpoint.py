@@ -359,7 +359,8 @@ class Endpoint:
                         self._events.append(Arrival(sender, item))
             elif type(end) is _Outlet:
                 if mask & (select.POLLERR | select.POLLNVAL):
-                    self._reader_left(end)
+                    if not self.has_unread(end.receiver):  # what it said before it left comes first
+                        self._reader_left(end)
                 else:
                     self._poll.modify(fd, 0)
                     self._flush(end)

@@ -55,7 +55,8 @@ class Kept:
                 self._works[name] = slots.works(client, self.folder, deadline)
             return len(slots.restore(client, self.folder, saved, deadline)) if self._works[name] else 0
         except PipesError:
-            self._works[name] = False
+            if engine.exit_reason() is None:  # else it was killed, which says nothing about the model
+                self._works[name] = False
             return 0
         finally:
             self.forget(name)
