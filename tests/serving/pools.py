@@ -100,7 +100,7 @@ class SmallPool:
             for name, engine in self.engines.items()
         ]
 
-    async def acquire(self, name: str, *, is_lease: bool = False) -> Grant:
+    async def acquire(self, name: str) -> Grant:
         name = self._real(name)
         self._note(lambda: self.waiting.append(name))
         try:

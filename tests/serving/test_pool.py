@@ -225,7 +225,7 @@ def test_who_waited_too_long_has_the_busy_model_drained(files: dict[str, str]) -
     async def test() -> None:
         served = servable("alpha", files["alpha"]), servable("beta", files["beta"])
         async with pool_of(*served, budget=10, max_wait_s=0.05) as pool:
-            grant = await pool.acquire("alpha", is_lease=True)
+            grant = await pool.acquire("alpha")
             waits = asyncio.ensure_future(pool.acquire("beta"))
             await asyncio.wait_for(grant.drain.wait(), LIMIT_S)
             assert states(pool) == {"alpha": "draining"}

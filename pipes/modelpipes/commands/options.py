@@ -109,6 +109,14 @@ def read_text(value: str) -> str:
 
 def read_stdin(limit: Deadline) -> str:
     """All of stdin, as text; MessageError where it is none, DeadlineError where it does not end in time."""
+    try:
+        return read_stdin_bytes(limit).decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise MessageError(f"stdin is not UTF-8 text: byte {e.start} cannot be read") from None
+
+
+def read_stdin_bytes(limit: Deadline) -> bytes:
+    """All of stdin; MessageError where it cannot be read, DeadlineError where it does not end in time."""
     poll = select.poll()
     poll.register(0, select.POLLIN)
     data = bytearray()
@@ -121,9 +129,7 @@ def read_stdin(limit: Deadline) -> str:
             except BlockingIOError:
                 continue  # a neighbour who shares it made it so, and was faster
             if not piece:
-                return data.decode("utf-8")
+                return bytes(data)
             data += piece
-    except UnicodeDecodeError as e:
-        raise MessageError(f"stdin is not UTF-8 text: byte {e.start} cannot be read") from None
     except OSError as e:
         raise MessageError(f"stdin cannot be read: {(e.strerror or str(e)).lower()}") from None

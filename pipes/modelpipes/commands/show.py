@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import stat
 
 import click
@@ -11,7 +10,7 @@ import click
 from modelpipes import output, rendering
 from modelpipes.commands import options
 from modelpipes.deadline import Deadline
-from modelpipes.errors import DeadlineError, FileError
+from modelpipes.errors import FileError
 
 READ_BYTES = 1 << 20
 
@@ -39,7 +38,7 @@ def command(ctx: click.Context, transcript: str, form: str, show_thinking: bool,
     """
     name = "stdin" if transcript == "-" else transcript
     limit = Deadline.after(options.bounded(max_seconds))
-    contents = rendering.read(_read_stdin(limit) if transcript == "-" else _read_file(transcript))
+    contents = rendering.read(options.read_stdin_bytes(limit) if transcript == "-" else _read_file(transcript))
     if not contents.is_transcript:
         raise FileError(f"{name}: is no transcript; one is made with chat-models --transcript FILE")
     match form:
@@ -71,23 +70,3 @@ def _read_file(path: str) -> bytes:
         raise FileError(f"{path}: cannot read the transcript: {e.strerror}") from None
     finally:
         os.close(descriptor)
-
-
-def _read_stdin(limit: Deadline) -> bytes:
-    """All of stdin, as bytes: what is damaged, or cut off within a character, is shown as far as it goes."""
-    poll = select.poll()
-    poll.register(0, select.POLLIN)
-    data = bytearray()
-    try:
-        while True:
-            if not poll.poll(limit.poll_ms()):
-                raise DeadlineError("stdin did not end within the time allowed (--max-seconds)")
-            try:
-                piece = os.read(0, READ_BYTES)
-            except BlockingIOError:
-                continue  # a neighbour who shares it made it so, and was faster
-            if not piece:
-                return bytes(data)
-            data += piece
-    except OSError as e:
-        raise FileError(f"stdin cannot be read: {(e.strerror or str(e)).lower()}") from None

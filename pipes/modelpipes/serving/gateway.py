@@ -368,14 +368,14 @@ class Gateway:
             return models[0].id
         raise ServingError('say which "model": /v1/models lists them', 400, "model_required")
 
-    async def _acquire(self, name: str, *, is_lease: bool = False) -> Grant:
+    async def _acquire(self, name: str) -> Grant:
         if self._closing.is_set():
             raise ServingError("the gateway is shutting down", 503, "shutting_down", RETRY_AFTER_S)
         if self._waiting >= self.settings.max_waiting:
             raise ServingError(f"{self._waiting} requests wait already", 503, "queue_full", RETRY_AFTER_S)
         self._waiting += 1
         try:
-            return await self.pool.acquire(name, is_lease=is_lease)
+            return await self.pool.acquire(name)
         finally:
             self._waiting -= 1
 
@@ -596,7 +596,7 @@ class Gateway:
 
     async def _lease(self, job: Job) -> None:
         """Hold a grant as long as the client keeps its answer open, and tell it what happens meanwhile."""
-        grant = await self._acquire(self._find(job.name).id, is_lease=True)
+        grant = await self._acquire(self._find(job.name).id)
         try:
             at = grant.address
             await job.start(200, [(b"content-type", b"application/jsonl"), (b"cache-control", b"no-store")])

@@ -97,7 +97,7 @@ class Pool(Protocol):
     def models(self) -> list[ModelReport]:
         """What can be served, by name."""
 
-    async def acquire(self, name: str, *, is_lease: bool = False) -> Grant:
+    async def acquire(self, name: str) -> Grant:
         """Wait for an engine of this model, by name or alias; a cancelled wait leaves the queue. ServingError."""
 
     def residency(self) -> Residency:

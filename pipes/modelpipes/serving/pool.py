@@ -187,7 +187,7 @@ class Pool:
             if not one.needs <= self.budget and one.advise:
                 yield one.name, one.advise(self.budget)
 
-    async def acquire(self, name: str, *, is_lease: bool = False) -> Grant:
+    async def acquire(self, name: str) -> Grant:
         """Wait for an engine of this model; a cancelled wait leaves the queue. ServingError."""
         if self._is_closed:
             raise ServingError("the daemon is ending", 503, "shutting_down")
