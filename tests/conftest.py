@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import pytest
 
 from modelpipes.room import HUB, Room, star
 from tests.peers import open_descriptors
+
+# What whoever runs the tests has configured is not what they are about.
+os.environ["XDG_CONFIG_HOME"] = "/nonexistent"
+os.environ.pop("MODELPIPES_CONFIG", None)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -35,7 +36,7 @@ from modelpipes.deadline import Deadline
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.message import Delta, Progress, Reply, Say
 from tests.bench import __main__ as bench
-from tests.shell import BIN, CHECKOUT, Ended, Home
+from tests.shell import CHECKOUT, Ended, Home
 
 README = CHECKOUT / "README.md"
 START_LIMIT_S = 30.0
@@ -94,13 +95,20 @@ def mark(block: Block) -> str:
 
 
 def commands() -> list[Block]:
-    return [block for block in blocks() if block.language == "sh"]
+    """What is run: lines for the shell, and programs."""
+    return [block for block in blocks() if block.language in ("sh", "python")]
+
+
+def for_the_shell(block: Block) -> str:
+    """A block as the shell runs it; a program by the Python that has the package."""
+    return block.text if block.language == "sh" else f"{sys.executable} -P - <<'PYTHON'\n{block.text}\nPYTHON"
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     home = Home(tmp_path_factory.mktemp("readme"))
-    (home.cwd / "bin").symlink_to(BIN)
+    for name in ("bin", "pipes"):
+        (home.cwd / name).symlink_to(CHECKOUT / name)
     return home
 
 
@@ -119,7 +127,7 @@ def typed(home: Home, server: str) -> Ended:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         gateway = f"127.0.0.1:{probe.getsockname()[1]}"
     for block in commands():
-        text = block.text.replace(SERVER, server).replace(GATEWAY, gateway)
+        text = for_the_shell(block).replace(SERVER, server).replace(GATEWAY, gateway)
         script += [f"echo '{mark(block)}'; echo '{mark(block)}' >&2", text]
     path = home.cwd.parent / "readme.sh"
     path.write_text("\n".join(script) + "\n", "utf-8")
@@ -251,7 +259,7 @@ def test_a_deadline_ends_with_its_own_exit_code(typed: Ended) -> None:
 
 def test_what_is_not_run_says_why() -> None:
     for block in blocks():
-        assert block.language in ("sh", "console", "text", "json"), f"line {block.line}"
+        assert block.language in ("sh", "python", "console", "text", "json"), f"line {block.line}"
         assert (block.language == "console") == (block.why_not_run is not None), f"line {block.line}"
 
 

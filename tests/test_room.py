@@ -181,6 +181,19 @@ def test_the_fresh_room_of_a_process_that_was_killed_is_an_orphan_and_ours_is_no
     assert [room.path for room in Room.orphans()] == [theirs.path]
 
 
+def test_all_rooms_are_those_of_ours_that_lie_where_rooms_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert Room.all() == []
+    default, fresh = Room.make(), Room.make_fresh()
+    folder = Path(default.path).parent
+    (folder / "link").symlink_to(default.path)
+    (folder / "file").touch()
+    (folder / "open").mkdir()
+    (folder / "open").chmod(0o777)
+    assert [room.path for room in Room.all()] == sorted([default.path, fresh.path])
+
+
 def test_orphans_are_looked_for_in_a_directory_of_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # In one that others can write, a link of theirs led clean-up to a room of ours.
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)

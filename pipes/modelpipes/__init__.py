@@ -1,3 +1,109 @@
-"""Local language models that talk to each other, and to any Unix program, through named pipes."""
+"""Local language models that talk to each other, and to any Unix program, through named pipes.
 
-__version__ = "0.1.0"
+A room is a directory of named pipes between the seat `hub`, which is you, and other seats. Who takes a seat
+answers what it is told: a model, a program, a person. The shortest program that does something:
+
+    from modelpipes import Room, Seating, ask, clean_up
+
+    room = Room.make("talk", ["bob"])
+    with Seating(room) as seating:
+        seating.seat({"bob": ["--model", "tiny-chat"]})
+        print(ask("bob", "What is 3 and 4?", room=room).content)
+    clean_up(room)
+
+Words through pipes:
+
+    Room            a directory of pipes: its seats, and who sits where
+    Seating         members as processes of ours, which end with us
+    ask             one message to a seat, and its reply
+    Conversation    a talk among several seats, led from the hub; ends by StopRules
+    Endpoint        the open ends of one seat, for who takes a seat or measures
+    clean_up        what a room holds is removed, and nothing else
+
+Model files and engines:
+
+    Engine          a llama-server of ours, or the embedded engine, with one model
+    read_header     what a GGUF file says of itself, without loading it
+    predict_memory  the memory that it takes with these Settings, in bytes
+    plan            which models share a Space, and with which settings
+
+Every wait is bounded by a Deadline, or by seconds that make one. What can be foreseen to fail raises a
+PipesError; modelpipes.errors has the tree of them. A name is loaded when it is first asked for.
+
+The rest: modelpipes.message has what travels on a pipe, modelpipes.chat.transcript the file of a conversation,
+modelpipes.asker one exchange with its deltas, modelpipes.chat.turns who speaks next, modelpipes.gguf model files
+in shards, modelpipes.fit.rating what fits a card. A change to a name of this page stands in CHANGELOG.md; the rest
+may change with any release. The commands are modelpipes.commands: `modelpipes --help`.
+"""
+
+TYPE_CHECKING = False  # typing's takes 5 ms to import; type checkers go by the name
+if TYPE_CHECKING:
+    from modelpipes.asker import ask
+    from modelpipes.chat.conversation import Conversation
+    from modelpipes.chat.seating import Seating
+    from modelpipes.chat.turns import StopRules
+    from modelpipes.cleanup import clean_up
+    from modelpipes.deadline import Deadline
+    from modelpipes.endpoint import Endpoint
+    from modelpipes.engine.lifecycle import Engine
+    from modelpipes.errors import PipesError
+    from modelpipes.fit.memory import predict_memory
+    from modelpipes.fit.plan import plan
+    from modelpipes.fit.rating import Space
+    from modelpipes.fit.settings import Settings
+    from modelpipes.gguf.header import read_header
+    from modelpipes.room import Room
+    from modelpipes.version import __version__
+
+__all__ = [
+    "Conversation",
+    "Deadline",
+    "Endpoint",
+    "Engine",
+    "PipesError",
+    "Room",
+    "Seating",
+    "Settings",
+    "Space",
+    "StopRules",
+    "__version__",
+    "ask",
+    "clean_up",
+    "plan",
+    "predict_memory",
+    "read_header",
+]
+
+_HOMES = {
+    "Conversation": "chat.conversation",
+    "Deadline": "deadline",
+    "Endpoint": "endpoint",
+    "Engine": "engine.lifecycle",
+    "PipesError": "errors",
+    "Room": "room",
+    "Seating": "chat.seating",
+    "Settings": "fit.settings",
+    "Space": "fit.rating",
+    "StopRules": "chat.turns",
+    "__version__": "version",
+    "ask": "asker",
+    "clean_up": "cleanup",
+    "plan": "fit.plan",
+    "predict_memory": "fit.memory",
+    "read_header": "gguf.header",
+}
+
+if not TYPE_CHECKING:  # or a type checker would take any name for one of ours
+
+    def __getattr__(name):
+        """Load a name once it is asked for: commands that only touch pipes must not pay for the others."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
+
+        found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = found
+        return found
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

@@ -9,13 +9,61 @@ from typing import TypeAlias
 from modelpipes import fifo
 from modelpipes.deadline import Deadline
 from modelpipes.endpoint import CHECK_S, Arrival, Endpoint, Lost
-from modelpipes.errors import DeadlineError, PeerFailed, PeerGone, RoomError
-from modelpipes.message import Bye, Cancel, Delta, Failure, Progress, Reply, Say
-from modelpipes.room import Room
+from modelpipes.errors import DeadlineError, PeerFailed, PeerGone, RoomError, UsageError
+from modelpipes.message import Bye, Cancel, Delta, Failure, Progress, Reply, Say, new_id
+from modelpipes.room import HUB, Room, check_seat
 
 Answer: TypeAlias = Progress | Delta | Reply
 
+SILENCE_S = 30.0  # longest silence of a member, where nobody says otherwise
+
 _NOW = Deadline(0.0)
+
+
+def ask(
+    seat: str,
+    text: str,
+    *,
+    room: Room | str | None = None,
+    sender: str = HUB,
+    timeout_s: float | None = SILENCE_S,
+    max_seconds: float | None = None,
+) -> Reply:
+    """Send one message to a seat and return its reply, whole; it stands alone, nothing is remembered.
+
+        reply = ask("bob", "What is 3 and 4?", room="talk", max_seconds=60)
+        print(reply.content, reply.stop, reply.usage, reply.timing)
+
+    `room` is a Room, or its directory; None: $PIPE_DIR, else the default room. `sender` is the seat that asks.
+    `timeout_s` bounds the member's silence and `max_seconds` the whole, waiting for others who ask from the same seat
+    included; both in seconds, None: no bound. For the pieces of an answer as they come there is `Asker`.
+
+    Raises UsageError for an empty message, a name that no seat can have, or a bound that is not above 0; RoomError
+    where there is no such room or seat; MessageError where the message cannot travel; PeerGone where the member died
+    or left; PeerFailed, with its `reason`, where it has no answer; DeadlineError.
+    """
+    for name, bound_s in (("timeout_s", timeout_s), ("max_seconds", max_seconds)):
+        if bound_s is not None and not bound_s > 0:
+            raise UsageError(f"{name} is {bound_s:g}: give seconds above 0, or None for no bound")
+    if not text.strip():
+        raise UsageError("the message is empty")
+    if not isinstance(room, Room):
+        room = Room.open(room)
+    require_pipes(room, sender, seat)
+    limit = Deadline.after(max_seconds)
+    with Asker(room, sender, seat, silence_s=timeout_s, limit=limit) as asker:
+        *_, reply = asker.ask(Say(new_id(), sender, seat, text))
+    assert isinstance(reply, Reply)  # an exchange ends in a reply or an error
+    return reply
+
+
+def require_pipes(room: Room, sender: str, to: str) -> None:
+    """Raise RoomError, saying what is missing, unless `sender` can ask `to` there; UsageError where one is no seat."""
+    room.require(to)
+    if (to, check_seat(sender)) not in room.pipes():
+        raise RoomError(
+            f"{room.path}: no pipes between {sender} and {to}; add them with setup-pipes {to} --hub {sender}"
+        )
 
 
 class Asker:

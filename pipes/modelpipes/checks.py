@@ -33,7 +33,7 @@ _DISPLAY_CLASSES = ("0x03", "0x12")  # display controllers, and accelerators tha
 _LISTENS = "0A"  # TCP_LISTEN of the kernel's tcp_states.h
 
 
-class Check(msgspec.Struct, frozen=True):
+class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One thing looked at: how it stands, what was found, and what to do about it, "" where there is nothing to do."""
 
     name: str

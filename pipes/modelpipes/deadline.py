@@ -11,7 +11,7 @@ LONGEST_POLL_MS = 2**31 - 1  # 25 days
 
 
 class Deadline:
-    """A moment on the monotonic clock; `Deadline.never()` does not come."""
+    """A moment on the monotonic clock: `Deadline.after(30)` comes in 30 seconds, `Deadline.never()` does not."""
 
     __slots__ = ("_moment_s",)
 
@@ -25,6 +25,7 @@ class Deadline:
 
     @classmethod
     def never(cls) -> Deadline:
+        """A moment that does not come."""
         return cls(inf)
 
     def earlier(self, other: Deadline) -> Deadline:
@@ -36,6 +37,7 @@ class Deadline:
         return max(0.0, self._moment_s - monotonic())
 
     def has_passed(self) -> bool:
+        """Is it over?"""
         return monotonic() >= self._moment_s
 
     def poll_ms(self) -> int | None:

@@ -1,11 +1,5 @@
 """One seat's open ends: poll, framing and a deadline.
 
-    with Endpoint(room, "hub") as hub:
-        hub.listen("bob")
-        hub.connect("bob", Deadline.after(5))
-        hub.send("bob", Say(…), Deadline.after(5))
-        event = hub.receive(Deadline.after(30))
-
 Reading never stops while it waits to write, so two full pipes cannot deadlock. A ping is answered here.
 """
 
@@ -134,9 +128,19 @@ class _Outlet:
 
 
 class Endpoint:
-    """One seat's open ends. Used by one thread; `with` closes them all."""
+    """One seat's open ends. Used by one thread; `with` closes them all.
+
+        with Endpoint(room, "hub") as hub:
+            hub.listen("bob")
+            hub.connect("bob", Deadline.after(5))
+            hub.send("bob", Say(new_id(), "hub", "bob", "Hello"), Deadline.after(5))
+            event = hub.receive(Deadline.after(30))
+
+    `modelpipes.message` has what is sent and comes. To take a seat before others, hold `room.take_seat`.
+    """
 
     def __init__(self, room: Room, seat: str) -> None:
+        """Nothing is opened yet, and not looked whether the room has this seat."""
         self.room = room
         self.seat = seat
         self._poll = select.poll()
@@ -154,6 +158,7 @@ class Endpoint:
         self.close()
 
     def close(self) -> None:
+        """Close every end; what had not yet gone is lost."""
         ends: list[_Inlet | _Outlet] = [*self._inlets.values(), *self._outlets.values()]
         for end in ends:
             self._close(end)
@@ -167,6 +172,7 @@ class Endpoint:
             self._poll.register(inlet.fd, select.POLLIN)
 
     def listens_to(self) -> Iterable[str]:
+        """The seats whose pipes to us are open."""
         return self._inlets.keys()
 
     def watch(self, fd: int) -> None:
@@ -220,6 +226,7 @@ class Endpoint:
         return outlet is not None and outlet.is_polled and not outlet.closes
 
     def is_connected(self, receiver: str) -> bool:
+        """Is our pipe to a seat open, and was its reader there when last looked?"""
         outlet = self._outlets.get(receiver)
         return outlet is not None and outlet.is_polled
 
@@ -229,7 +236,10 @@ class Endpoint:
         return outlet.unsent_bytes if outlet else 0
 
     def post(self, receiver: str, message: Message) -> bool:
-        """Send without waiting: what does not fit now goes while we receive. False where nobody reads."""
+        """Send without waiting: what does not fit now goes while we receive. False where nobody reads.
+
+        MessageError for what is over 16 MiB as JSON, or is no Unicode text; the same for `send`.
+        """
         line = encode(message)
         outlet = self._outlets.get(receiver)
         if outlet is None:
@@ -321,7 +331,7 @@ class Endpoint:
         return PeerGone(f"{who.name() if who.pid else who.seat} {fate}; seat it again with attach-model")
 
     def receive(self, deadline: Deadline) -> Event | None:
-        """The next event; None where the deadline passes first."""
+        """The next event; None where the deadline passes first. RoomError where a pipe cannot be read."""
         events = self._events
         while not events:
             if not self._wait(deadline) and not events:

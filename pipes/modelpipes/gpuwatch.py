@@ -49,7 +49,7 @@ class Keeper(msgspec.Struct, frozen=True):
     server: str | None = None
 
 
-class Share(msgspec.Struct, frozen=True, kw_only=True):
+class Share(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A process that holds memory of a GPU, and what it is to us, as far as that is known."""
 
     pid: int
@@ -61,8 +61,8 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     server: str | None = None
 
 
-class Gpu(msgspec.Struct, frozen=True, kw_only=True):
-    """A GPU now. `problem` says why it is absent; whatever NVML did not tell is None."""
+class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A GPU now. `problem` says why it is absent; whatever NVML did not tell is null."""
 
     index: int
     name: str | None = None
@@ -224,7 +224,7 @@ def check_named(gpus: Sequence[Gpu], wanted: Sequence[str]) -> None:
 # -- alarms
 
 
-class Alarm(msgspec.Struct, frozen=True):
+class Alarm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is too much of a GPU, or that it is gone; `value` and `limit` in percent or degrees Celsius."""
 
     index: int

@@ -39,6 +39,11 @@ def config_dir() -> str:
     return _home_dir("XDG_CONFIG_HOME", ".config")
 
 
+def config_file() -> str:
+    """The user's configuration, whether it is there or not."""
+    return os.path.join(config_dir(), "config.toml")
+
+
 def _home_dir(variable: str, below_home: str) -> str:
     base = os.environ.get(variable, "")
     # The specification has relative paths ignored.

@@ -83,14 +83,14 @@ summary { cursor: pointer; }
 """
 
 
-class Ended(Struct, frozen=True):
+class Ended(Struct, frozen=True, forbid_unknown_fields=True):
     """Why a leader ended the conversation after turn `after`; -1: before any."""
 
     after: int
     why: str
 
 
-class Contents(Struct, frozen=True):
+class Contents(Struct, frozen=True, forbid_unknown_fields=True):
     """All of a transcript that can be read, and what cannot; as JSON, what `show --format json` prints.
 
     Turns have the keys that they have in the transcript. Lines count from 1.

@@ -133,7 +133,14 @@ def _check_directory(path: str) -> None:
 
 
 class Room:
-    """A directory that holds the FIFOs of one conversation."""
+    """A directory that holds the FIFOs of one conversation; `path` is its absolute path.
+
+        room = Room.make("talk", ["alice", "bob"])
+        for seat in room.seats():
+            print(room.sitting(seat))
+
+    It holds nothing open. `clean_up` removes it.
+    """
 
     keeps_asker_locks = True  # for the next asker; clean-up removes them
 
@@ -152,18 +159,25 @@ class Room:
         """A new room beside the default one, for one conversation of this process."""
         return cls.make(os.path.join(_rooms(), f"chat-{os.getpid()}-{os.urandom(4).hex()}"))
 
-    @staticmethod
-    def orphans() -> list[Room]:
-        """The fresh rooms of processes that were killed before they could remove them."""
-        rooms = []
+    @classmethod
+    def all(cls) -> list[Room]:
+        """Our rooms in the folder where they lie unless another is named, by path."""
+        paths: list[str] = []
         with contextlib.suppress(OSError, RoomError):  # no such directory, or not ours alone: nothing there is ours
             _check_directory(_rooms())
-            for name in os.listdir(_rooms()):
-                kind, _, rest = name.partition("-")
-                pid, _, _ = rest.partition("-")
-                if kind == "chat" and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
-                    rooms.append(Room(os.path.join(_rooms(), name)))
-        return [room for room in rooms if room.is_ours()]
+            paths = [os.path.join(_rooms(), name) for name in sorted(os.listdir(_rooms()))]
+        return [room for room in map(cls, paths) if room.is_ours()]
+
+    @classmethod
+    def orphans(cls) -> list[Room]:
+        """The fresh rooms of processes that were killed before they could remove them."""
+        rooms = []
+        for room in cls.all():
+            kind, _, rest = os.path.basename(room.path).partition("-")
+            pid, _, _ = rest.partition("-")
+            if kind == "chat" and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+                rooms.append(room)
+        return rooms
 
     def is_ours(self) -> bool:
         """Is it a directory of ours that nobody else can write?"""
@@ -174,8 +188,13 @@ class Room:
         return True
 
     @classmethod
-    def make(cls, path: str | None = None) -> Room:
-        """The room, made with mode 0700 where it is missing."""
+    def make(cls, path: str | None = None, seats: Sequence[str] = (), *, hub: str = HUB) -> Room:
+        """The room, made with mode 0700 where it is missing, with pipes between the hub and each of these seats.
+
+        None is $PIPE_DIR, else the default room. What is there already stays. Raises RoomError where it cannot be
+        made or others can write there, UsageError for a name that no seat can have.
+        """
+        pairs = star(check_seat(hub), [check_seat(seat) for seat in seats])
         room = cls(resolve(path))
         try:
             try:
@@ -185,6 +204,7 @@ class Room:
         except OSError as e:
             raise RoomError(f"{room.path}: cannot be made: {(e.strerror or str(e)).lower()}") from None
         _check_directory(room.path)
+        room.make_pipes(pairs)
         return room
 
     def _make_directory(self) -> None:
@@ -196,12 +216,15 @@ class Room:
             os.mkdir(self.path, MADE_BY_US)
 
     def pipe(self, sender: str, receiver: str) -> str:
+        """The path of a FIFO, which may not be there."""
         return os.path.join(self.path, f"{sender}_to_{receiver}")
 
     def seat_lock(self, seat: str) -> str:
+        """The path of the lock file that a member holds."""
         return os.path.join(self.path, f"{seat}.lock")
 
     def asker_lock(self, asker: str, seat: str) -> str:
+        """The path of the lock file that an asker holds for one exchange."""
         return os.path.join(self.path, f"{asker}_to_{seat}.lock")
 
     def make_pipes(self, pairs: Iterable[tuple[str, str]]) -> list[str]:
@@ -216,6 +239,7 @@ class Room:
         return sorted(pair for name in self.names() if (pair := parse_pipe(name)))
 
     def senders_to(self, seat: str) -> list[str]:
+        """Every seat with a pipe to this one, sorted."""
         return [sender for sender, receiver in self.pipes() if receiver == seat]
 
     def seats(self) -> list[str]:

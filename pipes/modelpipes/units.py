@@ -1,4 +1,4 @@
-"""Quantities as people write them: "30s", "14GB" <-> seconds and bytes.
+"""Quantities as people write them: "30s", "14GB", "9B" <-> seconds, bytes, numbers of parameters.
 
 Bytes are as coreutils reads them: GB is 10^9, G and GiB are 2^30.
 """
@@ -10,6 +10,7 @@ import re
 from modelpipes.errors import UsageError
 
 _SECONDS_PER = {"": 1.0, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_COUNTS = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _POWERS = "kmgtpe"
 _BINARY_SUFFIXES = ("", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 # Longer than any machine runs; keeps sums of durations far from infinity.
@@ -79,3 +80,12 @@ def format_bytes(size_bytes: int) -> str:
     while abs(size) >= 1023.95 and power < len(_BINARY_SUFFIXES) - 1:
         size, power = size / 1024, power + 1
     return f"{size:.1f} {_BINARY_SUFFIXES[power]}"
+
+
+def parse_count(text: str) -> int:
+    """How many parameters "9B" or "500M" are; raises UsageError for what is no such number."""
+    match = _QUANTITY.fullmatch(text)
+    scale = _COUNTS.get(match[2].lower()) if match else None
+    if match is None or scale is None:
+        raise UsageError(f"{text!r} is no number of parameters: write 9B or 500M")
+    return round(float(match[1]) * scale)

@@ -37,7 +37,7 @@ CARD = "--gpu=rtx4080"
 KEYS = [
     "path", "path_bytes", "name", "kind", "architecture", "parameters", "quantization", "size_bytes", "modified_s",
     "context_length", "context", "memory", "fit", "fit_context", "max_context", "gpu_layers", "n_layers", "cpu_moe",
-    "estimate", "reason",
+    "estimate", "reason", "advised_quantization",
 ]  # fmt: skip
 HEADERS = ["name", "arch", "params", "quant", "size", "trained", "memory", "fit", "max ctx", "path"]
 SHARE = ["model_bytes", "context_bytes", "compute_bytes", "overhead_bytes"]
@@ -465,7 +465,10 @@ class TestTelling:
     def test_the_examples_of_the_help_run(self, run: Commands, models: Path) -> None:
         (Path(run.env["HOME"]) / "models").symlink_to(models)
         examples = re.findall(r"^      (find-gguf.*)$", find.command.help or "", re.MULTILINE)
-        assert len(examples) == 4
+        assert len(examples) == 5
+        configuration = Path(run.env["HOME"]) / ".config" / "modelpipes" / "config.toml"
+        configuration.parent.mkdir(parents=True)
+        configuration.write_text("[use.two]\nmodels = 2\nmemory = '7GB'\n")
         for example in examples:
             words = shlex.split(example.split("|")[0])
             ended = run("find", *(word.replace("~", run.env["HOME"]) for word in words[1:]))

@@ -87,14 +87,6 @@ def test_a_start_outlives_a_caller_that_waits_no_longer(kind: EngineChoice, hell
         engine.be_ready(Deadline.after(LIMIT_S))
 
 
-def test_a_start_that_is_no_longer_wanted_does_not_begin(kind: EngineChoice, hello: str) -> None:
-    engine = Engine(hello, engine=kind)
-    with pytest.raises(EngineFailure) as failed:
-        engine.be_ready(Deadline.after(LIMIT_S), lambda: False)
-    assert failed.value.cause is Cause.STOPPED
-    assert engine.status().starts == 0
-
-
 def test_stopping_amid_a_start_ends_both(kind: EngineChoice, hello: str) -> None:
     engine = Engine(hello, engine=kind)
     with pytest.raises(DeadlineError):

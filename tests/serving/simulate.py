@@ -16,16 +16,13 @@ from functools import partial
 from modelpipes.serving.residency import (
     Action,
     Bytes,
-    Drain,
-    Load,
     Model,
+    Move,
     Refuse,
     Resident,
     Situation,
     Start,
     State,
-    Stop,
-    Undrain,
     Use,
     Waiting,
     decide,
@@ -259,14 +256,14 @@ class World:
                 assert engine is not None and engine.state == "ready", action
                 assert engine.running < engine.model.sequences, action
                 self._begin(engine, self.asked.pop(action.id))
-            case Load():
+            case Move("load"):
                 assert engine is None and self.blocked_until.get(action.name, 0.0) <= self.now, action
                 self.engines[action.name] = _Engine(self.models[action.name])
                 used = sum((one.model.needs for one in self.engines.values()), Bytes(0))
                 assert used <= self.workload.budget, f"over the budget: {action}"
                 self.outcome.loads += 1
                 self._after(self.models[action.name].load_s, lambda: self._loaded(action.name))
-            case Drain():
+            case Move("drain"):
                 assert engine is not None and engine.state == "ready" and engine.running > 0, action
                 assert action.name not in self.pinned, action
                 assert any(
@@ -275,10 +272,10 @@ class World:
                 ), f"drained for nobody: {action}"
                 engine.state = "draining"
                 self.outcome.drains += 1
-            case Undrain():
+            case Move("undrain"):
                 assert engine is not None and engine.state == "draining", action
                 engine.state = "ready"
-            case Stop():
+            case Move("stop"):
                 assert engine is not None and engine.state in ("ready", "draining"), action
                 assert engine.running == 0 and action.name not in self.pinned, action
                 is_wanted = any(asked.request.name == action.name for asked in self.asked.values())

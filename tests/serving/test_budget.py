@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelpipes import gpu, hostmemory
-from modelpipes.engine.lifecycle import batch_tokens
+from modelpipes.engine.arguments import batch_tokens
 from modelpipes.engine.locate import find_model
 from modelpipes.errors import FileError, UsageError
 from modelpipes.fit import Settings, predict_memory

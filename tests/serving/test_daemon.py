@@ -132,7 +132,8 @@ def test_a_model_that_failed_is_tried_at_once_after_a_reload(
         with pytest.raises(Refusal) as failed:
             served.ask("alpha")
         assert (failed.value.status, failed.value.code) == (503, "model_load_failed")
-    assert int(failed.value.headers["retry-after"]) >= 5
+        assert "retry-after" not in failed.value.headers  # it would fail the same way
+    assert "by serve-models load" in failed.value.text
     served.write(files)
     served.reload()
     assert served.ask("alpha") == "This is alpha."

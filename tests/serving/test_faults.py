@@ -31,7 +31,7 @@ CLIENTS = 4
 WORDS = "This is {}: " + " ".join(str(number) for number in range(1, 41))
 PAUSE_S = 0.02  # of a client that was refused
 STALL_S = 1.0  # of an engine that is stopped, and goes on
-HANG_S = 45.0  # until one that does not is found out, and a little: see the limits of `Supervisor`
+HANG_S = 45.0  # until one that does not is found out, and a little: see the limits of `Pulse`
 # What a request may be told: its engine died, or its model cannot be loaded now.
 CLEAR = {(502, "engine_lost"), (503, "model_load_failed")}
 

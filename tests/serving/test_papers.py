@@ -5,8 +5,6 @@ from __future__ import annotations
 import configparser
 import itertools
 import re
-import tomllib
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,8 @@ import msgspec
 import pytest
 
 from modelpipes import gpu
-from modelpipes.config import Config, Memory, Model, Scan, Server, load, read
+from modelpipes.config.reading import load
+from modelpipes.config.settings import Config, Model
 from modelpipes.serving.budget import Place, find_budget, predict
 from modelpipes.serving.residency import Bytes
 from tests.fit.shapes import SHAPES, TensorType, write_model
@@ -22,9 +21,6 @@ from tests.fit.shapes import SHAPES, TensorType, write_model
 FOLDER = Path(__file__).parent.parent.parent / "config"
 EXAMPLE = FOLDER / "serve.toml"
 UNIT = FOLDER / "modelpipes-serve.service"
-SECTIONS: dict[str, type[msgspec.Struct]] = {"server": Server, "memory": Memory, "models": Model, "scan": Scan}
-# Keys that show what one may write and not what holds without it.
-NO_DEFAULTS = {"server.key", "server.key_file", "models.gpu_layers", "models.idle_unload_s", "scan.directories"}
 # The example's files by the shape that they have, and what most of its weights are.
 SHAPES_OF = {
     "qwen": ("qwen2.5-7b", TensorType.Q6_K),
@@ -33,46 +29,9 @@ SHAPES_OF = {
 }
 
 
-def shown_keys() -> list[tuple[str, str, bool]]:
-    """Every key that the example names, as `section.key`, with its value, and whether it is commented out."""
-    shown = []
-    section = ""
-    for line in EXAMPLE.read_text().splitlines():
-        if header := re.match(r"(?:# )?\[([a-z]+)", line):
-            section = header[1]
-        elif key := re.match(r"(# )?([a-z_]+) = (.*?)(?:\s+#.*)?$", line):
-            shown.append((f"{section}.{key[2]}", key[3], key[1] is not None))
-    return shown
-
-
-def test_the_example_names_every_key_of_every_section() -> None:
-    known = {f"{section}.{key}" for section, kind in SECTIONS.items() for key in kind.__struct_fields__}
-    assert {key for key, _, _ in shown_keys()} == known
-
-
-def test_the_example_explains_every_key_once() -> None:
-    first_model = EXAMPLE.read_text().partition("\n[models.gemma]")[0]
-    explained = Counter(re.findall(r"^(?:# )?([a-z_]+) = .*? #", first_model, re.MULTILINE))
-    assert set(explained.values()) == {1}
-    assert set(explained) == {key for kind in (Server, Memory, Model) for key in kind.__struct_fields__}
-
-
-def test_what_the_example_has_commented_out_is_what_holds_without_it() -> None:
-    for key, value, is_comment in shown_keys():
-        if not is_comment or key in NO_DEFAULTS:
-            continue
-        section, _, name = key.partition(".")
-        given = f"[{section}.a]\nfile = '/a.gguf'" if section == "models" else f"[{section}]"
-        bare, told = read(given, "/etc"), read(f"{given}\n{name} = {value}", "/etc")
-        if key == "server.max_lease_s":  # no limit either way
-            assert (bare.server.max_lease_s, value) == (None, '"none"')
-        else:
-            assert told == bare, key
-
-
 def test_the_example_is_three_models_in_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
-    example = load(str(EXAMPLE))
+    example = load(str(EXAMPLE)).config
     assert set(example.models) == set(SHAPES_OF)
     assert all(model.file.startswith("/home/someone/models/") for model in example.models.values())
     assert example.memory == Config().memory
@@ -85,7 +44,7 @@ def test_any_two_of_the_examples_models_fit_an_rtx_4080_beside_a_desktop_and_thr
     (card,) = gpu.parse_gpu("rtx4080").cards
     card = msgspec.structs.replace(card, free_bytes=card.total_bytes - desktop_bytes)
     monkeypatch.setattr(gpu, "find_visible_cards", lambda: gpu.Cards((card,)))
-    example = load(str(EXAMPLE))
+    example = load(str(EXAMPLE)).config
     memory = example.memory
     limits, place, _ = find_budget(memory.budget, memory.host_budget, memory.reserve, has_gpu=True)
     needs = [needs_of(name, model, place, tmp_path) for name, model in example.models.items()]
@@ -146,7 +105,3 @@ def test_the_unit_asks_for_nothing_that_needs_privileges_or_a_mount_namespace() 
 def test_every_file_here_is_in_the_folders_readme() -> None:
     told = (FOLDER / "README.md").read_text()
     assert all(f"`{path.name}`" in told for path in FOLDER.iterdir() if path.name != "README.md")
-
-
-def test_the_example_is_toml_without_a_comment_taken_for_a_value() -> None:
-    assert set(tomllib.loads(EXAMPLE.read_text())) == {"server", "memory", "models"}

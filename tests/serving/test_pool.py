@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -18,7 +20,7 @@ import pytest
 from modelpipes.deadline import Deadline
 from modelpipes.engine.client import Client
 from modelpipes.engine.lifecycle import Engine
-from modelpipes.engine.supervision import Supervisor
+from modelpipes.engine.pulse import Pulse
 from modelpipes.serving.grant import Grant, ServingError
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.pool import Pool, Servable
@@ -42,18 +44,25 @@ class Make:
 
     file: str
     name: str
+    engine_args: tuple[str, ...] = ()
 
     def __call__(self, slot_folder: str | None) -> Engine:
         return Engine(
-            self.file, ctx_size=512, engine="embedded", name=self.name, with_key=True, slot_folder=slot_folder
+            self.file,
+            ctx_size=512,
+            engine="embedded",
+            engine_args=self.engine_args,
+            name=self.name,
+            with_key=True,
+            slot_folder=slot_folder,
         )
 
 
-def servable(name: str, file: str, **more: object) -> Servable:
+def servable(name: str, file: str, *engine_args: str, **more: object) -> Servable:
     return Servable(
         name=name,
         file=file,
-        start=Make(file, name),
+        start=Make(file, name, engine_args),
         needs=Bytes(10),
         file_bytes=300_000,
         created=0,
@@ -173,20 +182,122 @@ def test_a_killed_engine_is_told_to_those_who_use_it_and_started_again_for_the_n
     runs(test)
 
 
-def test_a_model_that_cannot_be_loaded_fails_its_requests_with_the_cause_and_then_waits(tmp_path: Path) -> None:
-    broken = tmp_path / "broken.gguf"
-    broken.write_bytes(b"GGUF" + b"\0" * 100)
+def test_a_model_that_cannot_be_loaded_fails_its_requests_with_the_cause_and_then_waits(files: dict[str, str]) -> None:
+    async def test() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = str(other.getsockname()[1])
+            async with pool_of(servable("alpha", files["alpha"], "--port", port)) as pool:
+                for _ in range(2):  # the first failure may be an accident
+                    with pytest.raises(ServingError, match=f"port {port} is taken") as failed:
+                        await pool.acquire("alpha")
+                    assert (failed.value.status, failed.value.code) == (503, "model_load_failed")
+                    assert failed.value.retry_after_s is not None
+                with pytest.raises(ServingError, match="could not be loaded") as blocked:
+                    await pool.acquire("alpha")
+                assert blocked.value.retry_after_s is not None and 5 < blocked.value.retry_after_s <= 10
+                assert states(pool) == {}
+
+    runs(test)
+
+
+def loads(pool: Pool) -> int:
+    return sum(one.action == "load" for one in pool.residency().decisions)
+
+
+async def see_refused_at_once(pool: Pool, name: str) -> None:
+    """With the cause, no time to come back, and no other attempt."""
+    before = loads(pool)
+    with pytest.raises(ServingError, match="could not be loaded") as refused:
+        await pool.acquire(name)
+    assert (refused.value.status, refused.value.code, refused.value.retry_after_s) == (503, "model_load_failed", None)
+    assert loads(pool) == before
+
+
+def test_a_damaged_file_is_not_loaded_again_until_it_has_changed(files: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "alpha.gguf"
+    file.write_bytes(b"GGUF" + b"\0" * 100)
 
     async def test() -> None:
-        async with pool_of(servable("broken", str(broken))) as pool:
-            for _ in range(2):  # the first failure may be an accident
-                with pytest.raises(ServingError) as failed:
-                    await pool.acquire("broken")
-                assert (failed.value.status, failed.value.code) == (503, "model_load_failed")
-            with pytest.raises(ServingError, match="could not be loaded") as blocked:
-                await pool.acquire("broken")
-            assert blocked.value.retry_after_s is not None and 5 < blocked.value.retry_after_s <= 10
+        async with pool_of(servable("alpha", str(file))) as pool:
+            with pytest.raises(ServingError, match="bad file") as failed:
+                await pool.acquire("alpha")
+            assert failed.value.retry_after_s is None
+            await see_refused_at_once(pool, "alpha")
+            shutil.copy(files["alpha"], file)
+            assert await ask(pool, "alpha") == "This is alpha."
+
+    runs(test)
+
+
+def test_a_flag_that_no_engine_knows_is_tried_again_with_another_configuration_or_when_told_to(
+    files: dict[str, str],
+) -> None:
+    async def test() -> None:
+        wrong = servable("alpha", files["alpha"], "--no-such-flag")
+        async with pool_of(wrong) as pool:
+            with pytest.raises(ServingError, match="bad flag"):
+                await pool.acquire("alpha")
+            await see_refused_at_once(pool, "alpha")
+            with pytest.raises(ServingError, match="bad flag"):
+                await pool.load("alpha")
+            assert loads(pool) == 2
+            await see_refused_at_once(pool, "alpha")
+            with pytest.raises(ServingError, match="could not be loaded") as soon:  # also whoever says so has to wait
+                await pool.load("alpha")
+            assert soon.value.retry_after_s is not None
+            pool.serve([wrong])
+            with pytest.raises(ServingError, match="bad flag"):
+                await pool.acquire("alpha")
+            pool.serve([servable("alpha", files["alpha"])])
+            assert await ask(pool, "alpha") == "This is alpha."
+
+    runs(test)
+
+
+def test_what_is_pinned_and_cannot_be_loaded_for_a_cause_that_lasts_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "alpha.gguf"
+    file.write_bytes(b"GGUF" + b"\0" * 100)
+
+    async def test() -> None:
+        said: list[str] = []
+        async with pool_of(servable("alpha", str(file), is_pinned=True), say=said.append) as pool:
+            pool.load_pinned()
+            await until(lambda: any("not before its file or the configuration has changed" in line for line in said))
+            pool.load_pinned()
+            await until(lambda: any("tried again when the file" in line for line in said))
+            assert loads(pool) == 1, said
+
+    runs(test)
+
+
+def test_a_failure_of_what_was_configured_before_is_none_of_what_is_now(files: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "broken.gguf"
+    file.write_bytes(b"GGUF" + b"\0" * 100)
+
+    async def test() -> None:
+        async with pool_of(servable("alpha", str(file))) as pool:
+            waits = asyncio.ensure_future(ask(pool, "alpha"))
+            await until(lambda: states(pool) == {"alpha": "loading"})
+            pool.serve([servable("alpha", files["alpha"])])
+            assert await waits == "This is alpha."
+
+    runs(test)
+
+
+def test_a_load_that_never_ends_is_ended(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelpipes.serving.pool.LOAD_LIMIT_S", 0.2)
+
+    async def test() -> None:
+        async with pool_of(servable("alpha", files["alpha"])) as pool:
+            waits = asyncio.ensure_future(pool.acquire("alpha"))
+            await until(lambda: "alpha" in pool._held and engine_pid(pool, "alpha") > 0)
+            os.kill(engine_pid(pool, "alpha"), signal.SIGSTOP)
+            with pytest.raises(ServingError, match="engine ready") as failed:
+                await waits
+            assert failed.value.code == "model_load_failed"
             assert states(pool) == {}
+            monkeypatch.undo()
+            assert await ask(pool, "alpha") == "This is alpha."
 
     runs(test)
 
@@ -343,9 +454,8 @@ def test_an_engine_that_hangs_is_ended_and_who_waits_for_it_is_told(
     files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("modelpipes.serving.pool.LOOK_INTERVAL_S", 0.05)
-    quick = partial(Supervisor, quiet_s=0.05, probe_s=0.2)
-    monkeypatch.setattr("modelpipes.serving.pool.Supervisor", quick)
-    monkeypatch.setattr("modelpipes.engine.supervision.LOOK_LIMIT_S", 0.1)
+    monkeypatch.setattr("modelpipes.serving.pool.Pulse", partial(Pulse, quiet_s=0.05, probe_s=0.2))
+    monkeypatch.setattr("modelpipes.engine.pulse.LOOK_LIMIT_S", 0.1)
 
     async def test() -> None:
         async with pool_of(servable("alpha", files["alpha"])) as pool:

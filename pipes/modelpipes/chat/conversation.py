@@ -13,9 +13,9 @@ from typing import Protocol
 import msgspec
 from msgspec.structs import replace
 
-from modelpipes.asker import Answer, Asker
-from modelpipes.chat.transcript import Transcript, Turn
-from modelpipes.chat.turns import StopRules, TurnTaking, moderator_question, parse_choice
+from modelpipes.asker import SILENCE_S, Answer, Asker
+from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
+from modelpipes.chat.turns import DEFAULT_ROUNDS, RoundRobin, StopRules, TurnTaking, moderator_question, parse_choice
 from modelpipes.chat.voices import LEAVING_S
 from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, PeerError, PeerFailed
@@ -36,63 +36,94 @@ class _Left(Exception):
 
 
 class Listener(Protocol):
-    """Who watches a conversation as it happens."""
+    """Who watches a conversation as it happens; a subclass has the methods that it wants."""
+
+    # Each returns in so many words, as a type checker takes a method without a body for an abstract one.
 
     def starts(self, speaker: str, turn: int) -> None:
         """A member is about to speak; said again where it begins anew, and what came before does not count."""
+        return
 
     def says(self, content: str, thinking: str) -> None:
         """A piece of what the member says or thinks."""
+        return
 
     def ends(self, turn: Turn) -> None:
         """The turn is whole and in the transcript."""
+        return
+
+
+class _Nobody(Listener):
+    """Nobody watches."""
+
+
+def _give_up(seat: str, why: PeerError, limit: Deadline) -> None:
+    raise why
 
 
 class Conversation:
-    """A conversation among seats of a room, led from one seat, written to one transcript."""
+    """A conversation among seats of a room, led from one seat, written to one transcript.
+
+        talk = Conversation(room, ["alice", "bob"], rules=StopRules(rounds=3))
+        talk.lead("Hello.")
+        for turn in talk.turns:
+            print(f"{turn.sender}: {turn.content}")
+
+    The seats are taken by others: `Seating`, or attach-model. To be kept, it wants a `Transcript` in a file.
+    """
 
     def __init__(
         self,
         room: Room,
         members: Sequence[str],
-        transcript: Transcript,
-        listener: Listener,
+        transcript: Transcript | None = None,
+        listener: Listener | None = None,
         *,
-        taking: TurnTaking,
-        rules: StopRules,
+        taking: TurnTaking | None = None,
+        rules: StopRules | None = None,
         hub: str = HUB,
         moderator: str | None = None,
-        silence_s: float | None = 30.0,
-        limit: Deadline,
+        silence_s: float | None = SILENCE_S,
+        limit: Deadline | None = None,
         retries: int = 2,
-        bring_back: Callable[[str, PeerError, Deadline], None],
+        bring_back: Callable[[str, PeerError, Deadline], None] | None = None,
         guests: Collection[str] = (),
     ) -> None:
-        """`bring_back(seat, why, limit)` returns when a member that was lost is there again, or raises.
+        """Nothing is said yet. What is not given: all turns are kept in memory and in no file, nobody listens,
+        the members speak in their order, ten rounds are led, without a limit in time.
 
-        With a moderator, `taking` decides where it names nobody. A guest is a member who may take any time,
-        and may leave, which ends the conversation.
+        `silence_s` is the longest silence of a member, in seconds (None: any); a turn that failed is asked for again
+        `retries` times. `bring_back(seat, why, limit)` returns when a member that was lost is there again, or raises
+        (`Seating.bring_back` does; else the loss ends the talk). With a moderator, `taking` decides where it names
+        nobody. A guest is a member who may take any time, and may leave, which ends the conversation.
         """
         self.room = room
         self.members = tuple(members)
         self.hub = hub
-        self._transcript = transcript
-        self._listener = listener
-        self._taking = taking
-        self._rules = rules
+        self._transcript = transcript or Transcript.unwritten(Header(VERSION, new_id(), self.members))
+        self._listener = listener or _Nobody()
+        self._taking = taking or RoundRobin(self.members)
+        self._rules = rules or StopRules(rounds=DEFAULT_ROUNDS)
         self._moderator = moderator
         self._silence_s = silence_s
-        self._limit = limit
+        self._limit = limit or Deadline.never()
         self._retries = retries
-        self._bring_back = bring_back
+        self._bring_back = bring_back or _give_up
         self._guests = guests
-        self._known = {seat: transcript.known_by(seat) for seat in members}
+        self._known = {seat: self._transcript.known_by(seat) for seat in members}
         self._sat = {seat: room.sitting(seat).pid for seat in members}  # who was last seen there
 
-    def lead(self, opening: str) -> str:
-        """Lead until a stop condition holds; which one. The opening is said if nothing was said before.
+    @property
+    def turns(self) -> Sequence[Turn]:
+        """All turns until now, turn 0 being the opening; FileError where the transcript cannot be read again."""
+        return self._transcript.after(-1)
 
-        Raises PeerError where a member is lost for good, DeadlineError where one is silent.
+    def lead(self, opening: str) -> str:
+        """Lead until a stop condition holds; which one: "rounds", "stop-word", "max-seconds", or "bob left".
+
+        The opening is said if nothing was said before. Raises PeerError where a member is lost for good,
+        DeadlineError where one is silent, RoomError where a seat has no pipes, FileError where a turn cannot be
+        written; the turns before are in the transcript.
         """
         try:
             if self._transcript.last < 0:

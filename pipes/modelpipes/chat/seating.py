@@ -14,14 +14,30 @@ from modelpipes.errors import DeadlineError, PeerError, PeerGone
 from modelpipes.fifo import RETRY_S
 from modelpipes.room import Room
 
+PATIENCE_S = 30.0  # for a person who starts a member again by hand
 _READY = ("ready", "busy")
 
 
-class Seating:
-    """Members that this process seated. `with` ends them, last seated first."""
+def _say_nothing(line: str) -> None:
+    """Where nobody wants to hear how a member is brought back."""
 
-    def __init__(self, room: Room, *, patience_s: float, report: Callable[[str], None]) -> None:
-        """`patience_s` is how long a member that somebody else seated is waited for; 0: not at all, inf: for ever."""
+
+class Seating:
+    """Members that this process seated.
+
+        with Seating(room) as seating:
+            seating.seat({"alice": ["--model", "tiny-chat"], "bob": ["--filter", "cat"]})
+
+    Its end ends them, last seated first; so does our own death.
+    """
+
+    def __init__(
+        self, room: Room, *, patience_s: float = PATIENCE_S, report: Callable[[str], None] = _say_nothing
+    ) -> None:
+        """`patience_s` is how long a member that somebody else seated is waited for; 0: not at all, inf: for ever.
+
+        `report` is told in a line when a member is waited for, or seated again.
+        """
         self.room = room
         self._patience_s = patience_s
         self._report = report
@@ -36,9 +52,10 @@ class Seating:
             child.stop()
 
     def seat(self, commands: Mapping[str, Sequence[str]]) -> None:
-        """Start `attach-model SEAT …` for each seat; one loads after the other, as they share the memory.
+        """Start `attach-model SEAT …`, with the options given, for each seat; return when all of them are ready.
 
-        Raises PeerGone, with the member's last words, where one cannot be seated.
+        One loads after the other, as they share the memory. Raises PeerGone, with the member's last words, where one
+        cannot be seated, and DeadlineError where one is not ready after ten minutes.
         """
         for seat, options in commands.items():
             self._commands[seat] = [sys.executable, "-P", "-m", "modelpipes", "attach", seat, "-d", self.room.path]

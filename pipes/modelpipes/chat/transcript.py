@@ -16,6 +16,7 @@ import stat
 from collections import deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import Any
 
 import msgspec
 from msgspec import Struct, field
@@ -38,7 +39,7 @@ class Header(Struct, frozen=True, tag="conversation"):
     id: str
     members: tuple[str, ...]
     voices: dict[str, str] = {}
-    settings: dict[str, object] = {}
+    settings: dict[str, Any] = {}
 
 
 class Turn(Struct, frozen=True, omit_defaults=True):

@@ -14,6 +14,8 @@ from msgspec import Struct
 
 from modelpipes.errors import UsageError
 
+DEFAULT_ROUNDS = 10  # where nothing else would end the talk
+
 
 class Spoken(Protocol):
     """One turn, as far as the rules here look at it."""
@@ -91,7 +93,7 @@ def parse_choice(answer: str, members: Sequence[str]) -> str | None:
 
 
 class StopRules(Struct, frozen=True):
-    """When a conversation ends by itself; the rules combine."""
+    """When a conversation ends by itself: the first rule that holds ends it. UsageError for one that cannot be."""
 
     rounds: int | None = None  # every member's turn once is a round
     stop_word: str | None = None  # a whole word, or words, in any case; the opening may say it

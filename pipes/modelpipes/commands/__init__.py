@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # verb: (command, or "" where the verb is the only way, what it does)
 VERBS = {
     "setup": ("setup-pipes", "Make a room's FIFOs."),
-    "cleanup": ("cleanup-pipes", "Remove them, never anything else."),
+    "cleanup": ("cleanup-pipes", "Remove a room's FIFOs, and nothing else."),
     "attach": ("attach-model", "Take a seat with a model, or any program."),
     "seats": ("list-seats", "Who sits where, doing what; wait for them."),
     "ask": ("ask-model", "Send one message, print the answer."),
@@ -32,8 +32,13 @@ VERBS = {
     "gpu": ("watch-gpu", "GPU figures and alarms."),
     "check": ("check-system", "What is here, what is missing, what to do."),
     "show": ("", "Show a transcript: text, Markdown, HTML or JSON."),
+    "config": ("", "What is configured, and where; an example."),
     "build-engine": ("", "Compile llama.cpp for this machine."),
+    "schema": ("", "JSON Schemas of messages, files and reports."),
+    "completion": ("", "Let bash, zsh or fish complete all commands."),
+    "man": ("", "Print a manual page."),
 }
+COMPLETION = "_MODELPIPES_COMPLETE"  # the variable by which a shell asks what may be typed next
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -44,12 +49,22 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nobody learns how a child ended
     name, args = os.path.basename(sys.argv[0]), sys.argv[1:]
     verb = next((verb for verb, (command, _) in VERBS.items() if command == name), None)
+    if os.environ.get(COMPLETION):
+        from modelpipes.commands import completion
+
+        sys.exit(completion.answer(verb, name))
     if verb is None:
         name = "modelpipes"
         if args and args[0] in VERBS:
             verb, args = args[0], args[1:]
             name = f"modelpipes {verb}"
     sys.exit(run(verb, args, name))
+
+
+def load(verb: str) -> click.Command:
+    """The command of a verb."""
+    command: click.Command = importlib.import_module(f"modelpipes.commands.{verb.replace('-', '_')}").command
+    return command
 
 
 def run(verb: str | None, args: list[str], name: str) -> int:
@@ -59,8 +74,7 @@ def run(verb: str | None, args: list[str], name: str) -> int:
 
         from modelpipes import output
 
-        module = (verb or "overview").replace("-", "_")
-        command: click.Command = importlib.import_module(f"modelpipes.commands.{module}").command
+        command = load(verb or "overview")
         gc.freeze()  # what is loaded by now stays to the end: `__main__` has the search for garbage off until here
         gc.enable()
         with ended_by_signals():

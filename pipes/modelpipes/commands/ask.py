@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
-from msgspec.structs import asdict
+from msgspec import UNSET, Struct, UnsetType, field
+from msgspec.structs import astuple
 
 from modelpipes import output
-from modelpipes.asker import Answer, Asker
-from modelpipes.commands import options
+from modelpipes.asker import Answer, Asker, require_pipes
+from modelpipes.commands import options, values
 from modelpipes.deadline import Deadline
-from modelpipes.errors import PeerFailed, RoomError, UsageError
-from modelpipes.message import Delta, Reply, Say, new_id
+from modelpipes.errors import PeerFailed, UsageError
+from modelpipes.message import Delta, Reply, Say, Stop, Timing, Usage, new_id
 from modelpipes.room import HUB, PipePair, Room, check_seat, seat_variable
 
 if TYPE_CHECKING:
@@ -24,23 +25,32 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings=options.settings)
-@click.argument("words", metavar="TO [TEXT…|-]", nargs=-1)
-@click.option("--from", "sender", metavar="SEAT", default=HUB, show_default=True, help="The seat that asks.")
+@click.argument("words", metavar="TO [TEXT…|-]", nargs=-1, type=values.ASKED)
+@click.option("--from", "sender", metavar="SEAT", type=values.SENDER, default=HUB, show_default=True,
+              help="The seat that asks.")  # fmt: skip
 @options.directory
-@click.option(
-    "--timeout", type=options.SECONDS, envvar="PIPE_TIMEOUT", default="30", show_default=True,
+@options.option(
+    "--timeout", key="ask-model.timeout", type=options.SECONDS, envvar="PIPE_TIMEOUT", default="30", show_default=True,
     help="Longest silence of the member, or none.",
 )  # fmt: skip
-@click.option("--max-seconds", type=options.SECONDS, default="none", show_default=True, help="Longest time in all.")
+@options.option(
+    "--max-seconds",
+    key="ask-model.max_seconds",
+    type=options.SECONDS,
+    default="none",
+    show_default=True,
+    help="Longest time in all.",
+)
 @options.as_json
 @click.option("--whole", is_flag=True, help="Print the answer when it is whole.")
 @click.option("--each-line", is_flag=True, help="Each line of stdin is a message.")
-@click.option("--transcript", metavar="FILE", help="Continue the conversation in this file, made if new.")
+@click.option("--transcript", metavar="FILE", type=values.TRANSCRIPT,
+              help="Continue the conversation in this file, made if new.")  # fmt: skip
 @click.option("--show-thinking", is_flag=True, help="A reasoning model's thoughts, on stderr.")
 @click.option("-v", "--verbose", is_flag=True, help="Times and rates, on stderr.")
-@click.option("--to-pipe", metavar="PATH", help="The FIFO to write to, instead of TO.")
-@click.option("--from-pipe", metavar="PATH", help="The FIFO to read from.")
-@options.version
+@click.option("--to-pipe", metavar="PATH", type=values.FILE, help="The FIFO to write to, instead of TO.")
+@click.option("--from-pipe", metavar="PATH", type=values.FILE, help="The FIFO to read from.")
+@options.common
 def command(
     words: tuple[str, ...],
     sender: str,
@@ -101,11 +111,7 @@ def _where(
         to_pipe, from_pipe = os.environ.get(f"PIPE_TO_{name}"), os.environ.get(f"PIPE_FROM_{name}")
         if directory or not (to_pipe and from_pipe) or PipePair(to_pipe, from_pipe).sender != sender:
             room = Room.open(directory)
-            room.require(to)
-            if (to, check_seat(sender)) not in room.pipes():
-                raise RoomError(
-                    f"{room.path}: no pipes between {sender} and {to}; add them with setup-pipes {to} --hub {sender}"
-                )
+            require_pipes(room, sender, to)
             return room, sender, to, words
     if not (to_pipe and from_pipe):
         raise UsageError("--to-pipe and --from-pipe go together")
@@ -147,6 +153,47 @@ def _continue(transcript: Transcript, asker: Asker, message: str, printer: _Prin
     transcript.append(question, turn_of(number, reply))
 
 
+class AllUsage(Usage, frozen=True, omit_defaults=False, forbid_unknown_fields=True):
+    """Tokens of one answer, as the engine counted them; every key is there."""
+
+
+class AllTiming(Timing, frozen=True, omit_defaults=False, forbid_unknown_fields=True):
+    """Where the time of one answer went, as the member measured it; every key is there."""
+
+
+class Answered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One answer as JSON says it. `thinking` is there where the model thought aloud."""
+
+    sender: str = field(name="from")
+    to: str
+    content: str
+    stop: Stop
+    thinking: str | UnsetType = UNSET
+    usage: AllUsage | None
+    timing: AllTiming | None
+    round_trip_ms: float
+
+    @classmethod
+    def of(cls, reply: Reply, round_trip_ms: float) -> Answered:
+        return cls(
+            sender=reply.sender,
+            to=reply.to,
+            content=reply.content,
+            stop=reply.stop,
+            thinking=reply.thinking or UNSET,
+            usage=AllUsage(*astuple(reply.usage)) if reply.usage else None,
+            timing=AllTiming(*astuple(reply.timing)) if reply.timing else None,
+            round_trip_ms=round_trip_ms,
+        )
+
+
+class Unanswered(Struct, frozen=True, forbid_unknown_fields=True):
+    """Why one message of several has no answer; `reason` is one of those of a `failure` on a pipe."""
+
+    error: str
+    reason: str
+
+
 class _Printer:
     """Prints an answer as it comes, or whole, or as JSON."""
 
@@ -169,7 +216,7 @@ class _Printer:
         assert reply, "an exchange ends in a reply or an error"
         round_trip_ms = round((time.perf_counter() - began_s) * 1000, 3)
         if self._as_json:
-            output.write_json(_record(reply) | {"round_trip_ms": round_trip_ms})
+            output.write_json(Answered.of(reply, round_trip_ms))
         else:
             text.end(reply.content, reply.thinking)
         if self._verbose:
@@ -180,16 +227,7 @@ class _Printer:
         """One message of several has no answer; the others go on."""
         output.say(f"ask-model: {failed}")
         if self._as_json:
-            output.write_json({"error": str(failed), "reason": failed.reason})
-
-
-def _record(reply: Reply) -> dict[str, object]:
-    record = {"from": reply.sender, "to": reply.to, "content": reply.content, "stop": reply.stop}
-    record |= {"thinking": reply.thinking} if reply.thinking else {}
-    return record | {
-        "usage": asdict(reply.usage) if reply.usage else None,
-        "timing": asdict(reply.timing) if reply.timing else None,
-    }
+            output.write_json(Unanswered(str(failed), failed.reason))
 
 
 def _figures(reply: Reply, round_trip_ms: float) -> str:

@@ -9,9 +9,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from modelpipes import output
-from modelpipes.commands import ENDING_SIGNALS, options
+from modelpipes.commands import ENDING_SIGNALS, options, values
 from modelpipes.errors import Ended, EngineError, UsageError
 from modelpipes.room import Room, check_seat
 
@@ -21,25 +22,35 @@ if TYPE_CHECKING:
 
 # Of the options of a voice: those that programs, engines of ours and servers alone can use.
 FOR_PROGRAMS = ("parallel",)
-FOR_ENGINES = ("gpu-layers", "engine", "engine-arg")
+FOR_ENGINES = ("kv-type", "gpu-layers", "threads", "engine", "engine-arg")
+KINDS = ("model", "server", "exec_", "filter_")
 FOR_SERVERS = ("model-name", "api-key-file")
 SIGNALLED = 128  # and the signal's number, as a shell counts
 
 
 @click.command(context_settings=options.settings)
-@click.argument("seat")
-@click.option("-m", "--model", metavar="FILE", help="A GGUF file, or tiny-chat; starts an engine for it.")
+@click.argument("seat", type=values.SEAT)
+@click.option("-m", "--model", metavar="FILE", type=values.MODEL,
+              help="A GGUF file, or tiny-chat; starts an engine for it.")  # fmt: skip
 @click.option("--server", metavar="URL", help="A running llama-server, LM Studio, Ollama …; with or without /v1.")
 @click.option("--exec", "exec_", metavar="COMMAND", help="A program a message: stdin to stdout.")
 @click.option("--filter", "filter_", metavar="COMMAND", help="One program kept running: a line in, a line out.")
 @options.directory
 @options.voice_options
-@click.option("--timeout", type=options.SECONDS, default="120", show_default=True, help="Longest silence of the voice.")
+@options.option(
+    "--timeout",
+    key="voice.timeout",
+    type=options.SECONDS,
+    default="120",
+    show_default=True,
+    help="Longest silence of the voice.",
+)
 @click.option("--once", is_flag=True, help="Answer one message, then leave.")
-@click.option("--log", metavar="FILE", help="Append what the engine or program writes.")
+@click.option("--log", metavar="FILE", type=values.FILE, help="Append what the engine or program writes.")
 @options.no_fit_check
-@options.version
-def command(seat: str, directory: str | None, once: bool, **given: Any) -> int:
+@options.common
+@click.pass_context
+def command(ctx: click.Context, /, seat: str, directory: str | None, once: bool, **_: Any) -> int:
     """Take a seat and answer what comes on the pipes that lead to it.
 
     \b
@@ -48,7 +59,7 @@ def command(seat: str, directory: str | None, once: bool, **given: Any) -> int:
       attach-model bob --server http://127.0.0.1:8080
       attach-model upper --filter "stdbuf -oL tr a-z A-Z"
     """
-    voice = make_voice(check_seat(seat), given)
+    voice = make_voice(check_seat(seat), read_options(ctx))
     room = Room.open(directory)
     room.require(seat)
     from modelpipes.chat.member import Member
@@ -64,13 +75,31 @@ def command(seat: str, directory: str | None, once: bool, **given: Any) -> int:
     return code
 
 
+def read_options(ctx: click.Context) -> dict[str, Any]:
+    """The options, without what the configuration says of [voice] that this kind of voice cannot use."""
+    given = dict(ctx.params)
+    kind = next((kind for kind in KINDS if given[kind]), "").removesuffix("_")
+    for name in options.VOICE:
+        parameter = name.replace("-", "_")
+        if not can_use(kind, name) and ctx.get_parameter_source(parameter) is ParameterSource.DEFAULT_MAP:
+            given[parameter] = () if name == options.REPEATABLE else None
+    return given
+
+
+def can_use(kind: str, option: str) -> bool:
+    """Has this kind of voice any use for an option of options.VOICE?"""
+    if kind in ("exec", "filter"):
+        return kind == "exec" and option in FOR_PROGRAMS
+    return option not in (FOR_ENGINES if kind == "server" else FOR_SERVERS)
+
+
 def _is_given(value: object) -> bool:
     return value is not None and value != ()  # 0 is given
 
 
 def make_voice(seat: str, given: dict[str, Any]) -> Voice:
     """The voice that the options describe; UsageError where they describe none, or two."""
-    kinds = [kind for kind in ("model", "server", "exec_", "filter_") if given[kind]]
+    kinds = [kind for kind in KINDS if given[kind]]
     if len(kinds) != 1:
         raise UsageError("give one of --model, --server, --exec and --filter")
     kind = kinds[0]
@@ -129,7 +158,9 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
         return Engine(
             given["model"],
             ctx_size=common["ctx_size"],
+            kv_type=given["kv_type"] or "f16",
             gpu_layers=given["gpu_layers"],
+            threads=given["threads"],
             parallel=common["parallel"],
             engine=given["engine"] or "auto",
             engine_args=given["engine_arg"],
@@ -145,7 +176,14 @@ def asked_of(seat: str, given: dict[str, Any]) -> Asked:
     """What the fit check needs to know of an engine that these options describe."""
     from modelpipes.commands.fitcheck import Asked
 
-    return Asked(seat, given["model"], given["ctx_size"] or 4096, given["parallel"] or 1, given["gpu_layers"])
+    return Asked(
+        seat,
+        given["model"],
+        ctx_size=given["ctx_size"] or 4096,
+        kv_type=given["kv_type"] or "f16",
+        parallel=given["parallel"] or 1,
+        gpu_layers=given["gpu_layers"],
+    )
 
 
 def _api_key(file: str | None) -> str | None:

@@ -8,20 +8,52 @@ import shutil
 from typing import Any
 
 import click
+from msgspec import Struct
 
 from modelpipes import output
-from modelpipes.commands import options
+from modelpipes.commands import options, values
 from modelpipes.deadline import Deadline
-from modelpipes.engine import build, builds, hardware, locate, source
+from modelpipes.engine import build, builds, hardware, locate, sdist, source, variants
 from modelpipes.errors import DeadlineError, Ended, PipesError, UsageError
 
 NAME = "build-engine"
 LIMIT_S = 3 * 3600.0  # a build for a card, on a few cores
 
 
+class Made(Struct, frozen=True, forbid_unknown_fields=True):
+    """A build: its name, the path of its llama-server, how fast it answers with tiny-chat."""
+
+    name: str
+    path: str
+    version: str
+    variant: str
+    tokens_per_second: float
+
+
+class DryRun(Struct, frozen=True, forbid_unknown_fields=True):
+    """The commands that would be run, a list of words each."""
+
+    variant: str
+    version: str
+    commands: list[list[str]]
+
+
+class Listed(Struct, frozen=True, forbid_unknown_fields=True):
+    """An engine of this machine; `tokens_per_second` is with tiny-chat, null where it gave none: see `problem`."""
+
+    name: str
+    version: str
+    backend: str
+    tokens_per_second: float | None
+    path: str
+    is_used: bool
+    problem: str
+
+
 @click.command(context_settings=options.settings)
-@click.option("--source", "directory", metavar="DIR", help="A llama.cpp tree or clone.  [the release from PyPI]")
-@click.option("--release", metavar="N", type=click.IntRange(1), help=f"Another llama.cpp build.  [{source.RELEASE}]")
+@click.option("--source", "directory", metavar="DIR", type=values.DIRECTORY,
+              help="A llama.cpp tree or clone.  [the release from PyPI]")  # fmt: skip
+@click.option("--release", metavar="N", type=click.IntRange(1), help=f"Another llama.cpp build.  [{sdist.RELEASE}]")
 @click.option(
     "--variant",
     type=click.Choice(["auto", "cpu", "cuda", "vulkan", "rocm"]),
@@ -33,13 +65,14 @@ LIMIT_S = 3 * 3600.0  # a build for a card, on a few cores
 @click.option("--max-seconds", type=options.SECONDS, default=LIMIT_S, metavar="TIME", help="Longest.  [180m]")
 @click.option("--dry-run", is_flag=True, help="Print the commands that would be run, and run none.")
 @click.option("--list", "is_list", is_flag=True, help="All engines, each tried with the tiny model.")
-@click.option("--remove", metavar="NAME", help="Remove a build.")
+@click.option("--remove", metavar="NAME", type=values.Text(lambda ctx, _: [each.name for each in builds.builds()]),
+              help="Remove a build.")  # fmt: skip
 @options.as_json
-@options.version
+@options.common
 def command(
     directory: str | None,
     release: int | None,
-    variant: hardware.Variant | str,
+    variant: variants.Variant | str,
     jobs: int | None,
     max_seconds: float,
     dry_run: bool,
@@ -81,10 +114,10 @@ def _build(
     as_json: bool,
 ) -> None:
     machine = hardware.look()
-    choice = hardware.choose(machine, variant)
+    choice = variants.choose(machine, variant)
     for line in (*choice.found, choice.why, *choice.missing):
         _report(line)
-    number = release or source.RELEASE
+    number = release or sdist.RELEASE
     if not (directory or dry_run) and (made := build.already(f"b{number}", choice, machine)):
         _report(f"{made.name} is there, made {made.built_at[:10]}; --remove {made.name} to make it anew")
         _tell(made, as_json)
@@ -98,7 +131,7 @@ def _build(
             _report(f"the source of {tree.version} is fetched to {tree.path} first")
         commands = [build.configuration(tree, choice, machine), build.compilation(tree, choice, machine, jobs)]
         if as_json:
-            output.write_json({"variant": choice.variant, "version": tree.version, "commands": commands})
+            output.write_json(DryRun(choice.variant, tree.version, commands))
         else:
             output.write_text("".join(f"{shlex.join(argv)}\n" for argv in commands))
         return
@@ -125,15 +158,14 @@ def _build(
 
 def _tell(made: builds.Build, as_json: bool) -> None:
     if as_json:
-        fields = {"version": made.version, "variant": made.variant, "tokens_per_second": made.tokens_per_second}
-        output.write_json({"name": made.name, "path": made.server} | fields)
+        output.write_json(Made(made.name, made.server, made.version, made.variant, made.tokens_per_second))
     else:
         output.write_text(f"{made.server}\n")
 
 
 def _list(as_json: bool) -> None:
-    rows = []
-    for is_first, (name, binary) in enumerate(locate.engines()):
+    rows: list[Listed] = []
+    for number, (name, binary) in enumerate(locate.engines()):
         problem, speed = "", None
         try:
             speed = build.measure(binary)
@@ -141,17 +173,7 @@ def _list(as_json: bool) -> None:
             raise
         except PipesError as error:
             problem = str(error)
-        rows.append(
-            {
-                "name": name,
-                "version": binary.version,
-                "backend": binary.backend,
-                "tokens_per_second": speed,
-                "path": binary.argv[0],
-                "is_used": is_first == 0,
-                "problem": problem,
-            }
-        )
+        rows.append(Listed(name, binary.version, binary.backend, speed, binary.argv[0], number == 0, problem))
     if as_json:
         output.write_json(rows)
         return
@@ -159,11 +181,11 @@ def _list(as_json: bool) -> None:
         _report(f"no engine on this machine: {locate.GET_ONE}")
     shown = [
         (
-            f"{'*' if row['is_used'] else ' '} {row['name']}",
-            row["version"],
-            row["backend"],
-            f"{row['tokens_per_second']:,.0f}" if row["tokens_per_second"] else "–",
-            row["path"],
+            f"{'*' if row.is_used else ' '} {row.name}",
+            row.version,
+            row.backend,
+            f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else "–",
+            row.path,
         )
         for row in rows
     ]
@@ -171,8 +193,8 @@ def _list(as_json: bool) -> None:
         shown, ["  engine", "version", "backend", "tokens/s", "path"], output.width(), right=("tokens/s",)
     )
     for row in rows:
-        if row["problem"]:
-            _report(f"{row['name']}: {row['problem']}")
+        if row.problem:
+            _report(f"{row.name}: {row.problem}")
 
 
 def _report(line: str) -> None:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import click
 import msgspec
 
 from modelpipes import gpu, hostmemory, output
-from modelpipes.commands import options
+from modelpipes.commands import options, values
 from modelpipes.errors import UsageError
 from modelpipes.fit.rating import DEFAULT_RESERVE_BYTES, Space
 from modelpipes.units import format_bytes
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from modelpipes.config.settings import Use
+
 # Free memory moves by some MiB from one second to the next; what rests on it should not.
 DEVICE_STEP = 64 << 20
 HOST_STEP = 1 << 30
+
+Source: TypeAlias = Literal["nvml", "name", "vram", "stand-in"]
 
 
 PLAIN_KV_TYPES = ("f16", "f32", "bf16")  # llama.cpp takes the others for values with flash attention only
@@ -35,6 +44,11 @@ class KvType(click.ParamType[str]):
             self.fail(f"{value!r} is none of {', '.join(CACHE_TYPES)}", param, ctx)
         return str(value)
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from modelpipes.fit.context import CACHE_TYPES
+
+        return click.Choice(list(CACHE_TYPES)).shell_complete(ctx, param, incomplete)
+
 
 def prediction_options(command: Any) -> Any:
     """--kv-type, --parallel and --[no-]flash-attn."""
@@ -42,7 +56,7 @@ def prediction_options(command: Any) -> Any:
         click.option("--flash-attn/--no-flash-attn", default=True, help="Flash attention.  [yes]"),
         click.option("--parallel", type=click.IntRange(1, 256), default=1, metavar="N",
                      help="Conversations at a time, which share the context.  [1]"),
-        click.option("--kv-type", type=KvType(), default="f16", metavar="TYPE",
+        options.option("--kv-type", key="find-gguf.kv_type", type=KvType(), default="f16", metavar="TYPE",
                      help="Of the cache of keys and values: f16, q8_0, q4_0, …  [f16]"),
     ):  # fmt: skip
         command = option(command)
@@ -52,14 +66,33 @@ def prediction_options(command: Any) -> Any:
 def card_options(command: Any) -> Any:
     """--gpu, --vram and --reserve."""
     for option in (
-        click.option("--reserve", type=options.BYTES, default=DEFAULT_RESERVE_BYTES, metavar="SIZE",
-                     help="Memory of the card to keep free.  [1GiB]"),
-        click.option("--vram", type=options.BYTES, metavar="SIZE", help="Memory of each card, whatever it has."),
-        click.option("--gpu", default="auto", metavar="CARD",
-                     help="auto, a card's name as rtx4080, or '2x NAME'.  [auto]"),
+        options.option("--reserve", key="card.reserve", type=options.BYTES, default=DEFAULT_RESERVE_BYTES,
+                       metavar="SIZE", help="Memory of the card to keep free.  [1GiB]"),
+        options.option("--vram", key="card.vram", type=options.BYTES, metavar="SIZE",
+                       help="Memory of each card, whatever it has."),
+        options.option("--gpu", key="card.gpu", type=values.CARD, default="auto", metavar="CARD",
+                       help="auto, a card's name as rtx4080, or '2x NAME'.  [auto]"),
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def use_option(defaults: Callable[[Use], Mapping[str, Any]]) -> Callable[[options.Command], options.Command]:
+    """--use NAME: a use case of the configuration, as `use`; what it says are defaults of this command's options."""
+
+    def choose(ctx: click.Context, param: click.Parameter, name: str | None) -> Use | None:
+        if name is None or ctx.resilient_parsing:
+            return None
+        uses = ctx.meta["loaded"].config.use if "loaded" in ctx.meta else {}
+        if name not in uses:
+            there = f"there are {', '.join(uses)}" if uses else f"none is configured; {options.GET_CONFIG}"
+            raise UsageError(f"--use {name}: no such use case: {there}")
+        use: Use = uses[name]
+        said = {key: value for key, value in defaults(use).items() if value is not None}
+        ctx.default_map = {**(ctx.default_map or {}), **said}
+        return use
+
+    return click.option("--use", metavar="NAME", callback=choose, help="A use case of the configuration, as two.")
 
 
 def choose_cards(name: str, vram_bytes: int | None) -> tuple[gpu.Card, ...]:
@@ -90,17 +123,37 @@ def space_of(cards: tuple[gpu.Card, ...], reserve_bytes: int) -> Space:
     return Space(free, host // HOST_STEP * HOST_STEP or host, reserve_bytes)
 
 
-def describe_cards(cards: tuple[gpu.Card, ...], *, is_given: bool) -> dict[str, Any]:
-    """The cards as JSON says them. `source` is nvml, name, vram or stand-in."""
+class DescribedCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One card that was reckoned with, as JSON says it."""
+
+    index: int
+    name: str
+    total_bytes: int
+    free_bytes: int
+
+
+class DescribedCards(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The cards that were reckoned with, as JSON says them: what all have together, and each.
+
+    `source` is how they are known: `nvml` shows them, they were given by `name`, only their memory was given
+    (`vram`), or one is a `stand-in` where none was seen.
+    """
+
+    name: str
+    source: Source
+    total_bytes: int
+    free_bytes: int
+    cards: list[DescribedCard]
+
+
+def describe_cards(cards: tuple[gpu.Card, ...], *, is_given: bool) -> DescribedCards:
+    """The cards as JSON says them; `is_given` where their memory was."""
     first = cards[0]
-    source = "vram" if is_given else "nvml" if first.uuid else "stand-in" if first.stand_in else "name"
-    return {
-        "name": first.name if len(cards) == 1 else f"{len(cards)}x {first.name}",
-        "source": source,
-        "total_bytes": sum(card.total_bytes for card in cards),
-        "free_bytes": sum(card.free_bytes for card in cards),
-        "cards": [
-            {"index": card.index, "name": card.name, "total_bytes": card.total_bytes, "free_bytes": card.free_bytes}
-            for card in cards
-        ],
-    }
+    source: Source = "vram" if is_given else "nvml" if first.uuid else "stand-in" if first.stand_in else "name"
+    return DescribedCards(
+        name=first.name if len(cards) == 1 else f"{len(cards)}x {first.name}",
+        source=source,
+        total_bytes=sum(card.total_bytes for card in cards),
+        free_bytes=sum(card.free_bytes for card in cards),
+        cards=[DescribedCard(card.index, card.name, card.total_bytes, card.free_bytes) for card in cards],
+    )

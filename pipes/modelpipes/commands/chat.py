@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelpipes import output
+from modelpipes.asker import SILENCE_S
 from modelpipes.chat.conversation import Conversation
 from modelpipes.chat.member import Member
 from modelpipes.chat.seating import Seating
 from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
-from modelpipes.chat.turns import Random, RoundRobin, StopRules
+from modelpipes.chat.turns import DEFAULT_ROUNDS, Random, RoundRobin, StopRules
 from modelpipes.chat.voices.terminal import TerminalVoice
 from modelpipes.cleanup import clean_up
-from modelpipes.commands import options
+from modelpipes.commands import options, values
 from modelpipes.commands.members import ME, InOrder, Members, read_members
 from modelpipes.deadline import Deadline
 from modelpipes.errors import MessageError, PipesError, UsageError
@@ -32,48 +33,68 @@ from modelpipes.room import HUB, Room, star
 if TYPE_CHECKING:
     from modelpipes.commands.gateway import Gateway
 
-SILENCE_S = 30.0
-DEFAULT_ROUNDS = 10  # where nothing else would end the talk
 SIT_DOWN_S = 5.0  # for the person's seat to be taken; a dying holder is waited for a part of it
 
 
 def _voice_arguments(command: Any) -> Any:
-    for name, metavar, text in reversed(
+    for name, kind, metavar, text in reversed(
         [
-            ("model", "NAME=FILE", "Seat a model; a GGUF file, or tiny-chat."),
-            ("server", "NAME=URL", "Seat a model of a running server."),
-            ("exec", "NAME=COMMAND", "Seat a program, run for each message."),
-            ("filter", "NAME=COMMAND", "Seat a program kept running, a line in, a line out."),
+            ("model", values.MODEL, "NAME=FILE", "Seat a model; a GGUF file, or tiny-chat."),
+            ("server", click.STRING, "NAME=URL", "Seat a model of a running server."),
+            ("exec", click.STRING, "NAME=COMMAND", "Seat a program, run for each message."),
+            ("filter", click.STRING, "NAME=COMMAND", "Seat a program kept running, a line in, a line out."),
         ]
     ):
-        command = click.option(f"--{name}", f"{name}_", multiple=True, metavar=metavar, help=text)(command)
+        pair = values.Paired(kind, is_shared=False)
+        command = click.option(f"--{name}", f"{name}_", type=pair, multiple=True, metavar=metavar, help=text)(command)
     return command
 
 
 @click.command(cls=InOrder, context_settings=options.settings)
-@click.argument("seats", metavar="[SEAT]...", nargs=-1)
+@click.argument("seats", metavar="[SEAT]...", nargs=-1, type=values.MEMBER)
 @options.directory
 @_voice_arguments
 @options.shared_voice_options
-@click.option("--serve", metavar="CONFIG", help="Seat SEAT=NAME: models of a serve-models of its own, swapped.")
-@click.option("--rounds", type=click.IntRange(1), metavar="N", help="Turns of each member.  [10 or unending]")
+@click.option("--serve", metavar="CONFIG", type=values.CONFIGURATION,
+              help="Seat SEAT=NAME: models of a serve-models of its own, swapped.")  # fmt: skip
+@options.option(
+    "--rounds",
+    key="chat-models.rounds",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Turns of each member.  [10 or unending]",
+)
 @click.option("--turns", "taking", type=click.Choice(["round-robin", "random", "moderator"]), default="round-robin",
               show_default=True, help="Who speaks next.")  # fmt: skip
-@click.option("--moderator", metavar="SEAT", help="The member who is asked who speaks next.")
+@click.option("--moderator", metavar="SEAT", type=values.NAMED, help="The member who is asked who speaks next.")
 @click.option("--opening", metavar="TEXT|-", default="Hello.", show_default=True, help="What the hub says first.")
 @click.option("--stop-word", metavar="WORD", help="End when a member says it.")
-@click.option("--max-seconds", type=options.SECONDS, default="none", show_default=True,
+@options.option("--max-seconds", key="chat-models.max_seconds", type=options.SECONDS, default="none", show_default=True,
               help="End after this time, also in mid-answer; loading does not count.")  # fmt: skip
-@click.option("--timeout", type=options.SECONDS, help="Longest silence of a member, and of its voice.  [30]")
-@click.option("--patience", type=options.SECONDS_OR_0, default="30", show_default=True,
+@options.option(
+    "--timeout",
+    key="chat-models.timeout",
+    type=options.SECONDS,
+    help="Longest silence of a member, and of its voice.  [30]",
+)
+@options.option("--patience", key="chat-models.patience", type=options.SECONDS_OR_0, default="30", show_default=True,
               help="Wait this long for a member that died, if somebody else seated it; 0: end at once.")  # fmt: skip
-@click.option("--retries", type=click.IntRange(0), default=2, show_default=True, help="Of a turn that failed.")
-@click.option("--transcript", "path", metavar="FILE", help="Write the conversation there, as JSON Lines.")
+@options.option(
+    "--retries",
+    key="chat-models.retries",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    help="Of a turn that failed.",
+)
+@click.option(
+    "--transcript", "path", metavar="FILE", type=values.TRANSCRIPT, help="Write the conversation there, as JSON Lines."
+)
 @click.option("--resume", is_flag=True, help="Continue the transcript after its last whole turn.")
 @click.option("--show-thinking", is_flag=True, help="A reasoning model's thoughts, on stderr.")
 @options.no_fit_check
 @options.as_json
-@options.version
+@options.common
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> None:
     """Lead a conversation among seats that are taken, or seat the members and clean up afterwards.

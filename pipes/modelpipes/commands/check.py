@@ -16,12 +16,12 @@ from typing import Any
 import click
 import msgspec
 
-from modelpipes import __version__, checks, hostmemory, output
+from modelpipes import checks, hostmemory, output
 from modelpipes.checks import Check
 from modelpipes.child import Child
 from modelpipes.cleanup import clean_up
 from modelpipes.commands import options
-from modelpipes.config import DEFAULT_LISTEN
+from modelpipes.config.settings import DEFAULT_LISTEN
 from modelpipes.deadline import Deadline
 from modelpipes.engine import locate
 from modelpipes.errors import EngineError, PipesError, ProgramError, RoomError
@@ -30,6 +30,7 @@ from modelpipes.gpu import Cards, find_visible_cards
 from modelpipes.paths import cache_dir, data_dir
 from modelpipes.room import HUB, Room, resolve, star
 from modelpipes.serving import record
+from modelpipes.version import __version__
 
 # A question that may take long: ["cards"], ["engine", KIND, ARGV…] or ["folder", PATH].
 Question = list[str]
@@ -49,7 +50,7 @@ FOUND_COLUMN = 24  # least width of the last column, on a terminal however narro
 @click.option("--timeout", type=options.SECONDS, default="5", show_default=True,
               help="How long engines, cards and folders may take to answer, or none.")  # fmt: skip
 @options.as_json
-@options.version
+@options.common
 def command(timeout: float, as_json: bool) -> int:
     """Tell what is here for models to talk, what is missing, what to do about it.
 
@@ -64,13 +65,20 @@ def command(timeout: float, as_json: bool) -> int:
     found = check_all(Deadline.after(options.bounded(timeout)))
     is_able = checks.can_talk(found)
     if as_json:
-        output.write_json({"checks": found, "ok": is_able})
+        output.write_json(Report(found, is_able))
     else:
         output.write_text(draw(found, output.width()))
     if not is_able:
         first = next(check for check in found if check.state == "missing" and check.name in checks.NEEDED)
         output.say(f"check-system: two models could not talk here: {first.found}; {first.advice}")
     return 0 if is_able else 1
+
+
+class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All checks; `ok` where two models can talk here."""
+
+    checks: list[Check]
+    ok: bool
 
 
 def draw(found: list[Check], width: int | None) -> str:

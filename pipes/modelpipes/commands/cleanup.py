@@ -17,7 +17,7 @@ from modelpipes.room import Room, resolve
 @options.directory
 @click.option("-p", "prefix", metavar="PREFIX", help="Only the seats PREFIX1, PREFIX2 and so on.")
 @click.option("-f", "--force", is_flag=True, help="Also seats in use; their members leave by themselves.")
-@options.version
+@options.common
 def command(directory: str | None, prefix: str | None, force: bool) -> int:
     """Remove what a room may contain, if it is ours, and the room if we made it.
 

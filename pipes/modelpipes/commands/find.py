@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from modelpipes import output
-from modelpipes.commands import cards, listview, options
+from modelpipes.commands import cards, listview, options, values
 from modelpipes.errors import UsageError
-from modelpipes.fit.listing import SORTS, Filter, list_files, sort_lines
+from modelpipes.fit.listing import SORTS, Filter, Line, list_files, sort_lines
 from modelpipes.fit.settings import Settings
 from modelpipes.fit.survey import Survey
 from modelpipes.gguf import places
+
+if TYPE_CHECKING:
+    from modelpipes.config.settings import Use
 
 DAY_S = 86400
 MAX_CONTEXT = (1 << 32) - 1  # llama.cpp's n_ctx has 32 bits
 
 
 @click.command(context_settings=options.settings)
-@click.argument("folders", metavar="[DIR]...", nargs=-1)
+@click.argument("folders", metavar="[DIR]...", nargs=-1, type=values.PLACE)
 @click.option(
     "--format", "format_", type=click.Choice(listview.FORMATS), default="table", help="How to report.  [table]"
 )
@@ -27,10 +32,11 @@ MAX_CONTEXT = (1 << 32) - 1  # llama.cpp's n_ctx has 32 bits
 @click.option("--sort", type=click.Choice(list(SORTS)), default="name",
               help="Best, largest or newest first; by name.  [name]")  # fmt: skip
 @click.option("--reverse", is_flag=True, help="The other way round.")
-@click.option("--ctx-size", type=click.IntRange(1, MAX_CONTEXT), default=4096, metavar="N",
+@options.option("--ctx-size", key="find-gguf.ctx_size", type=click.IntRange(1, MAX_CONTEXT), default=4096, metavar="N",
               help="Context in tokens.  [4096]")  # fmt: skip
 @cards.prediction_options
 @cards.card_options
+@cards.use_option(lambda use: {"vram": use.memory, "reserve": 0, "ctx_size": use.ctx_size, "kv_type": use.kv_type})
 @click.option("--gpu-fit/--no-gpu-fit", default=True, help="Rate the files on the card.  [yes]")
 @click.option("--fits", is_flag=True, help="Only what fits.")
 @click.option("--min-size", type=options.BYTES, metavar="SIZE", help="Only files of at least SIZE, as 500MB or 4G.")
@@ -41,12 +47,12 @@ MAX_CONTEXT = (1 << 32) - 1  # llama.cpp's n_ctx has 32 bits
 @click.option("--strict", is_flag=True, help="Walk every header whole, trusting no short cut.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep what was read before.")
 @click.option("-v", "--verbose", is_flag=True, help="Tell where was looked, and why a file fits or not.")
-@options.version
+@options.common
 def command(
-    folders: tuple[str, ...], format_: str, as_json: bool, sort: str, reverse: bool, ctx_size: int, kv_type: str,
-    parallel: int, flash_attn: bool, gpu: str, vram: int | None, reserve: int, gpu_fit: bool, fits: bool,
-    min_size: int | None, max_size: int | None, max_age: float | None, arch: tuple[str, ...],
-    quant: tuple[str, ...], strict: bool, no_cache: bool, verbose: bool,
+    folders: tuple[str, ...], use: Use | None, format_: str, as_json: bool, sort: str, reverse: bool,
+    ctx_size: int, kv_type: str, parallel: int, flash_attn: bool, gpu: str, vram: int | None, reserve: int,
+    gpu_fit: bool, fits: bool, min_size: int | None, max_size: int | None, max_age: float | None,
+    arch: tuple[str, ...], quant: tuple[str, ...], strict: bool, no_cache: bool, verbose: bool,
 ) -> int:  # fmt: skip
     """Find GGUF files; tell what they are, what memory they need and what fits.
 
@@ -59,12 +65,16 @@ def command(
     partial  so many layers, or all but the experts; the rest in host memory
     no       neither
 
+    With --use each file is rated as one of the models of that use case, and the
+    quantisation is advised that leaves such a model room.
+
     \b
     Examples:
       find-gguf
       find-gguf ~/models --gpu rtx4090 --ctx-size 16384 --sort fit
       find-gguf --fits --vram 8GB --format json | jq -r '.files[].path'
       find-gguf --gpu '2x rtx3060' --kv-type q8_0 --sort memory
+      find-gguf --use two --fits
     """
     if fits and not gpu_fit:
         raise UsageError("--fits asks what --no-gpu-fit leaves out")
@@ -89,16 +99,24 @@ def command(
     if not no_cache:
         places.remember(folders)
     sort_lines(listing.lines, sort, reverse=reverse)
-    head = {
-        "gpu": cards.describe_cards(chosen, is_given=vram is not None) if chosen else None,
-        "settings": {
-            "ctx_size": ctx_size, "kv_type": kv_type, "parallel": parallel, "flash_attn": flash_attn,
-            "reserve_bytes": reserve, "host_available_bytes": space and space.host_bytes,
-        },
-    }  # fmt: skip
-    listview.write_listing(listing, head, "json" if as_json else format_)
+    if use:
+        advise(listing.lines, use)
+    described = cards.describe_cards(chosen, is_given=vram is not None) if chosen else None
+    asked = listview.Asked(ctx_size, kv_type, parallel, flash_attn, reserve, space.host_bytes if space else None)
+    listview.write_listing(listing, described, asked, "json" if as_json else format_)
     listview.tell(listing, searched, verbose=verbose)
     if verbose:
         output.say(f"looked in {', '.join(searched) or 'no folder'}: {len(listing.lines)} of {listing.n_files} files "
                    f"shown, {survey.n_read} headers read")  # fmt: skip
     return 1 if listing.problems and not listing.n_files else 0
+
+
+def advise(lines: list[Line], use: Use) -> None:
+    """Tell for each model the quantisation that the use case has for its number of parameters."""
+    from modelpipes.units import parse_count
+
+    quants = sorted((parse_count(size), quant) for size, quant in use.quant.items())
+    for i, line in enumerate(lines):
+        if line.kind == "model":
+            advised = next((quant for most, quant in quants if line.parameters <= most), None)
+            lines[i] = msgspec.structs.replace(line, advised_quantization=advised)

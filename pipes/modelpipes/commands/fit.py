@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import click
 
-from modelpipes.commands import cards, options, planview
+from modelpipes.commands import cards, options, planview, values
 from modelpipes.engine.locate import find_model
 from modelpipes.errors import PipesError, UsageError
 from modelpipes.fit.context import CACHE_TYPES
@@ -16,10 +17,21 @@ from modelpipes.fit.search import KV_TYPES
 from modelpipes.gguf.modelfile import stem
 from modelpipes.gguf.shards import read_model
 
+if TYPE_CHECKING:
+    from modelpipes.config.settings import Use
+
 
 @click.command(context_settings=options.settings)
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=values.MODEL)
 @cards.card_options
+@cards.use_option(
+    lambda use: {
+        "vram": use.memory and use.memory * use.models,
+        "reserve": 0,
+        "min_ctx": use.ctx_size,
+        "kv_type": use.kv_type,
+    }
+)
 @click.option("--ctx-size", type=click.IntRange(1), metavar="N", help="Context of each model, as llama-server's -c.")
 @click.option("--min-ctx", type=click.IntRange(1), metavar="N",
               help=f"Else the largest that fits, and at least N.  [{LEAST_CONTEXT}]")  # fmt: skip
@@ -32,10 +44,11 @@ from modelpipes.gguf.shards import read_model
 @click.option("--format", "format_", type=click.Choice(["table", "json", "sh"]), default="table",
               help="How to report; sh prints llama-server commands.  [table]")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-@options.version
+@options.common
 def command(
-    files: tuple[str, ...], gpu: str, vram: int | None, reserve: int, ctx_size: int | None, min_ctx: int | None,
-    kv_type: str | None, parallel: int, flash_attn: bool, whole: bool, format_: str, as_json: bool,
+    files: tuple[str, ...], use: Use | None, gpu: str, vram: int | None, reserve: int,
+    ctx_size: int | None, min_ctx: int | None, kv_type: str | None, parallel: int, flash_attn: bool, whole: bool,
+    format_: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Plan several models for one card, or for the cards there are.
 
@@ -50,9 +63,12 @@ def command(
       fit-models *.gguf --gpu 'RTX 3060' --ctx-size 8192 --kv-type q8_0
       fit-models a.gguf b.gguf --format json | jq '.models[].context'
       fit-models a.gguf b.gguf --gpu '2x rtx3090' --format sh > engines.sh
+      fit-models a.gguf b.gguf --use two
     """
     if ctx_size is not None and min_ctx is not None:
         raise UsageError("--ctx-size fixes the context and --min-ctx bounds it: give one of them")
+    if use and len(files) > use.models:
+        raise UsageError(f"--use: that case is for {use.models} models at once, and here are {len(files)}")
     paths = [find_model(file) for file in files]
     headers = [read_model(path) for path in paths]
     wishes = Wishes(
@@ -69,12 +85,10 @@ def command(
     names = [stem(path) if _is_path(file, path) else file for file, path in zip(files, paths, strict=True)]
     view = planview.View(made, names, paths, chosen, space)
     if as_json or format_ == "json":
-        settings = {
-            "ctx_size": ctx_size, "min_ctx": wishes.min_ctx, "kv_types": wishes.kv_types, "parallel": parallel,
-            "flash_attn": flash_attn, "whole": whole, "reserve_bytes": reserve,
-            "host_available_bytes": space.host_bytes,
-        }  # fmt: skip
-        planview.write_json(view, cards.describe_cards(chosen, is_given=vram is not None), settings)
+        asked = planview.Asked(
+            ctx_size, wishes.min_ctx, wishes.kv_types, parallel, flash_attn, whole, reserve, space.host_bytes
+        )
+        planview.write_json(view, cards.describe_cards(chosen, is_given=vram is not None), asked)
     elif format_ == "table":
         planview.write_table(view)
     elif made.is_together:

@@ -1,4 +1,4 @@
-"""Before engines start: can these models be resident together where the engine computes?"""
+"""Whether models can be resident together where the engine computes, looked at before engines start."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class Asked:
     name: str
     model: str
     ctx_size: int = 4096
+    kv_type: str = "f16"
     parallel: int = 1
     gpu_layers: int | None = None
 
@@ -37,7 +38,7 @@ def check_fit(asked: Sequence[Asked], engine: EngineChoice = "auto") -> None:
     What counts is the card that NVML shows, free now, where the engine has a back-end for it; else the host
     memory that is available now. Layers that were asked for are taken so; without a wish, all go to the card.
     """
-    from modelpipes.engine.lifecycle import batch_tokens
+    from modelpipes.engine.arguments import batch_tokens
     from modelpipes.engine.locate import find_engine, find_model
     from modelpipes.fit.memory import predict_memory
     from modelpipes.fit.settings import Settings
@@ -58,6 +59,8 @@ def check_fit(asked: Sequence[Asked], engine: EngineChoice = "auto") -> None:
             n_ubatch=batch_tokens(one.parallel, on_cpu=not n_devices or one.gpu_layers == 0),
             n_parallel=one.parallel,
             n_gpu_layers=one.gpu_layers if n_devices else 0,
+            type_k=one.kv_type,
+            type_v=one.kv_type,
             n_devices=n_devices,
             backend="cuda" if n_devices else "generic",
         )

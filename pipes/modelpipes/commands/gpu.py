@@ -18,9 +18,9 @@ from typing import Any
 import click
 import msgspec
 
-from modelpipes import hostmemory, output, paths
+from modelpipes import hostmemory, output
 from modelpipes.child import Child
-from modelpipes.commands import options
+from modelpipes.commands import options, values
 from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, FileError, ProgramError, RoomError, UsageError
 from modelpipes.gpuwatch import (
@@ -65,23 +65,37 @@ class Threshold(click.ParamType[float]):
 
 
 @click.command(context_settings=options.settings)
-@click.option("--interval", type=options.SECONDS, default="5", metavar="TIME", help="From a look to the next.  [5]")
+@options.option(
+    "--interval",
+    key="watch-gpu.interval",
+    type=options.SECONDS,
+    default="5",
+    metavar="TIME",
+    help="From a look to the next.  [5]",
+)
 @click.option("--continuous/--once", help="Look again and again, until Ctrl-C, or once.  [once]")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="With --continuous: end after N looks.")
 @click.option("--format", "format_", type=click.Choice(FORMATS), default="table", help="How to report.  [table]")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-@click.option("--output", "file", metavar="FILE", help="Append there what else goes to stdout.")
-@click.option("--alert-vram", type=Threshold(), default="95", metavar="PERCENT",
-              help="Alarm at so much memory in use, or none.  [95]")  # fmt: skip
-@click.option("--alert-temp", type=Threshold(), default="85", metavar="CELSIUS",
-              help="Alarm at this temperature, or none.  [85]")  # fmt: skip
+@click.option("--output", "file", metavar="FILE", type=values.FILE, help="Append there what else goes to stdout.")
+@options.option("--alert-vram", key="watch-gpu.alert_vram", type=Threshold(), default="95", metavar="PERCENT",
+                help="Alarm at so much memory in use, or none.  [95]")  # fmt: skip
+@options.option("--alert-temp", key="watch-gpu.alert_temp", type=Threshold(), default="85", metavar="CELSIUS",
+                help="Alarm at this temperature, or none.  [85]")  # fmt: skip
 @click.option("--gpu", "wanted", multiple=True, metavar="INDEX|UUID", help="Only this GPU; may be repeated.")
 @click.option("--per-process", is_flag=True, help="Also whose the memory is: a line for each process.")
-@click.option("--exec-on-alert", "command_line", metavar="COMMAND", help="Run by sh when an alarm begins.")
+@options.option(
+    "--exec-on-alert",
+    "command_line",
+    key="watch-gpu.exec_on_alert",
+    metavar="COMMAND",
+    help="Run by sh when an alarm begins.",
+)
 @click.option("--system", is_flag=True, help="Also the machine's own memory.")
-@click.option("-d", "--dir", "directory", metavar="DIR", help="Name the seats of this room too.  [$PIPE_DIR]")
+@click.option("-d", "--dir", "directory", metavar="DIR", type=values.DIRECTORY,
+              help="Name the seats of this room too.  [$PIPE_DIR]")  # fmt: skip
 @click.option("--timeout", type=options.SECONDS, default="10", show_default=True, help="For the driver to answer.")
-@options.version
+@options.common
 def command(directory: str | None, **given: Any) -> int:
     """Show what the GPUs do: temperature, load, memory, power, clocks, and whose
     the memory is, by the names of our models, seats and servers.
@@ -163,11 +177,10 @@ def _keepers(directory: str | None) -> dict[int, Keeper]:
 
 
 def _rooms(directory: str | None) -> list[Room]:
-    base = paths.runtime_dir() or os.path.join(os.environ.get("TMPDIR") or "/tmp", f"modelpipes-{os.geteuid()}")
-    found = {resolve(directory), resolve(None)}
-    with contextlib.suppress(OSError):  # no room was made yet
-        found |= {entry.path for entry in os.scandir(base) if entry.is_dir(follow_symlinks=False)}
-    return [room for room in map(Room, sorted(found)) if room.is_ours()]
+    """The one that is named, the default one, and those beside it."""
+    named = (Room(resolve(directory)), Room(resolve(None)))
+    rooms = {room.path: room for room in (*named, *Room.all()) if room.is_ours()}
+    return list(rooms.values())
 
 
 # -- where the record goes
@@ -307,6 +320,23 @@ class Reactions:
 # -- the record
 
 
+class HostMemory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The machine's own memory."""
+
+    host_total_bytes: int
+    host_available_bytes: int
+
+
+class Look(Sample, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One look as JSON says it: all GPUs at one moment, the alarms that are on, and `system` with --system.
+
+    `time_s` counts from 1970; `problems` has a line for each reason why there are no GPUs.
+    """
+
+    alarms: Sequence[Alarm]
+    system: HostMemory | None
+
+
 class Report:
     """Writes a record for each look, in one of FORMATS."""
 
@@ -319,21 +349,17 @@ class Report:
         self._is_first = True
 
     def write(self, sample: Sample, alarms: Sequence[Alarm]) -> None:
-        system = _system_record() if self._given["system"] else None
+        memory = HostMemory(hostmemory.total_bytes(), hostmemory.available_bytes()) if self._given["system"] else None
         if self._format == "table":
-            self._write_view(sample, alarms, system)
+            self._write_view(sample, alarms, memory)
         elif self._format == "csv":
-            self._to.write(self._csv(sample, alarms, system or {}))
+            self._to.write(self._csv(sample, alarms, memory))
         else:
-            whole = {
-                **{name: getattr(sample, name) for name in sample.__struct_fields__},
-                "alarms": alarms,
-                "system": system,
-            }
-            self._to.write(msgspec.json.encode(whole).decode() + "\n")
+            look = Look(**msgspec.structs.asdict(sample), alarms=alarms, system=memory)
+            self._to.write(msgspec.json.encode(look).decode() + "\n")
         self._is_first = False
 
-    def _csv(self, sample: Sample, alarms: Sequence[Alarm], system: dict[str, int]) -> str:
+    def _csv(self, sample: Sample, alarms: Sequence[Alarm], memory: HostMemory | None) -> str:
         """As RFC 4180 has it; a row for each GPU, with --per-process for each process, without any for the machine."""
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\r\n")
@@ -341,21 +367,21 @@ class Report:
         share_fields = list(Share.__struct_fields__) if self._given["per_process"] else []
         if self._is_header_due:
             named = [f"process_{name}" if name == "used_bytes" else name for name in share_fields]
-            writer.writerow(["time_s", *gpu_fields, "alarms", *SYSTEM_FIELDS, *named])
+            writer.writerow(["time_s", *gpu_fields, "alarms", *HostMemory.__struct_fields__, *named])
             self._is_header_due = False
-        memory = [system.get(name) for name in SYSTEM_FIELDS]
+        sizes = [getattr(memory, name, None) for name in HostMemory.__struct_fields__]
         for each in sample.gpus:
             kinds = " ".join(alarm.kind for alarm in alarms if (alarm.index, alarm.uuid) == (each.index, each.uuid))
             cells = [_csv_cell(getattr(each, name)) for name in gpu_fields]
             shares = (each.processes or (None,)) if share_fields else (None,)
             for share in shares:
                 rest = [_csv_cell(getattr(share, name, None)) for name in share_fields]
-                writer.writerow([sample.time_s, *cells, kinds, *memory, *rest])
+                writer.writerow([sample.time_s, *cells, kinds, *sizes, *rest])
         if not sample.gpus:
-            writer.writerow([sample.time_s, *[None] * (len(gpu_fields) + 1), *memory, *[None] * len(share_fields)])
+            writer.writerow([sample.time_s, *[None] * (len(gpu_fields) + 1), *sizes, *[None] * len(share_fields)])
         return text.getvalue()
 
-    def _write_view(self, sample: Sample, alarms: Sequence[Alarm], system: dict[str, int] | None) -> None:
+    def _write_view(self, sample: Sample, alarms: Sequence[Alarm], memory: HostMemory | None) -> None:
         """The tables, one after another; in the continuous view under the time, each painted over the last."""
         parts = []
         if self._given["continuous"]:
@@ -369,9 +395,9 @@ class Report:
             parts += _share_tables(sample.gpus, width)
         if self._given["continuous"]:
             parts += self._history(sample.gpus)
-        if system:
-            total, available = (system[name] for name in SYSTEM_FIELDS)
-            parts.append(f"host memory: {format_bytes(available)} of {format_bytes(total)} available\n")
+        if memory:
+            available, total = format_bytes(memory.host_available_bytes), format_bytes(memory.host_total_bytes)
+            parts.append(f"host memory: {available} of {total} available\n")
         if alarms:
             parts.append("".join(f"alarm: {make_line(each.message)}\n" for each in alarms))
         text = "\n".join(parts)
@@ -392,13 +418,6 @@ class Report:
             room = (self._to.width or DEFAULT_WIDTH) - len(label) - len(now) - 2
             lines.append(f"{label}{sparkline(list(self._used[each.key]), room)}  {now}\n")
         return ["".join(lines)] if lines else []
-
-
-SYSTEM_FIELDS = ("host_total_bytes", "host_available_bytes")
-
-
-def _system_record() -> dict[str, int]:
-    return dict(zip(SYSTEM_FIELDS, (hostmemory.total_bytes(), hostmemory.available_bytes()), strict=True))
 
 
 def _csv_cell(value: Any) -> Any:

@@ -7,27 +7,61 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from modelpipes import output
+from modelpipes.commands.cards import DescribedCards
 from modelpipes.fit.listing import Line, Listing
-from modelpipes.gguf.modelfile import Problem, path_base64, printable
+from modelpipes.gguf.modelfile import path_base64, printable
 
 FORMATS = ("table", "json", "jsonl", "csv")
 UNITS = (("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20))
 COUNTS = (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3))
 
 
-def write_listing(listing: Listing, head: dict[str, Any], format_: str) -> None:
-    """Write the lines to stdout in one of FORMATS; `head` goes before them in JSON, which has a place for problems."""
+class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the files were rated for: the context in tokens, and the memory that counted."""
+
+    ctx_size: int
+    kv_type: str
+    parallel: int
+    flash_attn: bool
+    reserve_bytes: int
+    host_available_bytes: int | None  # None: nothing was rated
+
+
+class Unread(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file that could not be read, why, and at which byte it shows. The path is as in a line."""
+
+    path: str
+    path_bytes: str | None
+    reason: str
+    offset: int | None
+
+
+class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All of a listing as JSON says it; `gpu` is null where nothing was rated."""
+
+    gpu: DescribedCards | None
+    settings: Asked
+    files: list[Line]
+    problems: list[Unread]
+
+
+def write_listing(listing: Listing, gpu: DescribedCards | None, settings: Asked, format_: str) -> None:
+    """Write the lines to stdout in one of FORMATS; JSON tells also of cards, settings and problems."""
     if format_ == "json":
-        problems = [_problem_record(each) for each in listing.problems]
-        output.write_json({**head, "files": listing.lines, "problems": problems})
+        problems = [
+            Unread(printable(each.path), path_base64(each.path), each.reason, each.offset) for each in listing.problems
+        ]
+        output.write_json(Report(gpu, settings, listing.lines, problems))
     elif format_ == "jsonl":
         for line in listing.lines:
             output.write_json(line)
     elif format_ == "csv":
         output.write_text(_csv(listing.lines))
     else:
-        _write_table(listing.lines, is_rated=head["gpu"] is not None)
+        _write_table(listing.lines, is_rated=gpu is not None)
 
 
 def tell(listing: Listing, searched: Sequence[str], *, verbose: bool) -> None:
@@ -48,11 +82,6 @@ def tell(listing: Listing, searched: Sequence[str], *, verbose: bool) -> None:
         output.say(f"{nowhere}: name one that has models (find-gguf DIR), or set SEARCH_PATH")
 
 
-def _problem_record(problem: Problem) -> dict[str, Any]:
-    path, exact = printable(problem.path), path_base64(problem.path)
-    return {"path": path, "path_bytes": exact, "reason": problem.reason, "offset": problem.offset}
-
-
 def _csv(lines: list[Line]) -> str:
     """As RFC 4180 has it: a header, CRLF, quotes where needed; the memory as two sums."""
     fields = [name for name in Line.__struct_fields__ if name != "memory"] + ["device_bytes", "host_bytes"]
@@ -68,7 +97,8 @@ def _csv_cell(value: Any) -> Any:
 
 
 def _write_table(lines: list[Line], *, is_rated: bool) -> None:
-    headers = [name for name in COLUMNS if is_rated or name not in RATED]
+    left_out = (() if is_rated else RATED) + (() if any(line.advised_quantization for line in lines) else ("advised",))
+    headers = [name for name in COLUMNS if name not in left_out]
     rows = ([COLUMNS[name](line) for name in headers] for line in lines)
     output.write_table(rows, headers, output.width(), right=NUMBERS, spare=[name for name in SPARE if name in headers])
 
@@ -102,6 +132,7 @@ COLUMNS: dict[str, Callable[[Line], str]] = {
     "arch": lambda line: line.architecture or "-",
     "params": lambda line: _count(line.parameters),
     "quant": lambda line: line.quantization or "-",
+    "advised": lambda line: line.advised_quantization or "-",
     "size": lambda line: _amount(line.size_bytes),
     "trained": lambda line: str(line.context_length or "-"),
     "memory": lambda line: _amount(line.device_bytes) + "~" * (line.estimate == "generic"),

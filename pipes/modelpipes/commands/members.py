@@ -113,7 +113,7 @@ def _commands(kinds: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, l
     commands = {name: list(everyone) for name in kinds}
     for option in options.VOICE:
         common, own = _shared_and_own(option, given[option.replace("-", "_")], list(kinds))
-        users = [name for name, kind in kinds.items() if _can_use(kind, option)]
+        users = [name for name, kind in kinds.items() if attach.can_use(kind, option)]
         if common and not users and not (option == "seed" and given["taking"] == "random"):
             raise UsageError(f"--{option} {common[-1]}: no member that is seated here can use it")
         for name, command in commands.items():
@@ -137,15 +137,9 @@ def _shared_and_own(option: str, values: Sequence[str], names: Sequence[str]) ->
     return common, own
 
 
-def _can_use(kind: str, option: str) -> bool:
-    if kind in ("exec", "filter"):
-        return kind == "exec" and option in attach.FOR_PROGRAMS
-    return option not in (attach.FOR_ENGINES if kind == "server" else attach.FOR_SERVERS)
-
-
 def _parse(name: str, arguments: list[str]) -> dict[str, Any]:
     """The options of attach-model that these arguments give."""
-    return attach.command.make_context("attach-model", [name, *arguments]).params
+    return attach.read_options(attach.command.make_context("attach-model", [name, *arguments]))
 
 
 def _check(name: str, kind: str, value: str, arguments: list[str]) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import select
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
-from modelpipes import __version__, units
+from modelpipes import paths, units
+from modelpipes.commands import values
 from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, MessageError, UsageError
+from modelpipes.version import __version__
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Seconds(click.ParamType[float]):
@@ -28,7 +33,7 @@ class Seconds(click.ParamType[float]):
             seconds = units.parse_seconds(value) if isinstance(value, str) else value
         except UsageError as e:
             self.fail(str(e), param, ctx)
-        return float("inf") if seconds is None else float(seconds)
+        return float("inf") if seconds in (None, units.MAX_SECONDS) else float(seconds)
 
 
 class Bytes(click.ParamType[int]):
@@ -43,6 +48,59 @@ class Bytes(click.ParamType[int]):
             self.fail(str(e), param, ctx)
 
 
+class Option(click.Option):
+    """An option whose default the configuration may say, under `key`: "ask-model.timeout"."""
+
+    def __init__(self, *args: Any, key: str | None = None, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.key = key
+
+
+def option(*names: str, **settings: Any) -> Callable[[Command], Command]:
+    """As click.option, with `key`."""
+    return click.option(*names, cls=Option, **settings)
+
+
+CONFIG = "MODELPIPES_CONFIG"
+GET_CONFIG = "modelpipes config example prints one, for ~/.config/modelpipes/config.toml"
+# What files far below the commands read from the environment, by the key that says the same.
+VARIABLES = {"room.dir": "PIPE_DIR", "find-gguf.search_path": "SEARCH_PATH", "voice.llama_server": "LLAMA_SERVER"}
+
+
+def _configure(ctx: click.Context, param: click.Parameter, given: str | None) -> None:
+    """Have the configuration say this command's defaults: the file that is given, else the user's where there is one.
+
+    `ctx.meta["config"]` is its path then, and "loaded" what it says. What has a variable of its own is put into the
+    environment, where it is not ("variables"); so is the file's name where it was given: members and engines that we
+    start are to know it.
+    """
+    path = given or paths.config_file()
+    if ctx.resilient_parsing or not (given or os.path.lexists(path)):
+        return
+    from modelpipes.config.reading import load  # only where there is something to read: it takes 10 ms
+
+    path = ctx.meta["config"] = os.path.abspath(os.path.expanduser(path))
+    loaded = ctx.meta["loaded"] = load(path)
+    if given:
+        os.environ[CONFIG] = path
+    for key, variable in VARIABLES.items():
+        if (value := loaded.get(key)) and not os.environ.get(variable):
+            os.environ[variable] = value if isinstance(value, str) else os.pathsep.join(value)
+            ctx.meta.setdefault("variables", []).append(variable)
+    keys = {each.name: each.key for each in ctx.command.params if isinstance(each, Option) and each.key}
+    defaults = {name: value for name, key in keys.items() if (value := loaded.get(key)) is not None}
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def common(command: Command) -> Command:
+    """--config and --version, which every command has."""
+    version = click.version_option(__version__, message="%(prog)s %(version)s")
+    config = click.option("--config", metavar="FILE", type=values.CONFIGURATION, envvar=CONFIG, is_eager=True,
+                          expose_value=False, callback=_configure,
+                          help="Read this.  [~/.config/modelpipes/config.toml]")  # fmt: skip
+    return config(version(command))
+
+
 BYTES = Bytes()
 SECONDS = Seconds()
 SECONDS_OR_0 = Seconds(may_be_0=True)
@@ -54,43 +112,53 @@ def bounded(seconds: float) -> float | None:
 
 
 directory = click.option(
-    "-d", "--dir", "directory", metavar="DIR", help="The room.  [$PIPE_DIR, else the default room]"
+    "-d",
+    "--dir",
+    "directory",
+    type=values.DIRECTORY,
+    metavar="DIR",
+    help="The room.  [$PIPE_DIR, else the default room]",
 )
 no_fit_check = click.option("--no-fit-check", is_flag=True, help="Start engines also where memory will not do.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
-version = click.version_option(__version__, message="%(prog)s %(version)s")
 settings = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 
-# option: (metavar, type, help); attach-model takes them as they are, chat-models as [NAME=]VALUE
+# option: (metavar, type, help); attach-model takes them as they are, chat-models as [NAME=]VALUE. All have a key of
+# [voice], but for the name of a server's model.
 VOICE: dict[str, tuple[str, Any, str]] = {
-    "system": ("TEXT|@FILE", str, "What the model is told first."),
+    "system": ("TEXT|@FILE", values.TEXT_OR_FILE, "What the model is told first."),
     "max-tokens": ("N", click.IntRange(1), "Longest answer."),
     "temperature": ("T", click.FloatRange(0), "How freely it chooses words."),
     "top-p": ("P", click.FloatRange(0, 1), "Of the likeliest words, this share."),
     "seed": ("N", click.IntRange(0), "Same seed, same answer."),
-    "model-name": ("NAME", str, "Which of a server's models."),
-    "api-key-file": ("FILE", str, "A server's key.  [$OPENAI_API_KEY]"),
+    "model-name": ("NAME", click.STRING, "Which of a server's models."),
+    "api-key-file": ("FILE", values.FILE, "A server's key.  [$OPENAI_API_KEY]"),
     "ctx-size": ("N", click.IntRange(64), "Context of a conversation, in tokens.  [4096]"),
+    "kv-type": ("TYPE", click.STRING, "Of the cache of keys and values, as q8_0.  [f16]"),
     "gpu-layers": ("N", click.IntRange(0), "Layers on the card.  [as many as fit]"),
+    "threads": ("N", click.IntRange(1, 512), "On the CPU.  [the engine's choice]"),
     "parallel": ("N", click.IntRange(1, 64), "Messages to work on at a time.  [1]"),
     "engine": ("ENGINE", click.Choice(["auto", "llama-server", "embedded"]), "auto, llama-server or embedded.  [auto]"),
-    "engine-arg": ("ARG", str, "Passed to the engine as it is; may be repeated."),
+    "engine-arg": ("ARG", click.STRING, "Passed to the engine as it is; may be repeated."),
 }
 REPEATABLE = "engine-arg"
+NO_KEY = "model-name"
 
 
 def voice_options(command: Any) -> Any:
     """The options of `VOICE`, each with its type."""
     for name, (metavar, kind, text) in reversed(VOICE.items()):
-        command = click.option(f"--{name}", type=kind, metavar=metavar, multiple=name == REPEATABLE, help=text)(command)
+        key = None if name == NO_KEY else f"voice.{name.replace('-', '_')}{'s' * (name == REPEATABLE)}"
+        made = option(f"--{name}", key=key, type=kind, metavar=metavar, multiple=name == REPEATABLE, help=text)
+        command = made(command)
     return command
 
 
 def shared_voice_options(command: Any) -> Any:
     """The options of `VOICE` for several members: VALUE for all, NAME=VALUE for one."""
-    for name, (metavar, _, text) in reversed(VOICE.items()):
-        option = click.option(f"--{name}", multiple=True, metavar=f"[NAME=]{metavar}", help=text)
-        command = option(command)
+    for name, (metavar, kind, text) in reversed(VOICE.items()):
+        pair = values.Paired(kind, is_shared=True)
+        command = click.option(f"--{name}", type=pair, multiple=True, metavar=f"[NAME=]{metavar}", help=text)(command)
     return command
 
 

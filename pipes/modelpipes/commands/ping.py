@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from modelpipes.asker import Asker
-from modelpipes.commands import options, pingview
+from modelpipes.commands import options, pingview, values
 from modelpipes.deadline import Deadline
 from modelpipes.endpoint import Endpoint
 from modelpipes.errors import PeerError, UsageError
@@ -25,7 +25,7 @@ FLOOD_S = 3.0
 
 
 @click.command(context_settings=options.settings)
-@click.argument("seat", required=False)
+@click.argument("seat", required=False, type=values.SEAT)
 @options.directory
 @click.option("--self", "is_self", is_flag=True, help="Ping a process of our own; needs no room, no seat.")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="Pings of each size.  [1000]")
@@ -39,7 +39,7 @@ FLOOD_S = 3.0
 @click.option("--pin", metavar="CPU[,CPU]", help="Run there; the peer of --self too, or on the second.")
 @click.option("--histogram", is_flag=True, help="Draw how the round trips spread.")
 @options.as_json
-@options.version
+@options.common
 def command(seat: str | None, directory: str | None, **given: Any) -> None:
     """Measure round trips to a seat: how long, how they spread, how many a second.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from msgspec import Struct
-from msgspec.structs import asdict
+from msgspec.structs import asdict, astuple
 
 from modelpipes import output
 from modelpipes.percentiles import histogram, summarize
@@ -47,8 +47,8 @@ def write(
     if not begun:
         return
     if as_json:
-        records = [_record(each, ends) for each in begun]
-        output.write_json(records if as_list else records[0])
+        reports = [_report(each, ends) for each in begun]
+        output.write_json(reports if as_list else reports[0])
         return
     _write_table([row for each in begun for row in _rows(each)])
     where = [f"{end.name} on {'a CPU unknown' if end.cpus is None else f'CPU {cpu_ranges(end.cpus)}'}" for end in ends]
@@ -73,38 +73,89 @@ def cpu_ranges(cpus: Iterable[int]) -> str:
 # -- JSON
 
 
-def _record(measured: Measured, ends: tuple[End, End]) -> dict[str, Any]:
-    figures = _flood_record(measured) if isinstance(measured, Flood) else _round_trips_record(measured)
-    affinity = {"ours": ends[0].cpus, "peer": ends[1].cpus}
-    return {"size_bytes": measured.size_bytes, **figures, "affinity": affinity}
+class Spread(Struct, frozen=True, forbid_unknown_fields=True):
+    """How round trips spread, in microseconds; each is one of them (the nearest rank)."""
+
+    min: float
+    p50: float
+    p90: float
+    p99: float
+    p99_9: float
+    max: float
 
 
-def _round_trips_record(trips: RoundTrips) -> dict[str, Any]:
-    spread = asdict(summarize(trips.times_ns)) if trips.times_ns else None
-    return {
-        "count": trips.count,
-        "lost": trips.lost,
-        "messages_per_second": _per_second(len(trips.times_ns), trips.seconds),
-        "round_trip_us": spread and {name: round(time_ns / 1000, 1) for name, time_ns in spread.items()},
-    }
+class Affinity(Struct, frozen=True, forbid_unknown_fields=True):
+    """The CPUs that each process may run on; null: it could not be asked."""
+
+    ours: list[int] | None
+    peer: list[int] | None
 
 
-def _flood_record(flood: Flood) -> dict[str, Any]:
-    return {
-        "sent": flood.sent.messages,
-        "received": flood.received and flood.received.messages,
-        "lost": flood.lost,
-        **_rates(flood.sent),
-        "receiver": flood.received and _rates(flood.received),
-    }
+class PingReport(Struct, frozen=True, forbid_unknown_fields=True):
+    """Round trips of one size, which is that of the content; `round_trip_us` is null where all were lost."""
+
+    size_bytes: int
+    count: int
+    lost: int
+    messages_per_second: float
+    round_trip_us: Spread | None
+    affinity: Affinity
 
 
-def _rates(flow: Flow) -> dict[str, float]:
-    return {
-        "seconds": round(flow.seconds, 3),
-        "messages_per_second": _per_second(flow.messages, flow.seconds),
-        "bytes_per_second": _per_second(flow.content_bytes, flow.seconds),
-    }
+class Rates(Struct, frozen=True, forbid_unknown_fields=True):
+    """How fast messages went at one end; bytes are those of the content."""
+
+    seconds: float
+    messages_per_second: float
+    bytes_per_second: float
+
+
+class FloodReport(Struct, frozen=True, forbid_unknown_fields=True):
+    """A flood of one size. The rates outside `receiver` are the sender's; null is what a flood broken off hides."""
+
+    size_bytes: int
+    sent: int
+    received: int | None
+    lost: int | None
+    seconds: float
+    messages_per_second: float
+    bytes_per_second: float
+    receiver: Rates | None
+    affinity: Affinity
+
+
+def _report(measured: Measured, ends: tuple[End, End]) -> PingReport | FloodReport:
+    affinity = Affinity(ends[0].cpus, ends[1].cpus)
+    if isinstance(measured, RoundTrips):
+        spread = astuple(summarize(measured.times_ns)) if measured.times_ns else None
+        return PingReport(
+            measured.size_bytes,
+            measured.count,
+            measured.lost,
+            _per_second(len(measured.times_ns), measured.seconds),
+            Spread(*(round(time_ns / 1000, 1) for time_ns in spread)) if spread else None,
+            affinity,
+        )
+    sent, received = _rates(measured.sent), measured.received
+    return FloodReport(
+        measured.size_bytes,
+        measured.sent.messages,
+        received.messages if received else None,
+        measured.lost,
+        sent.seconds,
+        sent.messages_per_second,
+        sent.bytes_per_second,
+        _rates(received) if received else None,
+        affinity,
+    )
+
+
+def _rates(flow: Flow) -> Rates:
+    return Rates(
+        round(flow.seconds, 3),
+        _per_second(flow.messages, flow.seconds),
+        _per_second(flow.content_bytes, flow.seconds),
+    )
 
 
 def _per_second(amount: int, seconds: float) -> float:

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import click
+import msgspec
 
 from modelpipes import output
-from modelpipes.commands import options
+from modelpipes.commands import options, values
 from modelpipes.deadline import Deadline
 from modelpipes.errors import UsageError
 from modelpipes.room import Room, Sitting
 
 
+class Seat(Sitting, frozen=True, omit_defaults=False, forbid_unknown_fields=True):
+    """One seat. Every key is there, also where it says nothing: scripts need not guess."""
+
+
 @click.command(context_settings=options.settings)
-@click.argument("seats", metavar="[SEAT]...", nargs=-1)
+@click.argument("seats", metavar="[SEAT]...", nargs=-1, type=values.SEAT)
 @options.directory
 @click.option("--wait", is_flag=True, help="Return when these seats are ready or busy.")
-@click.option("--timeout", type=options.SECONDS, default="30", show_default=True, help="How long to wait, or none.")
+@options.option(
+    "--timeout",
+    key="list-seats.timeout",
+    type=options.SECONDS,
+    default="30",
+    show_default=True,
+    help="How long to wait, or none.",
+)
 @options.as_json
-@options.version
+@options.common
 def command(seats: tuple[str, ...], directory: str | None, wait: bool, timeout: float, as_json: bool) -> None:
     """List the seats of a room: pid, what sits there, state, queue, answers so far.
 
@@ -40,12 +52,7 @@ def command(seats: tuple[str, ...], directory: str | None, wait: bool, timeout: 
             return
     found = [room.sitting(seat) for seat in seats or room.seats()]
     if as_json:
-        output.write_json([_record(who) for who in found])
+        output.write_json([Seat(*msgspec.structs.astuple(who)) for who in found])
     else:
         rows = [(w.seat, w.state, w.pid, w.queue, w.answers, w.voice) for w in found]
         output.write_table(rows, ["seat", "state", "pid", "queue", "answers", "voice"])
-
-
-def _record(who: Sitting) -> dict[str, object]:
-    """Every key, also where it says nothing: scripts need not guess."""
-    return {field: getattr(who, field) for field in who.__struct_fields__}

@@ -14,11 +14,13 @@ from typing import Any
 from urllib.parse import quote
 
 import click
+from click.core import ParameterSource
 
 from modelpipes import output
-from modelpipes.commands import options
+from modelpipes.commands import options, values
 from modelpipes.deadline import Deadline
 from modelpipes.errors import EngineError, UsageError
+from modelpipes.safetext import make_safe
 
 ACTIONS = ("status", "load", "unload", "pin", "unpin", "logs", "reload")
 OF_A_MODEL = ("load", "unload", "pin", "unpin", "logs")
@@ -27,21 +29,34 @@ LOOK_S = 0.02  # between two looks for a daemon that starts
 LOAD_S = 900.0  # a load waits for its turn, and for the disk
 
 
+def _meant(ctx: click.Context, incomplete: str) -> values.Meant:
+    """What may stand there: a configuration or an action, then the name of a model of the daemon that runs."""
+    from modelpipes.serving import record
+
+    words = ctx.params.get("words") or ()
+    if not words:
+        return [*ACTIONS, values.path(incomplete, suffix=".toml")]
+    found = record.running() if len(words) == 1 and words[0] in OF_A_MODEL else []
+    return [name for one in found for name in (values.models_of(one.config) or values.model_names(incomplete))]
+
+
 @click.command(context_settings=options.settings)
-@click.argument("words", metavar="[CONFIG.toml | ACTION [NAME]]", nargs=-1)
+@click.argument("words", metavar="[CONFIG.toml | ACTION [NAME]]", nargs=-1, type=values.Text(_meant))
 @click.option("--listen", metavar="ADDRESS", help="127.0.0.1:9090, or unix:PATH.  [as configured]")
 @click.option("--vram", type=options.BYTES, metavar="SIZE", help="The budget, such as 16GB.  [as configured]")
 @click.option("--wait", type=options.SECONDS, metavar="TIME", help="ACTION: wait so long for a daemon to be there.")
 @click.option("--follow", "-f", is_flag=True, help="logs: also those to come.")
 @options.as_json
-@options.version
+@options.common
+@click.pass_context
 def command(
-    words: tuple[str, ...], listen: str | None, vram: int | None, wait: float | None, follow: bool, as_json: bool
+    ctx: click.Context, /, words: tuple[str, ...], listen: str | None, vram: int | None, wait: float | None, follow: bool, as_json: bool
 ) -> None:
     """Serve models from one address, swapped in and out of memory as they are asked for.
 
     ACTION speaks to the daemon that runs: status, load NAME, unload NAME, pin NAME, unpin NAME, logs NAME, reload.
-    CONFIG is a file such as config/serve.toml; without one, every model that find-gguf finds is served.
+    CONFIG is a file such as config/serve.toml; without one your configuration is taken. Where that names no models,
+    every model that find-gguf finds is served.
 
     \b
     Examples:
@@ -54,6 +69,8 @@ def command(
             raise UsageError("--vram is for a daemon that starts")
         _act(words[0], words[1:], _Daemon(listen, wait or 0.0), follow, as_json)
         return
+    if words and ctx.get_parameter_source("config") is ParameterSource.COMMANDLINE:
+        raise UsageError(f"{words[0]} and --config: one configuration is enough")
     if len(words) > 1:
         raise UsageError(f"{words[0]!r} is no action ({', '.join(ACTIONS)}), and one configuration is enough")
     if follow or as_json or wait is not None:
@@ -64,7 +81,8 @@ def command(
     except ModuleNotFoundError as error:
         raise EngineError(f"no {error.name} on this machine: pip install 'modelpipes[serve]'") from None
 
-    daemon.run(words[0] if words else None, listen=listen, vram=vram, say=_say)
+    path = words[0] if words else ctx.meta.get("config")
+    daemon.run(path, listen=listen, vram=vram, say=_say)
 
 
 def _say(line: str) -> None:
@@ -146,7 +164,7 @@ class _Daemon:
 
     def reload(self) -> None:
         """Have it read its configuration again; UsageError where that is wrong, which would change nothing."""
-        from modelpipes.config import load
+        from modelpipes.config.reading import load
 
         if self._record.config:
             load(self._record.config)
@@ -163,7 +181,7 @@ class _Daemon:
             if response.status != http.client.OK:
                 self._read(response)
             while line := self._line(response):
-                output.write_text(line.decode("utf-8", "replace"))
+                output.write_text(make_safe(line.decode("utf-8", "replace")))
 
     def _read(self, response: http.client.HTTPResponse) -> Any:
         """The whole answer; EngineError where it tells of a failure."""

@@ -8,7 +8,7 @@ import click
 
 from modelpipes import output
 from modelpipes.cleanup import clean_up
-from modelpipes.commands import options
+from modelpipes.commands import options, values
 from modelpipes.errors import RoomError, UsageError
 from modelpipes.room import HUB, Room, check_seat, seat_variable, star
 
@@ -16,13 +16,17 @@ from modelpipes.room import HUB, Room, check_seat, seat_variable, star
 @click.command(context_settings=options.settings)
 @click.argument("seats", metavar="[SEAT]...", nargs=-1)
 @click.option("-n", "count", metavar="COUNT", type=click.IntRange(1, 999), default=None, help="Seats to make.  [2]")
-@click.option("-p", "prefix", metavar="PREFIX", envvar="PIPE_PREFIX", help="Their names' beginning.  [model]")
+@options.option(
+    "-p", "prefix", key="room.prefix", metavar="PREFIX", envvar="PIPE_PREFIX", help="Their names' beginning.  [model]"
+)
 @options.directory
-@click.option("--hub", default=HUB, show_default=True, metavar="SEAT", help="The seat in the middle.")
+@click.option(
+    "--hub", type=values.SENDER, default=HUB, show_default=True, metavar="SEAT", help="The seat in the middle."
+)
 @click.option("--mesh", is_flag=True, help="Also a pipe for every ordered pair of seats.")
 @click.option("-c", "--clean", is_flag=True, help="Remove what is there first, as cleanup-pipes does.")
 @click.option("--print-env", is_flag=True, help="Print shell `export` lines, for eval.")
-@options.version
+@options.common
 def command(
     seats: tuple[str, ...],
     count: int | None,

@@ -8,7 +8,7 @@ import stat
 import click
 
 from modelpipes import output, rendering
-from modelpipes.commands import options
+from modelpipes.commands import options, values
 from modelpipes.deadline import Deadline
 from modelpipes.errors import FileError
 
@@ -16,13 +16,13 @@ READ_BYTES = 1 << 20
 
 
 @click.command(context_settings=options.settings)
-@click.argument("transcript", metavar="TRANSCRIPT|-")
+@click.argument("transcript", metavar="TRANSCRIPT|-", type=values.TRANSCRIPT)
 @click.option("--format", "form", type=click.Choice(["text", "markdown", "html", "json"]), default="text",
               show_default=True, help="Text for a terminal, or a file to keep.")  # fmt: skip
 @click.option("--show-thinking", is_flag=True, help="A reasoning model's thoughts as well.")
 @click.option("--max-seconds", type=options.SECONDS, default="none", show_default=True,
               help="Longest wait for the end of stdin.")  # fmt: skip
-@options.version
+@options.common
 @click.pass_context
 def command(ctx: click.Context, transcript: str, form: str, show_thinking: bool, max_seconds: float) -> int:
     """Show a conversation: who said what, and where the time went.

@@ -25,10 +25,11 @@ from modelpipes.deadline import Deadline
 from modelpipes.engine import builds
 from modelpipes.engine.builds import Build
 from modelpipes.engine.client import Client
-from modelpipes.engine.hardware import Choice, Machine
+from modelpipes.engine.hardware import Machine
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import Binary
 from modelpipes.engine.source import Source
+from modelpipes.engine.variants import Choice
 from modelpipes.errors import EngineError
 from modelpipes.hostmemory import available_bytes
 from modelpipes.paths import cache_dir

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
-import itertools
 import os
 import secrets
 import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -21,13 +20,13 @@ import msgspec
 
 from modelpipes.child import Child
 from modelpipes.deadline import Deadline
+from modelpipes.engine.arguments import HOST, make_arguments, value_of
 from modelpipes.engine.causes import Cause, EngineFailure, cause_of, explain, oom_kills, port_taken
 from modelpipes.engine.client import Client, Refused
 from modelpipes.engine.locate import Binary, EngineChoice, find_engine, find_model
 from modelpipes.engine.logs import Log, RotatedFile
 from modelpipes.errors import DeadlineError, EngineError, FileError, PipesError, ProgramError
 
-HOST = "127.0.0.1"
 HEALTH_INTERVAL_S = 0.005  # tiny models are ready in 25 ms; a refused connection costs 0.1 ms
 HEALTH_LIMIT_S = 0.25  # one look; a server that loads answers 503 at once, and a stranger on its port may not
 PROOF_LIMIT_S = 600.0  # the first token may wait for tens of gigabytes from a slow disk
@@ -38,35 +37,9 @@ TERM_S = 3.0  # with streams still open a llama-server ends at its next ping, 1 
 SETTLE_S = 0.5
 SETTLE_INTERVAL_S = 0.005  # between two looks
 
-# Prompts kept in host memory beside the slots. llama-server's own 8192 MiB a process are more than
-# a machine with several engines has; a chat of 4096 tokens of an 8B model takes 512 MiB.
-CACHE_RAM_MIB = 512
-
-# llama.cpp obeys a cancel between two batches of a prompt, never inside one, and two may pass: it sees
-# that we have gone when it reports the first, and has begun the second by then (tools/server,
-# update_slots). So a batch must take less than 50 ms. Measured on two CPU cores with 34 million weights:
-# 32 tokens read a prompt at 70 to 96 % of the speed of 128 and cancel four times as fast. For cards 128
-# is an estimate, not measured: 2,600 tokens a second are enough to stay below 50 ms.
-CPU_BATCH_TOKENS = 32
-GPU_BATCH_TOKENS = 128
-GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dri/renderD128")
-
-# llama.cpp's threads spin while they wait for each other: with every core taken and anything else
-# running, tiny-chat took 14.6 s for what one thread does in 0.2 s. So a model that one thread reads in a
-# millisecond gets one, and on few cores one core stays free for those who talk.
-ONE_THREAD_BYTES = 16 * 1024 * 1024
-FEW_CORES = 4
-
 METRICS_LIMIT_S = 5.0  # they are told between two batches, one of which may take seconds on a CPU
 KEY_VARIABLE = "LLAMA_API_KEY"  # llama-server's (common/arg.cpp); a command line is shown to everybody by ps
 KEY_BYTES = 32
-
-PING_INTERVAL_S = 1  # llama-server's shortest; its 30 s also delay the end of a server with open streams
-
-
-def batch_tokens(parallel: int, *, on_cpu: bool) -> int:
-    """Tokens that our engines read at a time; a batch also takes one of every conversation."""
-    return max(CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS, parallel)
 
 
 class State(enum.Enum):
@@ -99,19 +72,27 @@ class Status(msgspec.Struct, frozen=True):
     starts: int
     exit_code: int | None  # minus the signal that killed it
     resident_bytes: int  # memory of the process, mapped pages of the model file among it
-    failures: int = 0  # in a row, as its supervisor counts them
-    retry_in_s: float | None = None  # its supervisor does not start it before
 
 
 class Engine:
-    """One llama-server of ours with one model; safe to use from several threads."""
+    """One llama-server of ours with one model; safe to use from several threads.
+
+        with Engine("tiny-chat", parallel=2) as engine:
+            engine.be_ready(Deadline.after(60))
+            print(engine.base_url)
+
+    At `base_url` it speaks OpenAI's API; `attach-model --server` gives it a seat. The end of `with` stops it, and
+    so does our own death.
+    """
 
     def __init__(
         self,
         model: str,
         *,
         ctx_size: int = 4096,
+        kv_type: str = "f16",
         gpu_layers: int | None = None,
+        threads: int | None = None,
         parallel: int = 1,
         engine: EngineChoice | Binary = "auto",
         engine_args: Sequence[str] = (),
@@ -121,7 +102,8 @@ class Engine:
         slot_folder: str | None = None,
     ) -> None:
         """Nothing starts yet. `model` is a path or `tiny-chat`; `ctx_size` is what each of `parallel`
-        conversations may have, in tokens (llama.cpp rounds up to 256); `gpu_layers` None: as many as fit.
+        conversations may have, in tokens (llama.cpp rounds up to 256), `kv_type` the type of its cache;
+        `gpu_layers` None: as many as fit; `threads` None: as many as serve on this CPU.
         `log` is a file to append to, or two that stay small; `with_key`: it answers only who has `api_key`,
         made at random; `slot_folder` is where it may keep conversations (see `slots`).
 
@@ -132,13 +114,15 @@ class Engine:
         self.name = name or Path(self.model).stem
         self.ctx_size = ctx_size
         self.parallel = parallel
-        given = _value_of(engine_args, "--api-key")
+        given = value_of(engine_args, "--api-key")
         self._has_own_key = with_key and given is None
         # A key in our environment is the server's as well.
         self.api_key = secrets.token_urlsafe(KEY_BYTES) if self._has_own_key else given or os.environ.get(KEY_VARIABLE)
         self.slot_folder = slot_folder
         self.log = Log(log if isinstance(log, RotatedFile) else None)
         self._gpu_layers = gpu_layers
+        self._kv_type = kv_type
+        self._threads = threads
         self._engine_args = tuple(engine_args)
         self._log_path = log if isinstance(log, str) else None
         self._changed = threading.Condition(threading.RLock())
@@ -164,7 +148,7 @@ class Engine:
     @property
     def base_url(self) -> str:
         """Its address, of the last start."""
-        return f"http://{_value_of(self._engine_args, '--host') or HOST}:{self._port}"
+        return f"http://{value_of(self._engine_args, '--host') or HOST}:{self._port}"
 
     @property
     def pid(self) -> int:
@@ -245,19 +229,15 @@ class Engine:
 
     # -- what it does
 
-    def be_ready(self, deadline: Deadline, is_wanted: Callable[[], bool] = lambda: True) -> None:
+    def be_ready(self, deadline: Deadline) -> None:
         """Return once it is ready, started if need be; a start in flight is joined, a failed one repeated.
 
-        `is_wanted` is asked at the last moment before a start. Whoever makes it say no and then calls `stop`
-        finds the engine stopped; it must not wait. Raises EngineFailure if the start fails or is not wanted,
-        DeadlineError if it takes too long (it then goes on).
+        Raises EngineFailure if the start fails, DeadlineError if it takes too long (it then goes on).
         """
         with self._changed:
             while self.state is State.STOPPING:
                 self._wait(deadline)
             if self._state in (State.STOPPED, State.FAILED):
-                if not is_wanted():
-                    raise EngineFailure(f"engine {self.name} is to be down", Cause.STOPPED)
                 self._begin_start()
             start = self._starts
             while self.state is State.STARTING and self._starts == start:
@@ -382,7 +362,7 @@ class Engine:
     # -- starting
 
     def _start(self) -> None:
-        port_given = _value_of(self._engine_args, "--port")
+        port_given = value_of(self._engine_args, "--port")
         for attempt in range(1, PORT_ATTEMPTS + 1):
             self._port = self._check_port(port_given) if port_given is not None else _find_free_port()
             child = self._spawn()
@@ -406,7 +386,7 @@ class Engine:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as llama-server binds
             try:
-                probe.bind((_value_of(self._engine_args, "--host") or HOST, int(text)))
+                probe.bind((value_of(self._engine_args, "--host") or HOST, int(text)))
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
                     raise EngineFailure(port_taken(self.name, int(text)), Cause.PORT) from None
@@ -437,45 +417,18 @@ class Engine:
         return EngineFailure(f"engine {self.name} was stopped while it started", Cause.STOPPED)
 
     def _arguments(self) -> list[str]:
-        listed = self.binary.flags
-        wanted: list[tuple[str, str | None]] = [
-            ("--model", self.model),
-            ("--host", HOST),
-            ("--port", str(self._port)),
-            # llama-server divides the context among its slots (src/llama-context.cpp, n_ctx_seq).
-            ("--ctx-size", str(self.ctx_size * self.parallel)),
-            ("--parallel", str(self.parallel)),
-            ("--batch-size", str(self._batch_tokens())),
-            ("--ubatch-size", str(self._batch_tokens())),
-            ("--threads", self._threads()),
-            ("--cache-ram", str(CACHE_RAM_MIB)),
-            ("--sse-ping-interval", str(PING_INTERVAL_S)),
-            ("--slots", None),
-            ("--metrics", None),
-            ("--slot-save-path", self.slot_folder or ""),
-            ("--offline", None),
-            ("--no-ui" if "--no-ui" in listed else "--no-webui", None),
-        ]
-        if self._gpu_layers is not None:
-            # A plan was made: llama.cpp must not make another one.
-            wanted += [("--n-gpu-layers", str(self._gpu_layers)), ("--fit", "off")]
-        arguments: list[str] = []
-        for flag, value in wanted:
-            if flag in listed and value != "":
-                arguments += [flag] if value is None else [flag, value]
-        return [*arguments, *self._engine_args]  # llama.cpp takes the last of two
-
-    def _threads(self) -> str:
-        """How many threads compute; empty: as many as llama.cpp takes by itself."""
-        cores = len(os.sched_getaffinity(0))
-        if os.path.getsize(self.model) < ONE_THREAD_BYTES:
-            return "1"
-        return str(max(1, cores - 1)) if cores <= FEW_CORES else ""
-
-    def _batch_tokens(self) -> int:
-        # The embedded engine's wheel computes on the CPU.
-        on_cpu = self._gpu_layers == 0 or self.binary.kind == "embedded" or not any(map(os.path.exists, GPU_DEVICES))
-        return batch_tokens(self.parallel, on_cpu=on_cpu)
+        return make_arguments(
+            self.binary,
+            self.model,
+            self._port,
+            ctx_size=self.ctx_size,
+            kv_type=self._kv_type,
+            gpu_layers=self._gpu_layers,
+            threads=self._threads,
+            parallel=self.parallel,
+            slot_folder=self.slot_folder,
+            engine_args=self._engine_args,
+        )
 
     def _await_health(self, child: Child) -> None:
         client = self.client()
@@ -564,14 +517,3 @@ def _find_free_port() -> int:
         port = probe.getsockname()[1]
         assert isinstance(port, int)
         return port
-
-
-def _value_of(arguments: Sequence[str], flag: str) -> str | None:
-    """The value of the last `flag` among a user's own arguments."""
-    value = None
-    for here, following in itertools.pairwise((*arguments, "")):
-        if here == flag:
-            value = following
-        elif here.startswith(f"{flag}="):  # the embedded engine takes this form too
-            value = here.partition("=")[2]
-    return value

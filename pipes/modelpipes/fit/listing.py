@@ -16,12 +16,15 @@ from modelpipes.gguf.modelfile import ModelFile, Problem, path_base64, printable
 from modelpipes.gguf.scan import find_model_files
 
 
-class Line(msgspec.Struct, frozen=True):
+class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One file; the fields are the keys of its JSON, and null is what is not known or was not asked for.
 
     `path` is printable; where the path itself is not, `path_bytes` is that in base64. `kind` is `model`, or what else
     the file is. `context_length` is the trained context; `memory` is for `context` tokens with all layers on the
-    devices. The rest is as in `rating.Rating`.
+    devices. `fit` holds at `fit_context` with `gpu_layers` of `n_layers` (the output is one) on the devices, and the
+    experts on the host if `cpu_moe`; `reason` says what makes it so. `max_context` is the largest context at which
+    all of it fits, 0 if there is none. `estimate` is `exact`, or `generic` where the architecture is not known.
+    `advised_quantization` is what a use case has for models of that size.
     """
 
     path: str
@@ -44,6 +47,7 @@ class Line(msgspec.Struct, frozen=True):
     cpu_moe: bool | None = None
     estimate: str | None = None
     reason: str = ""
+    advised_quantization: str | None = None
 
     @property
     def device_bytes(self) -> int | None:

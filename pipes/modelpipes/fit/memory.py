@@ -29,12 +29,19 @@ KNOWN_MODELS = 64  # whose weights were added up and are kept: a plan tries one 
 FLOAT_BYTES = 4
 
 
-def predict_memory(header: Header, settings: Settings) -> Memory:
-    """The memory that llama.cpp takes for a model under these settings.
+def predict_memory(header: Header, settings: Settings | None = None) -> Memory:
+    """The memory that llama.cpp takes for a model under these settings (None: its own), in bytes.
+
+        memory = predict_memory(read_header("model.gguf"), Settings(n_ctx=8192, backend="cuda"))
+        print(memory.device_bytes, memory.host.total_bytes, memory.estimate)
+
+    `devices` has a share for each device, `host` is that of the host; a share has the weights, the context's caches,
+    the compute buffers and what the runtime takes beside. `estimate` says whether the rules for the architecture are
+    llama.cpp's own. They are those of b11434; the modules of `modelpipes.fit` name the files that they follow.
 
     Raises FileError where the file is no language model, and UsageError where llama.cpp would refuse the settings.
     """
-    return Predictor(header)(settings)
+    return Predictor(header)(settings or Settings())
 
 
 class Predictor:

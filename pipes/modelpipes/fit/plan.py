@@ -81,6 +81,10 @@ class Plan:
 def plan(headers: Sequence[Header], space: Space, wishes: Wishes | None = None) -> Plan:
     """Plan these models for the devices of a space; in one without devices, for the host.
 
+        space = Space(device_bytes=(16 << 30,), host_bytes=32 << 30)
+        planned = plan([read_header("a.gguf"), read_header("b.gguf")], space)
+        print(planned.kind, planned.n_ctx, [model.settings for model in planned.models], planned.reason)
+
     All of them whole comes first: with the largest common context, at an equal context with the better KV type,
     then with the fewest models split over devices. Else, at the least context, the host takes over a part; else
     some take turns. Raises FileError where a file is no language model, UsageError where a wish cannot be met in

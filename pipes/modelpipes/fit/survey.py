@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from modelpipes import __version__
 from modelpipes.errors import FileError, ModelFileError, UsageError
 from modelpipes.fit.rating import Rating, Space, rate
 from modelpipes.fit.settings import Settings
@@ -18,6 +17,7 @@ from modelpipes.gguf.cache import Cache
 from modelpipes.gguf.modelfile import ModelFile
 from modelpipes.gguf.types import file_type_name, type_name
 from modelpipes.paths import cache_dir
+from modelpipes.version import __version__
 
 if TYPE_CHECKING:
     from modelpipes.gguf.header import Header

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from modelpipes import gpu, hostmemory
-from modelpipes.engine.lifecycle import batch_tokens, resident_bytes
+from modelpipes.engine.arguments import batch_tokens
+from modelpipes.engine.lifecycle import resident_bytes
 from modelpipes.errors import FileError, ModelFileError
 from modelpipes.fit.cuda import OVERHEAD_BYTES
 from modelpipes.fit.hparams import classify

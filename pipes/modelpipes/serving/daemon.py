@@ -14,7 +14,8 @@ import msgspec
 import uvloop
 from msgspec.structs import replace
 
-from modelpipes.config import Config, Model, difference, load
+from modelpipes.config.reading import load, read_key
+from modelpipes.config.settings import Budget, Config, Model
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import find_engine, find_model
 from modelpipes.engine.logs import RotatedFile
@@ -23,6 +24,7 @@ from modelpipes.fit.rating import largest
 from modelpipes.gguf.catalog import Catalog
 from modelpipes.paths import cache_dir
 from modelpipes.serving import budget
+from modelpipes.serving.changes import difference
 from modelpipes.serving.gateway import Settings, make_app
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.listening import GRACE_S, Server
@@ -58,12 +60,12 @@ class _Daemon:
 
     def _read(self) -> Config:
         """The configuration, with what the command line says instead."""
-        config = load(self._path) if self._path else Config()
-        if self._listen:
-            config = replace(config, server=replace(config.server, listen=self._listen))
+        config = load(self._path).config if self._path else Config()
+        server, memory = config.server, config.memory
+        server = replace(server, key=read_key(server), key_file="", listen=self._listen or server.listen)
         if self._vram is not None:
-            config = replace(config, memory=replace(config.memory, budget=self._vram))
-        return config
+            memory = replace(memory, budget=Budget(self._vram))
+        return replace(config, server=server, memory=memory)
 
     async def run(self) -> None:
         config, server = self._config, self._config.server
@@ -220,19 +222,16 @@ class Start(msgspec.Struct, frozen=True):
     def __call__(self, slot_folder: str | None) -> Engine:
         """An engine that does not run yet."""
         model = self.model
-        arguments = [f"--cache-type-{which}={model.kv_type}" for which in "kv" if model.kv_type != "f16"]
-        arguments = [part for argument in arguments for part in argument.split("=")]
-        if model.cpu_moe:
-            arguments.append("--cpu-moe")
         with contextlib.suppress(OSError):  # the engine has no file for its log then, and runs all the same
             os.makedirs(self.logs, mode=0o700, exist_ok=True)
         return Engine(
             self.path,
             ctx_size=model.ctx_size,
+            kv_type=model.kv_type,
             gpu_layers=model.gpu_layers,
             parallel=model.parallel,
             engine=model.engine,
-            engine_args=(*arguments, *model.engine_args),
+            engine_args=(*(["--cpu-moe"] if model.cpu_moe else []), *model.engine_args),
             name=self.name,
             log=RotatedFile(os.path.join(self.logs, f"{self.name.replace('/', '%')}.log")),
             with_key=True,

@@ -1,4 +1,4 @@
-"""The gateway: OpenAI's API over HTTP in front of a pool of engines, and what tells and steers the pool."""
+"""The gateway: OpenAI's API over HTTP in front of a pool of engines."""
 
 from __future__ import annotations
 
@@ -7,55 +7,28 @@ import hmac
 import ipaddress
 import sys
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
-from urllib.parse import parse_qs
 
 import msgspec
-import prometheus_client as prometheus
 from starlette.exceptions import HTTPException
-from starlette.routing import Route, Router
 
 from modelpipes.serving import upstream
-from modelpipes.serving.grant import Grant, ModelReport, Pool, ServingError
-from modelpipes.serving.openapi import (
-    PASSED_ON,
-    Asked,
-    Failure,
-    Fault,
-    Health,
-    LeaseLine,
-    LeaseNews,
-    Model,
-    ModelList,
-    ModelState,
-    document,
-)
+from modelpipes.serving.figures import GatewayFigures
+from modelpipes.serving.grant import Grant, Pool, ServingError
+from modelpipes.serving.job import CONNECTION, JSON, Headers, Job, Receive, Scope, Send
+from modelpipes.serving.openapi import PASSED_ON, Asked, Failure, Fault
+from modelpipes.serving.pages import Pages
 
-Scope: TypeAlias = Any  # uvicorn's, Starlette's and our own types of a scope differ only in name
-Receive: TypeAlias = Callable[[], Awaitable[Any]]
-Send: TypeAlias = Callable[[Any], Awaitable[None]]
-Headers: TypeAlias = list[tuple[bytes, bytes]]
-
-ATTEMPTS = 2  # a second engine that dies of the same request says that the request is the cause
 LOST_LIMIT_S = 0.5  # a socket closes some milliseconds before its process counts as dead
 LOST_INTERVAL_S = 0.005
 WHOLE_BYTES = 1024 * 1024  # of an answer that is no stream: kept back until it is whole, so it can be asked again
 EVENT_BYTES = 64 * 1024  # the longest part of an event that is kept back; llama-server writes whole ones
 RETRY_AFTER_S = 5.0  # a turn of a conversation; whoever waits less finds the queue as it was
-LINGER_BYTES = 64 * 1024 * 1024  # read and dropped after a refusal: closing at once would destroy its answer
-LEASE_LOOK_S = 1.0  # between two looks at whether a lease's engine lives
-LOG_START_S = 0.1  # time for the pool to refuse a log before it counts as begun
-JSON: Headers = [(b"content-type", b"application/json")]
-TEXT: Headers = [(b"content-type", b"text/plain; charset=utf-8")]
 EARLY_ENDS = {
     "slow": ("the request's body came too slowly", 408, "timeout"),
     "late": ("the answer took too long", 504, "timeout"),
     "closing": ("the gateway is shutting down", 503, "shutting_down"),
 }
-JOB = "modelpipes.job"
-CONNECTION = "modelpipes.connection"
 
 
 @dataclass(frozen=True)
@@ -74,143 +47,6 @@ class Settings:
     max_lease_s: float | None = None
 
 
-class _Figures:
-    """The gateway's own figures, beside the pool's."""
-
-    def __init__(self) -> None:
-        self.registry = prometheus.CollectorRegistry()
-        name = "modelpipes_gateway_"
-        self.running = prometheus.Gauge(name + "running", "Requests now", registry=self.registry)
-        self.waiting = prometheus.Gauge(name + "waiting", "Requests that wait for an engine", registry=self.registry)
-        self.again = prometheus.Counter(name + "again", "Requests asked of a second engine", registry=self.registry)
-        self.left = prometheus.Counter(name + "left", "Requests whose client left", registry=self.registry)
-        self.broken = prometheus.Counter(name + "broken", "Answers that broke off", registry=self.registry)
-        self.first_byte = prometheus.Histogram(
-            name + "first_byte_seconds",
-            "From the whole request to the first byte of the engine's answer",
-            registry=self.registry,
-            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
-        )
-        self._answers = prometheus.Counter(
-            name + "answers", "Answers by path and status", ["path", "status"], registry=self.registry
-        )
-        self._children: dict[tuple[str, int], prometheus.Counter] = {}
-
-    def count(self, path: str, status: int) -> None:
-        """One answer; `path` is one of few."""
-        child = self._children.get((path, status))
-        if child is None:
-            child = self._children[path, status] = self._answers.labels(path, str(status))
-        child.inc()
-
-
-class Job:
-    """One request while it is worked on: its answer, and what may end it early."""
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.scope = scope
-        self.receive = receive
-        self.status = 0
-        self.is_whole = False
-        self.reading_since = 0.0  # zero: not now
-        self.sending_since = 0.0
-        self.asked_at = 0.0
-        self.body_bytes = 0
-        self.has_read_all = False
-        self.is_stream = False
-        self.ended_by = ""  # left, stalled, or one of EARLY_ENDS
-        self.is_over = False
-        self.loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        self._send = send
-
-    def end(self, reason: str) -> None:
-        """Cancel it, unless it is over; the first reason counts."""
-        if not (self.is_over or self.ended_by or self._task is None):
-            self.ended_by = reason
-            self._task.cancel()
-
-    async def send(self, message: Any) -> None:
-        """ASGI's, with an eye on how far the answer has gone."""
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-        elif not message.get("more_body"):
-            self.is_whole = True
-        self.sending_since = self.loop.time()
-        await self._send(message)
-        self.sending_since = 0.0
-
-    async def start(self, status: int, headers: Headers) -> None:
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
-
-    async def write(self, body: bytes) -> None:
-        await self.send({"type": "http.response.body", "body": body, "more_body": True})
-
-    async def finish(self, body: bytes = b"") -> None:
-        await self.send({"type": "http.response.body", "body": body, "more_body": False})
-
-    async def answer(self, status: int, headers: Headers, body: bytes) -> None:
-        """Status, headers and body at once."""
-        await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
-        await self.finish(body)
-
-    async def answer_json(self, value: object, status: int = 200, headers: Headers | None = None) -> None:
-        await self.answer(status, JSON + (headers or []), msgspec.json.encode(value))
-
-    def declared_bytes(self) -> int:
-        """The length of the body, as far as it is told."""
-        for name, value in self.scope["headers"]:
-            if name == b"content-length":
-                return int(value)
-        return 0
-
-    def must_drain(self) -> bool:
-        """Whether a body is still coming; closing before it has come would destroy our answer on its way."""
-        if self.has_read_all:
-            return False
-        names = dict(self.scope["headers"])
-        return b"transfer-encoding" in names or names.get(b"content-length", b"0") != b"0"
-
-    async def drain(self) -> None:
-        """Read and drop what is still coming, within limits."""
-        if any(name == b"expect" for name, _ in self.scope["headers"]):
-            return  # it waits for our leave to send
-        self.reading_since = self.reading_since or self.loop.time()
-        dropped = 0
-        while dropped < LINGER_BYTES:
-            message = await self.receive()
-            if message["type"] == "http.disconnect" or not message["more_body"]:
-                break
-            dropped += len(message["body"])
-        self.reading_since = 0.0
-
-    def is_clogged(self) -> bool:
-        """Whether the client reads less than it is sent."""
-        connection = self.scope.get(CONNECTION)
-        return connection is not None and connection.is_clogged
-
-    def break_off(self) -> None:
-        """Close the connection now, so that an unfinished answer cannot pass for a whole one."""
-        connection = self.scope.get(CONNECTION)
-        if connection is not None:
-            connection.break_off()
-
-    @property
-    def name(self) -> str:
-        """The model that the path names."""
-        return str(self.scope["path_params"]["name"])
-
-
-class _Endpoint:
-    """A route's end, as Starlette takes it: an ASGI application."""
-
-    def __init__(self, act: Callable[[Job], Awaitable[None]]) -> None:
-        self._act = act
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._act(scope[JOB])
-
-
 class Gateway:
     """The ASGI application; run it with `Server`, which holds the deadlines and notices clients that leave."""
 
@@ -218,13 +54,13 @@ class Gateway:
         self.pool = pool
         self.settings = settings
         self._key = settings.key.encode()
-        self._figures = _Figures()
+        self._figures = GatewayFigures()
         self._waiting = 0
+        self._figures.waiting.set_function(lambda: self._waiting)
         self._body_bytes = 0
         self._closing = asyncio.Event()
         self._asked = msgspec.json.Decoder(Asked)
-        self._document = msgspec.json.encode(document())
-        self._router = self._make_router()
+        self._pages = Pages(pool, self._figures, self._acquire, self._closing, settings.max_lease_s)
 
     def close(self) -> None:
         """Tell the holders of leases to come to an end, and refuse new work."""
@@ -260,9 +96,8 @@ class Gateway:
         try:
             self._check(job.scope, path)
             if path not in PASSED_ON:
-                job.scope[JOB] = job
                 job.scope["app"] = self  # then Starlette raises its refusals
-                await self._router(job.scope, job.receive, job.send)
+                await self._pages.answer(job)
             elif job.scope["method"] != "POST":
                 raise HTTPException(405, headers={"Allow": "POST"})
             else:
@@ -317,6 +152,7 @@ class Gateway:
             try:
                 await self._ask_once(job, path, name, body)
             except upstream.Lost:
+                # Once more: a second engine that dies of the same request says that the request is the cause.
                 self._figures.again.inc()
                 try:
                     await self._ask_once(job, path, name, body)
@@ -493,149 +329,10 @@ class Gateway:
         text, status, code = known
         await self._refuse(job, ServingError(text, status, code, RETRY_AFTER_S if status == 503 else None))
 
-    # -- the other pages
-
-    def _make_router(self) -> Router:
-        pages: list[tuple[str, str, Callable[[Job], Awaitable[None]]]] = [
-            ("GET", "/health", self._health),
-            ("GET", "/metrics", self._metrics),
-            ("GET", "/openapi.json", self._openapi),
-            ("GET", "/residency", self._residency),
-            ("GET", "/v1/models", self._models),
-            ("GET", "/v1/models/{name:path}", self._model),
-            ("POST", "/models/{name:path}/load", self._load),
-            ("POST", "/models/{name:path}/unload", self._unload),
-            ("POST", "/models/{name:path}/pin", self._pin),
-            ("POST", "/models/{name:path}/unpin", self._unpin),
-            ("POST", "/models/{name:path}/lease", self._lease),
-            ("GET", "/models/{name:path}/logs", self._logs),
-        ]
-        routes = [Route(path, _Endpoint(act), methods=[method]) for method, path, act in pages]
-        return Router(routes, redirect_slashes=False)
-
-    async def _health(self, job: Job) -> None:
-        await job.answer_json(Health())
-
-    async def _metrics(self, job: Job) -> None:
-        self._figures.waiting.set(self._waiting)
-        text = self.pool.metrics() + prometheus.generate_latest(self._figures.registry)
-        await job.answer(200, TEXT, text)
-
-    async def _openapi(self, job: Job) -> None:
-        await job.answer(200, JSON, self._document)
-
-    async def _residency(self, job: Job) -> None:
-        await job.answer_json(self.pool.residency())
-
-    async def _models(self, job: Job) -> None:
-        await job.answer_json(ModelList([_shown(report) for report in self.pool.models()]))
-
-    async def _model(self, job: Job) -> None:
-        await job.answer_json(_shown(self._find(job.name)))
-
-    def _find(self, name: str) -> ModelReport:
-        for report in self.pool.models():
-            if name == report.id or name in report.aliases:
-                return report
-        raise ServingError(f"there is no model {name}: /v1/models lists them", 404, "model_not_found")
-
-    async def _answer_state(self, job: Job) -> None:
-        name = self._find(job.name).id
-        for resident in self.pool.residency().resident:
-            if resident.name == name:
-                await job.answer_json(ModelState(name, resident.state, resident.pinned))
-                return
-        await job.answer_json(ModelState(name, "unloaded", False))
-
-    async def _load(self, job: Job) -> None:
-        await self.pool.load(self._find(job.name).id)
-        await self._answer_state(job)
-
-    async def _unload(self, job: Job) -> None:
-        await self.pool.unload(self._find(job.name).id)
-        await self._answer_state(job)
-
-    async def _pin(self, job: Job) -> None:
-        self.pool.pin(self._find(job.name).id, is_pinned=True)
-        await self._answer_state(job)
-
-    async def _unpin(self, job: Job) -> None:
-        self.pool.pin(self._find(job.name).id, is_pinned=False)
-        await self._answer_state(job)
-
-    async def _logs(self, job: Job) -> None:
-        """The engine's lines; with follow=1 until the client leaves or we do."""
-        query = parse_qs(job.scope["query_string"].decode("latin-1"))
-        follow = query.get("follow", ["0"])[-1]
-        if follow not in ("0", "1"):
-            raise ServingError("follow is 0 or 1", 400, "bad_query")
-        lines = self.pool.logs(self._find(job.name).id, follow=follow == "1")
-        closing = asyncio.ensure_future(self._closing.wait())
-        coming: asyncio.Future[str] = asyncio.ensure_future(_next_line(lines))
-        try:
-            # What the pool refuses, it refuses at once; a silent log is begun without a line.
-            await asyncio.wait([coming], timeout=LOG_START_S)
-            if coming.done() and isinstance(error := coming.exception(), ServingError):
-                raise error
-            await job.start(200, TEXT)
-            await job.write(b"")
-            while not closing.done():
-                both: list[asyncio.Future[Any]] = [coming, closing]
-                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-                if coming.done():
-                    try:
-                        line = coming.result()
-                    except StopAsyncIteration:
-                        break
-                    await job.write(line.rstrip("\n").encode("utf-8", "replace") + b"\n")
-                    coming = asyncio.ensure_future(_next_line(lines))
-            await job.finish()
-        finally:
-            closing.cancel()
-            coming.cancel()
-
-    async def _lease(self, job: Job) -> None:
-        """Hold a grant as long as the client keeps its answer open, and tell it what happens meanwhile."""
-        grant = await self._acquire(self._find(job.name).id)
-        try:
-            at = grant.address
-            await job.start(200, [(b"content-type", b"application/jsonl"), (b"cache-control", b"no-store")])
-            await job.write(_line(LeaseLine(at.host, at.port, at.path, at.key, grant.name)))
-            await self._hold(job, grant)
-            await job.finish()
-        finally:
-            grant.release()
-
-    async def _hold(self, job: Job, grant: Grant) -> None:
-        most_s = self.settings.max_lease_s
-        ends_at = float("inf") if most_s is None else job.loop.time() + most_s
-        news = {asyncio.ensure_future(grant.drain.wait()), asyncio.ensure_future(self._closing.wait())}
-        is_told = False
-        try:
-            while not grant.is_lost:
-                left_s = ends_at - job.loop.time()
-                if left_s <= 0:
-                    await job.write(_line(LeaseNews(expired=True)))
-                    return
-                look_s = min(left_s, LEASE_LOOK_S)
-                if is_told:
-                    await asyncio.sleep(look_s)
-                elif (await asyncio.wait(news, timeout=look_s, return_when=asyncio.FIRST_COMPLETED))[0]:
-                    is_told = True
-                    await job.write(_line(LeaseNews(drain=True)))
-            await job.write(_line(LeaseNews(lost=True)))
-        finally:
-            for future in news:
-                future.cancel()
-
 
 def make_app(pool: Pool, settings: Settings | None = None) -> Gateway:
     """The ASGI application in front of a pool."""
     return Gateway(pool, settings or Settings())
-
-
-async def _next_line(lines: AsyncIterator[str]) -> str:
-    return await anext(lines)
 
 
 def split_events(data: bytes) -> tuple[bytes, bytes]:
@@ -655,14 +352,6 @@ def encode_failure(error: ServingError) -> bytes:
 
 def _event(error: ServingError) -> bytes:
     return b"data: " + encode_failure(error) + b"\n\n"
-
-
-def _line(value: msgspec.Struct) -> bytes:
-    return msgspec.json.encode(value) + b"\n"
-
-
-def _shown(report: ModelReport) -> Model:
-    return Model(report.id, report.created, report.file, report.aliases, report.context_length, report.state)
 
 
 def is_loopback(host: str) -> bool:

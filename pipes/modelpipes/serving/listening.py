@@ -16,8 +16,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from modelpipes.errors import PipesError, UsageError
-from modelpipes.serving.gateway import CONNECTION, Gateway, Job, Settings, encode_failure, is_loopback
+from modelpipes.serving.gateway import Gateway, Settings, encode_failure, is_loopback
 from modelpipes.serving.grant import ServingError
+from modelpipes.serving.job import CONNECTION, Job
 
 SWEEP_S = 0.5  # between two looks at the deadlines of all connections
 MAX_HEAD_BYTES = 64 * 1024  # of a request; browsers and libraries stay below 16 KiB

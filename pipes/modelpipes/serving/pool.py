@@ -18,15 +18,15 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-import prometheus_client as prometheus
-
 from modelpipes.deadline import Deadline
-from modelpipes.engine.causes import Cause
+from modelpipes.engine.causes import Cause, EngineFailure
 from modelpipes.engine.lifecycle import Engine
-from modelpipes.engine.supervision import Supervisor, backoff_s
+from modelpipes.engine.pulse import Pulse
 from modelpipes.errors import PipesError
 from modelpipes.safetext import make_line
 from modelpipes.serving.budget import free_on_cards, settle
+from modelpipes.serving.failures import Failures, Stamp, stamp_of
+from modelpipes.serving.figures import PoolFigures
 from modelpipes.serving.grant import (
     Address,
     DecisionReport,
@@ -39,17 +39,15 @@ from modelpipes.serving.grant import (
 )
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.residency import (
+    Action,
     Bytes,
-    Drain,
-    Load,
     Model,
+    Move,
     Refuse,
     Resident,
     Situation,
     Start,
     State,
-    Stop,
-    Undrain,
     Use,
     Waiting,
     decide,
@@ -95,6 +93,7 @@ class _Held:
     servable: Servable
     engine: Engine
     bytes: Bytes
+    stamp: Stamp  # of the file, before the load
     state: State = "loading"
     loaded_at: float = 0.0
     last_used: float = 0.0
@@ -154,15 +153,13 @@ class Pool:
         self._ids = itertools.count(1)
         self._load_s: dict[str, float] = {}
         self._measured: dict[str, Bytes] = {}
-        self._failures: dict[str, int] = {}
-        self._failure: dict[str, str] = {}
-        self._blocked_until: dict[str, float] = {}
+        self._failures = Failures()
         self._recent: dict[int, Use] = {}
         self._decisions: deque[DecisionReport] = deque(maxlen=KEPT_DECISIONS)
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_closed = False
-        self._figures = _Figures()
+        self._figures = PoolFigures()
         self.serve(servables)
 
     # -- what it is asked
@@ -193,9 +190,7 @@ class Pool:
             raise ServingError("the daemon is ending", 503, "shutting_down")
         name = self._known(name)
         now = time.monotonic()
-        if (until := self._blocked_until.get(name, 0.0)) > now:
-            text = f"{name} could not be loaded: {self._failure.get(name, 'it failed')}"
-            raise ServingError(text, 503, "model_load_failed", until - now)
+        self._failures.check(name, self._servables[name].file, now)
         waiter = _Waiter(Waiting(next(self._ids), name, now), self._loop.create_future())
         self._waiters[waiter.waiting.id] = waiter
         self._consider()
@@ -246,7 +241,11 @@ class Pool:
         return self._figures.text(self.residency())
 
     async def load(self, name: str) -> None:
-        """Have it resident. ServingError."""
+        """Have it resident, also where it failed and nothing has changed. ServingError."""
+        self._failures.allow(self._known(name))
+        await self._have(name)
+
+    async def _have(self, name: str) -> None:
         (await self.acquire(name)).release()
 
     async def unload(self, name: str) -> None:
@@ -314,8 +313,7 @@ class Pool:
         for name in self._servables.keys() - new.keys():
             self._forget_figures(name)
         # What made a start fail was mended, perhaps: it is tried anew.
-        self._failures.clear()
-        self._blocked_until.clear()
+        self._failures.forget_all()
         self._pinned &= new.keys()
         self._servables = new
         self._names = {alias: one.name for one in new.values() for alias in (*one.aliases, one.name)}
@@ -337,7 +335,7 @@ class Pool:
             return
         staying = {name for name, held in self._held.items() if not held.is_unwanted}
         for name in sorted(self._pinned - staying):
-            self._spawn(self._quietly(self.load(name)))
+            self._spawn(self._quietly(self._have(name)))
 
     async def close(self) -> None:
         """End every engine; who waits is told."""
@@ -399,7 +397,7 @@ class Pool:
             waiting=tuple(waiter.waiting for waiter in self._waiters.values()),
             min_resident_s=self.min_resident_s,
             max_wait_s=self.max_wait_s,
-            blocked_until=self._blocked_until,
+            blocked_until=self._failures.retry_moments(),
             recent=tuple(self._recent.values()),
         )
 
@@ -407,50 +405,56 @@ class Pool:
         load_s = self._load_s.get(servable.name, servable.file_bytes / DISK_BYTES_PER_S + 0.03)
         return Model(servable.name, self._measured.get(servable.name, servable.needs), load_s, servable.sequences)
 
-    def _carry_out(self, action: Start | Load | Drain | Undrain | Stop | Refuse) -> None:
+    def _carry_out(self, action: Action) -> None:
         if isinstance(action, Start):
-            waiter = self._waiters.pop(action.id)
-            if waiter.granted.done():  # it was cancelled in this very moment
-                return
-            held = self._held[action.name]
-            now = time.monotonic()
-            self._figures.waited.observe(now - waiter.waiting.since)
-            grant = _Grant(action.name, _address(held.engine), pool=self, id=action.id)
-            self._recent[grant.id] = Use(action.name, waiter.waiting.since, now)
-            if len(self._recent) > KEPT_USES:
-                del self._recent[next(iter(self._recent))]
-            held.grants.add(grant)
-            waiter.granted.set_result(grant)
+            self._start(action)
             return
         self._note(action)
         if isinstance(action, Refuse):
             advise = self._servables[action.name].advise
             why = f"{action.reason}; {advise(self.budget)}" if advise else action.reason
             self._refuse(self._waiters[action.id], ServingError(why, 400, "model_does_not_fit"))
-        elif isinstance(action, Load):
-            servable = self._servables[action.name]
-            try:
-                engine = servable.start(self._kept.place() if self._kept else None)
-            except PipesError as error:
-                self._failed(action.name, str(error))
-                return
-            held = self._held[action.name] = _Held(servable, engine, self._model(servable).needs)
-            self._spawn(self._load(held))
+        elif action.to_do == "load":
+            self._begin_load(self._servables[action.name])
         else:
             held = self._held[action.name]
-            if isinstance(action, Drain):
+            if action.to_do == "drain":
                 held.state = "draining"
                 for grant in held.grants:
                     grant.drain.set()
-            elif isinstance(action, Undrain):
+            elif action.to_do == "undrain":
                 held.state = "ready"
             else:
                 held.state = "stopping"
                 self._unwatch(held)
                 self._spawn(self._stop(held))
 
-    def _note(self, action: Load | Drain | Undrain | Stop | Refuse) -> None:
-        what = type(action).__name__.lower()
+    def _start(self, action: Start) -> None:
+        waiter = self._waiters.pop(action.id)
+        if waiter.granted.done():  # it was cancelled in this very moment
+            return
+        held = self._held[action.name]
+        now = time.monotonic()
+        self._figures.waited.observe(now - waiter.waiting.since)
+        grant = _Grant(action.name, _address(held.engine), pool=self, id=action.id)
+        self._recent[grant.id] = Use(action.name, waiter.waiting.since, now)
+        if len(self._recent) > KEPT_USES:
+            del self._recent[next(iter(self._recent))]
+        held.grants.add(grant)
+        waiter.granted.set_result(grant)
+
+    def _begin_load(self, servable: Servable) -> None:
+        stamp = stamp_of(servable.file)
+        try:
+            engine = servable.start(self._kept.place() if self._kept else None)
+        except PipesError as error:
+            self._failed(servable, str(error))
+            return
+        held = self._held[servable.name] = _Held(servable, engine, self._model(servable).needs, stamp)
+        self._spawn(self._load(held))
+
+    def _note(self, action: Move | Refuse) -> None:
+        what = action.to_do if isinstance(action, Move) else "refuse"
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._decisions.append(DecisionReport(at, what, action.name, action.reason))
         self._figures.decisions.labels(what).inc()
@@ -486,7 +490,8 @@ class Pool:
             await self._blocking(held.engine.stop)
             self._forget(held)
             if not self._is_closed:
-                self._failed(name, str(error))
+                is_lasting = isinstance(error, EngineFailure) and error.cause.is_lasting
+                self._failed(held.servable, str(error), held.stamp if is_lasting else None)
                 self._consider()
             return
         if self._is_closed:  # it may have begun after `close` found nothing to stop
@@ -506,15 +511,15 @@ class Pool:
 
     async def _look_after(self, held: _Held) -> None:
         """End the engine if it is there and computes nothing; its death does the rest."""
-        supervisor = Supervisor(held.engine)
+        pulse = Pulse(held.engine)
         while True:
             await asyncio.sleep(LOOK_INTERVAL_S)
-            if not await self._blocking(supervisor.is_alive, Deadline.after(LOOK_LIMIT_S)):
+            if not await self._blocking(pulse.is_alive, Deadline.after(LOOK_LIMIT_S)):
                 self._say(f"{held.servable.name} hangs: it is there and computes nothing")
                 self._lose(held)
                 await self._quietly(self._blocking(partial(held.engine.stop, cause=Cause.WEDGED, why="it hung")))
                 self._forget(held)
-                self._failed(held.servable.name, "it hung", was_ready=True)
+                self._failed(held.servable, "it hung", was_ready=True)
                 self._consider()
                 return
 
@@ -531,7 +536,7 @@ class Pool:
         except PipesError as error:
             self._say(f"{name}: {error}")
         self._figures.stop.observe(time.monotonic() - began)
-        self._failures.pop(name, None)  # its life was no failure
+        self._failures.forget(name)  # its life was no failure
         self._forget(held)
         self._consider()
 
@@ -544,7 +549,7 @@ class Pool:
         """It can no longer be used; who does is told."""
         self._unwatch(held)
         if time.monotonic() - held.loaded_at > HEALTHY_S:
-            self._failures.pop(held.servable.name, None)
+            self._failures.forget(held.servable.name)
         for grant in held.grants:
             grant.is_lost = True
             grant.drain.set()
@@ -554,25 +559,30 @@ class Pool:
         why = await self._blocking(held.engine.exit_reason) or "it ended"
         await self._quietly(self._blocking(held.engine.stop))
         self._forget(held)
-        self._failed(held.servable.name, why, was_ready=True)
+        self._failed(held.servable, why, was_ready=True)
         self._consider()
 
-    def _failed(self, name: str, why: str, *, was_ready: bool = False) -> None:
-        """Wait before the next start; who waits for it is told, unless it was ready and may start again at once."""
-        why = make_line(why)
-        failures = self._failures[name] = self._failures.get(name, 0) + 1
-        pause_s = backoff_s(failures)
-        self._failure[name] = why
+    def _failed(self, servable: Servable, why: str, stamp: Stamp | None = None, *, was_ready: bool = False) -> None:
+        """Wait before the next load, or with `stamp` for a change; who waits for it is told, unless it was ready and
+        may be loaded again at once.
+        """
+        name, why = servable.name, make_line(why)
         self._figures.failures.inc()
-        self._say(f"{name} failed ({failures} in a row): {why}" + (f"; not before {pause_s:g} s" if pause_s else ""))
-        if pause_s:
-            self._blocked_until[name] = time.monotonic() + pause_s
-        if name in self._pinned:
-            self._loop.call_later(pause_s, self.load_pinned)
-        if was_ready and not pause_s:
+        if self._servables.get(name) is not servable:  # says nothing about the one that has its name now
+            self._say(f"{name}, as it was configured before, failed: {why}")
+            return
+        failure = self._failures.count(name, why, time.monotonic(), stamp)
+        then = f"; not before {failure.pause_s:g} s" if failure.pause_s else ""
+        if stamp is not None:
+            then = "; not before its file or the configuration has changed"
+        self._say(f"{name} failed ({failure.in_a_row} in a row): {why}{then}")
+        if name in self._pinned and stamp is None:
+            self._loop.call_later(failure.pause_s, self.load_pinned)
+        if was_ready and not failure.pause_s:
             return
         for waiter in [one for one in self._waiters.values() if one.waiting.name == name]:
-            self._refuse(waiter, ServingError(why, 503, "model_load_failed", pause_s))
+            retry_after_s = failure.pause_s if stamp is None else None
+            self._refuse(waiter, ServingError(why, 503, "model_load_failed", retry_after_s))
 
     def _forget(self, held: _Held) -> None:
         if self._held.get(held.servable.name) is held:
@@ -608,53 +618,6 @@ class Pool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-class _Figures:
-    """What Prometheus is told of the pool."""
-
-    def __init__(self) -> None:
-        self.registry = prometheus.CollectorRegistry()
-        name = "modelpipes_pool_"
-        seconds = (0.001, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
-        self.waited = prometheus.Histogram(
-            name + "waited_seconds", "From a request to its engine", registry=self.registry, buckets=seconds
-        )
-        self.load = prometheus.Histogram(
-            name + "load_seconds", "From a decision to a ready engine", registry=self.registry, buckets=seconds
-        )
-        self.restore = prometheus.Histogram(
-            name + "restore_seconds", "Of a load: saved conversations", registry=self.registry, buckets=seconds
-        )
-        self.stop = prometheus.Histogram(
-            name + "stop_seconds", "From a decision to free memory", registry=self.registry, buckets=seconds
-        )
-        self.save = prometheus.Histogram(
-            name + "save_seconds", "Of a stop: conversations to be kept", registry=self.registry, buckets=seconds
-        )
-        self.restored = prometheus.Counter(
-            name + "restored", "Conversations that went on after a swap", registry=self.registry
-        )
-        self.failures = prometheus.Counter(
-            name + "failures", "Engines that failed to start, or died", registry=self.registry
-        )
-        self.decisions = prometheus.Counter(
-            name + "decisions", "Decisions, by what was decided", ["action"], registry=self.registry
-        )
-        self.bytes = prometheus.Gauge(
-            name + "bytes", "Memory, by place and use", ["place", "use"], registry=self.registry
-        )
-        self.waiting = prometheus.Gauge(name + "waiting", "Requests that wait for an engine", registry=self.registry)
-        self.resident = prometheus.Gauge(name + "resident", "Models in memory", registry=self.registry)
-
-    def text(self, now: Residency) -> bytes:
-        self.bytes.labels("card", "budget").set(now.budget_bytes)
-        self.bytes.labels("card", "used").set(now.used_bytes)
-        self.bytes.labels("host", "budget").set(now.host_budget_bytes)
-        self.bytes.labels("host", "used").set(now.host_used_bytes)
-        self.waiting.set(len(now.waiting))
-        self.resident.set(len(now.resident))
-        return prometheus.generate_latest(self.registry)
 
 
 def _address(engine: Engine) -> Address:

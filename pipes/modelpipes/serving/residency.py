@@ -156,38 +156,6 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Load:
-    """Load the model; the room is free now."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Drain:
-    """Start nothing more on the model; ask its leases to end."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Undrain:
-    """Nobody needs its room any more: it is ready again."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Stop:
-    """End the engine, which is idle."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Refuse:
     """The waiting request `id` can never be served."""
 
@@ -196,7 +164,20 @@ class Refuse:
     reason: str
 
 
-Action = Start | Load | Drain | Undrain | Stop | Refuse
+@dataclass(frozen=True)
+class Move:
+    """What becomes of a model.
+
+    load: the room is free now. drain: start nothing more on it, and ask its leases to end. undrain: nobody needs its
+    room any more, it is ready again. stop: end its engine, which is idle.
+    """
+
+    to_do: Literal["load", "drain", "undrain", "stop"]
+    name: str
+    reason: str
+
+
+Action = Start | Refuse | Move
 
 
 def decide(situation: Situation) -> tuple[Action, ...]:
@@ -337,7 +318,7 @@ class _Decision:
             return None
         needed = f"{wanted}, {_amount(budget - self.held, needs)} free"
         if first.name not in self.residents and self._fits_now(needs):
-            self.actions.append(Load(first.name, needed))
+            self.actions.append(Move("load", first.name, needed))
             self.held += needs
         elif not self.planned + needs <= budget:
             is_overdue = first.since + self.s.max_wait_s <= self.s.now
@@ -491,7 +472,7 @@ class _Decision:
     def _settle_draining(self) -> None:
         for r in self.s.residents:
             if r.state == "draining" and not _is_leaving(r) and r.name not in self.draining | self.stopped:
-                self.actions.append(Undrain(r.name, f"{r.name}: nobody waits for its room any more"))
+                self.actions.append(Move("undrain", r.name, f"{r.name}: nobody waits for its room any more"))
 
     def _start(self) -> None:
         for r in self.s.residents:
@@ -506,12 +487,12 @@ class _Decision:
 
     def _stop(self, r: Resident, reason: str) -> None:
         self.stopped.add(r.name)
-        self.actions.append(Stop(r.name, reason))
+        self.actions.append(Move("stop", r.name, reason))
 
     def _drain(self, r: Resident, reason: str) -> None:
         self.draining.add(r.name)
         if r.state == "ready":
-            self.actions.append(Drain(r.name, reason))
+            self.actions.append(Move("drain", r.name, reason))
 
     def _refuse(self, name: str, reason: str) -> None:
         self.actions += (Refuse(waiting.id, name, reason) for waiting in self.queues[name])

@@ -1,0 +1,106 @@
+"""The command line of a llama-server: only flags that its own --help lists."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+
+from modelpipes.engine.locate import Binary
+
+HOST = "127.0.0.1"
+PING_INTERVAL_S = 1  # llama-server's shortest; its 30 s also delay the end of a server with open streams
+
+# Prompts kept in host memory beside the slots. llama-server's own 8192 MiB a process are more than
+# a machine with several engines has; a chat of 4096 tokens of an 8B model takes 512 MiB.
+CACHE_RAM_MIB = 512
+
+# llama.cpp obeys a cancel between two batches of a prompt, never inside one, and two may pass: it sees
+# that we have gone when it reports the first, and has begun the second by then (tools/server,
+# update_slots). So a batch must take less than 50 ms. Measured on two CPU cores with 34 million weights:
+# 32 tokens read a prompt at 70 to 96 % of the speed of 128 and cancel four times as fast. For cards 128
+# is an estimate, not measured: 2,600 tokens a second are enough to stay below 50 ms.
+CPU_BATCH_TOKENS = 32
+GPU_BATCH_TOKENS = 128
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dri/renderD128")
+
+# llama.cpp's threads spin while they wait for each other: with every core taken and anything else
+# running, tiny-chat took 14.6 s for what one thread does in 0.2 s. So a model that one thread reads in a
+# millisecond gets one, and on few cores one core stays free for those who talk.
+ONE_THREAD_BYTES = 16 * 1024 * 1024
+FEW_CORES = 4
+
+
+def batch_tokens(parallel: int, *, on_cpu: bool) -> int:
+    """Tokens that our engines read at a time; a batch also takes one of every conversation."""
+    return max(CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS, parallel)
+
+
+def make_arguments(
+    binary: Binary,
+    model: str,
+    port: int,
+    *,
+    ctx_size: int,
+    kv_type: str,
+    gpu_layers: int | None,
+    threads: int | None,
+    parallel: int,
+    slot_folder: str | None,
+    engine_args: Sequence[str],
+) -> list[str]:
+    """Those for a start, but for flags that the binary does not list; see `Engine` for what is given.
+
+    A user's own `engine_args` come last: of two, llama.cpp takes the later one.
+    """
+    listed = binary.flags
+    # The embedded engine's wheel computes on the CPU.
+    on_cpu = gpu_layers == 0 or binary.kind == "embedded" or not any(map(os.path.exists, GPU_DEVICES))
+    batch = str(batch_tokens(parallel, on_cpu=on_cpu))
+    wanted: list[tuple[str, str | None]] = [
+        ("--model", model),
+        ("--host", HOST),
+        ("--port", str(port)),
+        # llama-server divides the context among its slots (src/llama-context.cpp, n_ctx_seq).
+        ("--ctx-size", str(ctx_size * parallel)),
+        ("--parallel", str(parallel)),
+        ("--batch-size", batch),
+        ("--ubatch-size", batch),
+        ("--threads", str(threads) if threads else _threads(model)),
+        ("--cache-type-k", kv_type),
+        ("--cache-type-v", kv_type),
+        ("--cache-ram", str(CACHE_RAM_MIB)),
+        ("--sse-ping-interval", str(PING_INTERVAL_S)),
+        ("--slots", None),
+        ("--metrics", None),
+        ("--slot-save-path", slot_folder or ""),
+        ("--offline", None),
+        ("--no-ui" if "--no-ui" in listed else "--no-webui", None),
+    ]
+    if gpu_layers is not None:
+        # A plan was made: llama.cpp must not make another one.
+        wanted += [("--n-gpu-layers", str(gpu_layers)), ("--fit", "off")]
+    arguments: list[str] = []
+    for flag, value in wanted:
+        if flag in listed and value != "":
+            arguments += [flag] if value is None else [flag, value]
+    return [*arguments, *engine_args]
+
+
+def _threads(model: str) -> str:
+    """How many threads compute; empty: as many as llama.cpp takes by itself."""
+    cores = len(os.sched_getaffinity(0))
+    if os.path.getsize(model) < ONE_THREAD_BYTES:
+        return "1"
+    return str(max(1, cores - 1)) if cores <= FEW_CORES else ""
+
+
+def value_of(arguments: Sequence[str], flag: str) -> str | None:
+    """The value of the last `flag` among a user's own arguments."""
+    value = None
+    for here, following in itertools.pairwise((*arguments, "")):
+        if here == flag:
+            value = following
+        elif here.startswith(f"{flag}="):  # the embedded engine takes this form too
+            value = here.partition("=")[2]
+    return value

@@ -1,0 +1,262 @@
+"""config, and --config of every command, as they are run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from modelpipes.commands import VERBS, options
+from modelpipes.commands.config import VARIABLES
+from modelpipes.config.settings import SECTIONS, Config, keys
+from modelpipes.units import MAX_SECONDS
+from tests.commands.conftest import QUICK_ENGINE, Commands
+from tests.shell import TINY_CHAT
+
+RTX_4080 = str(Path(__file__).parent.parent.parent / "config" / "rtx4080.toml")
+
+
+def write(run: Commands, text: str) -> Path:
+    """The user's own configuration."""
+    path = Path(run.env["HOME"]) / ".config" / "modelpipes" / "config.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def shown(run: Commands, *arguments: str, **env: str) -> dict[str, tuple[Any, str]]:
+    """What is in force, and where from, by key."""
+    return {
+        one["key"]: (one["value"], one["source"])
+        for one in json.loads(run("config", "show", "--json", *arguments, **env).stdout)
+    }
+
+
+# What is in force
+
+
+def test_every_key_is_shown_with_its_default_where_nothing_is_configured(run: Commands) -> None:
+    found = shown(run, PIPE_DIR="")
+    plain = {f"{heading}.{key.name}" for heading, kind in SECTIONS.items() if "." not in heading for key in keys(kind)}
+    assert set(found) == plain
+    assert {source for _, source in found.values()} == {"default"}
+    assert found["ask-model.timeout"] == ("30s", "default")
+    assert found["voice.max_tokens"] == (None, "default")
+
+
+def test_the_file_beats_the_default_and_the_environment_the_file(run: Commands) -> None:
+    path = write(
+        run, "[room]\nprefix = 'm'\ndir = 'r'\n[ask-model]\ntimeout = 7\n[find-gguf]\nsearch_path = ['~/m', '/n']\n"
+    )
+    found = shown(run, PIPE_PREFIX="p", PIPE_DIR="")
+    assert found["room.prefix"] == ("p", "$PIPE_PREFIX")
+    assert found["ask-model.timeout"] == ("7s", str(path))
+    assert found["room.dir"] == (str(path.parent / "r"), str(path))
+    assert found["find-gguf.search_path"] == ([f"{run.env['HOME']}/m", "/n"], str(path))
+    assert shown(run, SEARCH_PATH="/a:/b")["find-gguf.search_path"] == (["/a", "/b"], "$SEARCH_PATH")
+
+
+def test_a_flag_beats_them_all(run: Commands) -> None:
+    write(run, "[room]\nprefix = 'file'\n")
+    made = [run("setup", "-n", "1", *flag, **env).lines[0] for flag, env in FLAGS_AND_VARIABLES]
+    assert [path.rpartition("_")[2] for path in made] == ["file1", "variable1", "flag1"]
+
+
+FLAGS_AND_VARIABLES: list[tuple[list[str], dict[str, str]]] = [
+    ([], {}),
+    ([], {"PIPE_PREFIX": "variable"}),
+    (["-p", "flag"], {"PIPE_PREFIX": "variable"}),
+]
+
+
+def test_what_is_shown_is_a_configuration_that_says_the_same(run: Commands, tmp_path: Path) -> None:
+    text = run("config", "show", "--config", RTX_4080, PIPE_DIR="").stdout
+    assert text.startswith(f"# {RTX_4080}\n")
+    (tmp_path / "again.toml").write_text(text)
+    first, again = (shown(run, "--config", path, PIPE_DIR="") for path in (RTX_4080, str(tmp_path / "again.toml")))
+    assert {key: value for key, (value, _) in first.items()} == {key: value for key, (value, _) in again.items()}
+
+
+def test_the_gateways_key_is_not_shown(run: Commands) -> None:
+    write(run, "[server]\nkey = 's3cret'\n")
+    assert "s3cret" not in run("config", "show").stdout + run("config", "show", "--json").stdout
+
+
+def test_a_models_table_is_shown_under_its_name(run: Commands) -> None:
+    path = write(run, "[models.'qwen2.5']\nfile = '/q.gguf'\n")
+    assert shown(run)['models."qwen2.5".file'] == ("/q.gguf", str(path))
+    assert tomllib.loads(run("config", "show").stdout)["models"]["qwen2.5"]["file"] == "/q.gguf"
+
+
+# The example
+
+
+def test_the_example_for_any_card_is_a_configuration(run: Commands, tmp_path: Path) -> None:
+    text = run("config", "example", "--gpu", "RTX 5090").stdout
+    (tmp_path / "c.toml").write_text(text)
+    assert shown(run, "--config", str(tmp_path / "c.toml"))["use.two.memory"][0] == "15GB"
+
+
+@pytest.mark.parametrize("card", ["voodoo", "2x rtx3060"])
+def test_a_card_that_is_not_known_or_two_are_refused(run: Commands, card: str) -> None:
+    done = run("config", "example", "--gpu", card)
+    assert (done.code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+
+
+# --config, in every command
+
+
+def commands() -> dict[str, click.Command]:
+    modules = {verb: importlib.import_module(f"modelpipes.commands.{verb.replace('-', '_')}") for verb in VERBS}
+    return {verb: module.command for verb, module in modules.items()}
+
+
+def test_every_command_has_it() -> None:
+    assert [verb for verb, command in commands().items() if "config" not in [one.name for one in command.params]] == []
+
+
+def keyed() -> list[tuple[str, options.Option]]:
+    params = [(verb, one) for verb, command in commands().items() for one in command.params]
+    return [(verb, one) for verb, one in params if isinstance(one, options.Option) and one.key]
+
+
+def test_every_key_of_an_option_is_one_and_has_the_options_default() -> None:
+    default = Config()
+    for verb, option in keyed():
+        section, _, name = str(option.key).partition(".")
+        value = getattr(getattr(default, section.replace("-", "_")), name)
+        value = float("inf") if value == MAX_SECONDS else value
+        own = option.get_default(click.Context(click.Command(verb)))
+        if option.multiple or not isinstance(
+            own, str | int | float
+        ):  # it says itself what holds without it, in [brackets]
+            continue
+        wanted = None if own == "none" else option.type.convert(own, option, None)
+        assert value == wanted, f"{verb} {option.name}"
+
+
+def test_every_key_for_commands_is_read_by_one() -> None:
+    of_the_daemon = ("use.NAME", "server", "memory", "models.NAME", "scan")
+    known = {
+        f"{heading}.{key.name}"
+        for heading, kind in SECTIONS.items()
+        if heading not in of_the_daemon
+        for key in keys(kind)
+    }
+    assert known == {str(option.key) for _, option in keyed()} | set(VARIABLES)
+
+
+def test_a_file_that_is_named_must_be_there(run: Commands) -> None:
+    done = run("seats", "--config", "nowhere.toml")
+    assert done.code == 2
+    assert f"no configuration {run.cwd}/nowhere.toml: modelpipes config example prints one" in done.stderr
+
+
+def test_a_mistake_is_named_with_its_file_and_help_comes_all_the_same(run: Commands) -> None:
+    path = write(run, "[ask-model]\ntimeuot = 1\n")
+    done = run("seats")
+    assert (done.code, done.stdout) == (2, "")
+    assert done.stderr == f"modelpipes seats: {path}: ask-model.timeuot is no key: did you mean timeout?\n"
+    assert run("seats", "--help").code == run("seats", "--version").code == 0
+    assert run("setup", "a", "--config", "/dev/null").code == 0  # no configuration at all
+
+
+def test_a_value_that_a_key_may_have_and_the_option_may_not_is_refused(run: Commands) -> None:
+    write(run, "[card]\ngpu = 'voodoo'\n")
+    done = run("find", ".")
+    assert done.code == 2 and "voodoo" in done.stderr
+
+
+# What it does
+
+
+def test_an_asker_waits_as_long_as_the_configuration_says(run: Commands) -> None:
+    write(run, "[ask-model]\ntimeout = '100ms'\n")
+    run("setup", "bob")
+    assert run("ask", "bob", "Hello").code == 124
+
+
+def test_a_room_of_the_configuration_is_every_commands(run: Commands) -> None:
+    path = write(run, "[room]\ndir = 'room'\n")
+    del run.env["PIPE_DIR"]
+    assert run("setup", "bob").lines[0].startswith(str(path.parent / "room"))
+    assert "bob" in run("seats").stdout
+    assert run("cleanup").code == 0
+    assert not (path.parent / "room").exists()
+
+
+def test_what_models_are_given_is_no_hindrance_to_programs(run: Commands) -> None:
+    write(run, "[voice]\nctx_size = 1024\ntemperature = 0.5\nparallel = 2\nthreads = 1\nsystem = 'You are bob.'\n")
+    run.attach("bob", "--filter", "cat")
+    assert run("ask", "bob", "Hello").stdout == "Hello\n"
+
+
+def test_what_is_given_to_a_program_on_the_command_line_is_refused_all_the_same(run: Commands) -> None:
+    write(run, "[voice]\nctx_size = 1024\n")
+    run("setup", "bob")
+    done = run("attach", "bob", "--filter", "cat", "--ctx-size", "1024")
+    assert (done.code, "--ctx-size is for a model" in done.stderr) == (2, True)
+
+
+def test_members_and_engines_of_a_conversation_go_by_the_file_that_was_named(run: Commands, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        "[voice]\nctx_size = 512\nkv_type = 'q8_0'\nthreads = 1\nsystem = 'You are alice.'\n"
+        "engine_args = ['--alias', 'x']\n[chat-models]\nrounds = 1\n"
+    )
+    done = run("chat", "--model", f"alice={TINY_CHAT}", "--filter", "bob=cat", "--config", str(path), "--json")
+    assert done.code == 0, done.stderr
+    turns = [json.loads(line) for line in done.lines]
+    assert [turn["from"] for turn in turns] == ["hub", "alice", "bob"]
+    assert "alice" in turns[1]["content"]  # tiny-chat says who it is, where it was told
+
+
+def test_the_cache_type_and_the_threads_reach_the_engine(run: Commands, tmp_path: Path) -> None:
+    write(run, "[voice]\nkv_type = 'q8_0'\nthreads = 1\n")
+    run.attach("bob", "--model", str(TINY_CHAT), *QUICK_ENGINE, "--log", str(tmp_path / "log"))
+    children = [line for line in engine_command_lines(run) if "--cache-type-k" in line]
+    assert children and all("--cache-type-k q8_0 --cache-type-v q8_0" in line for line in children)
+
+
+def engine_command_lines(run: Commands) -> list[str]:
+    mark = f"XDG_RUNTIME_DIR={run.runtime}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (path / "environ").read_bytes().split(b"\0"):
+                found.append((path / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+# Use cases
+
+
+def test_a_use_case_rates_each_model_as_one_of_so_many_and_advises_a_quantisation(run: Commands) -> None:
+    done = run("find", str(TINY_CHAT), "--use", "three", "--config", RTX_4080, "--json")
+    told = json.loads(done.stdout)
+    assert told["gpu"]["total_bytes"] == 4_500_000_000
+    assert (told["settings"]["ctx_size"], told["settings"]["reserve_bytes"]) == (4096, 0)
+    assert told["files"][0]["advised_quantization"] == "Q5_K_M"
+    given = json.loads(
+        run("find", str(TINY_CHAT), "--use", "three", "--vram", "1GB", "--config", RTX_4080, "--json").stdout
+    )
+    assert given["gpu"]["total_bytes"] == 10**9
+
+
+def test_a_plan_for_a_use_case_has_all_of_its_memory_and_not_more_models(run: Commands) -> None:
+    two = ["fit", str(TINY_CHAT), str(TINY_CHAT), "--use", "two", "--config", RTX_4080]
+    assert json.loads(run(*two, "--json").stdout)["gpu"]["total_bytes"] == 14 * 10**9
+    assert run(two[0], str(TINY_CHAT), *two[1:]).code == 2
+
+
+def test_a_use_case_that_is_not_configured_is_named_with_those_that_are(run: Commands) -> None:
+    assert "there are one, two, three" in run("find", "--use", "four", "--config", RTX_4080).stderr
+    done = run("find", "--use", "two")
+    assert done.code == 2 and "modelpipes config example" in done.stderr
