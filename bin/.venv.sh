@@ -37,10 +37,10 @@ need_venv() {
 }
 
 find_python() {
-    for python in python3 python3.13 python3.12 python3.11; do
+    for python in python3 python3.14 python3.13 python3.12 python3.11; do
         "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && return
     done
-    complain "needs Python 3.11 or newer; none of python3, python3.13, python3.12, python3.11 is"
+    complain "needs Python 3.11 or newer; none of python3, python3.14 to python3.11 is"
     exit 1
 }
 

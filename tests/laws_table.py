@@ -89,6 +89,14 @@ def daemon(text: str, **more: object) -> Line:
     return dataclasses.replace(Line(text, is_manned=True, needs="daemon"), **more)  # type: ignore[arg-type]
 
 
+# An engine that ends at once, with words of its own, which are its version too.
+ENGINE = """cat >engine <<'END' && chmod +x engine
+#!/bin/sh
+[ "$1" != --help ] || echo "--model FILE"
+echo "version: $HOSTILE" >&2
+[ "$1" = --help ]
+END"""
+CONFIGURED = "export MODELPIPES_CONFIG=config/rtx4080.toml"
 TALK = "cp ~/talk.jsonl talk.jsonl"
 TORN = "echo torn >libnvidia-ml.so.1; export LD_LIBRARY_PATH=$PWD"
 SAID = "while ! test -s stdout; do :; done"
@@ -98,6 +106,7 @@ CASES = (
         "",
         prints=Line("modelpipes"),
         failures=(Failure(Line("modelpipes talk"), 2, "talk"),),
+        hostile=(Line('modelpipes "$HOSTILE"'),),
     ),
     Case(
         "setup",
@@ -149,6 +158,7 @@ CASES = (
             manned("attach-model mallory --filter cat"),  # is told who sits there
             Line('attach-model alice --exec "$HOSTILE" --once', before="setup-pipes alice"),
             Line('attach-model alice --model "$HOSTILE"', before="setup-pipes alice"),
+            Line("LLAMA_SERVER=./engine attach-model alice --model tiny-chat", before=f"{ENGINE}\nsetup-pipes alice"),
         ),
         waits=(Line("attach-model alice --filter cat", before="setup-pipes alice", until="list-seats --wait alice"),),
     ),
@@ -244,7 +254,7 @@ CASES = (
         examples=(
             Line("ping-pipes --self"),
             manned("ping-pipes bob --count 10000 --histogram"),
-            Line("ping-pipes --self --sweep --pin 0 --json"),
+            Line("ping-pipes --self --sweep --pin 0 --json", unrun="it takes seconds; the reports have a short one"),
             Line("ping-pipes --self --flood --size 4KiB --seconds 10", unrun="it takes ten seconds"),
         ),
         prints=manned("ping-pipes bob --count 20"),
@@ -272,7 +282,7 @@ CASES = (
             Line("find-gguf ~/models --gpu rtx4090 --ctx-size 16384 --sort fit"),
             Line("find-gguf --fits --vram 8GB --format json | jq -r '.files[].path'"),
             Line("find-gguf --gpu '2x rtx3060' --kv-type q8_0 --sort memory"),
-            Line("find-gguf --use two --fits --config config/rtx4080.toml"),
+            Line("find-gguf --use two --fits", before=CONFIGURED),
         ),
         prints=Line("find-gguf --vram 8GB"),
         failures=(
@@ -300,7 +310,7 @@ CASES = (
             Line("fit-models *.gguf --gpu 'RTX 3060' --ctx-size 8192 --kv-type q8_0"),
             Line("fit-models a.gguf b.gguf --format json | jq '.models[].context'"),
             Line("fit-models a.gguf b.gguf --gpu '2x rtx3090' --format sh > engines.sh"),
-            Line("fit-models a.gguf b.gguf --use two --config config/rtx4080.toml"),
+            Line("fit-models a.gguf b.gguf --use two", before=CONFIGURED),
         ),
         prints=Line("fit-models a.gguf --vram 8GB"),
         failures=(
@@ -395,6 +405,7 @@ CASES = (
         hostile=(
             Line('SEARCH_PATH="$HOSTILE" check-system'),
             Line('LLAMA_SERVER="$HOSTILE" check-system'),
+            Line("LLAMA_SERVER=./engine check-system", before=ENGINE),
         ),
     ),
     Case(
@@ -424,7 +435,7 @@ CASES = (
         arguments="show",
         examples=(
             Line("modelpipes config show"),
-            Line("modelpipes config show --config config/rtx4080.toml --json"),
+            Line("modelpipes config show --json"),
             Line("modelpipes config example --gpu rtx3090 > config.toml"),
         ),
         prints=Line("modelpipes config show"),
@@ -460,6 +471,7 @@ CASES = (
         ),
         hostile=(
             Line('modelpipes build-engine --remove "$HOSTILE"'),
+            Line("LLAMA_SERVER=./engine modelpipes build-engine --list", before=ENGINE),
             Line('modelpipes build-engine --dry-run --source "$HOSTILE"'),
         ),
     ),

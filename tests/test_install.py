@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from modelpipes.commands import VERBS
 from tests.shell import CHECKOUT, Ended, Home
 from tests.test_api import STRANGER, checked
 
@@ -218,10 +219,19 @@ class TestAlone:
         assert said == ["Success: no issues found in 1 source file"]
 
     def test_manuals_and_completions_are_where_they_are_looked_for(self, alone: Installed) -> None:
-        share = alone.prefix / "share"
-        for command in COMMANDS:
-            assert (share / "man" / "man1" / f"{command}.1").is_file(), command
-            assert (share / "bash-completion" / "completions" / command).is_file(), command
+        verbs = [f"modelpipes-{verb}" for verb, (command, _) in VERBS.items() if not command]
+        for path in (
+            *(f"man/man1/{page}.1" for page in (*COMMANDS, *verbs)),
+            *(f"bash-completion/completions/{command}" for command in COMMANDS),
+            *(f"fish/vendor_completions.d/{command}.fish" for command in COMMANDS),
+            "zsh/site-functions/_modelpipes",
+        ):
+            assert (alone.prefix / "share" / path).is_file(), path
+
+    def test_bash_completes_a_command_with_what_was_installed(self, alone: Installed) -> None:
+        place = alone.prefix / "share" / "bash-completion" / "completions" / "ask-model"
+        (told,) = alone.lines(f"bash --norc -c 'source {place}; complete -p ask-model'")
+        assert told.startswith("complete ") and told.endswith(" ask-model")
 
 
 class TestWhole:
@@ -271,4 +281,5 @@ def test_pipx_installs_it(clean_copy: Path, tmp_path: Path) -> None:
     installed = home.run([python, "-m", "pipx", "install", clean_copy], env=folders, limit_s=PIP_LIMIT_S)
     assert installed.code == 0, installed.stderr
     assert {path.name for path in (tmp_path / "BIN_DIR").iterdir()} == set(COMMANDS)
+    assert (tmp_path / "MAN_DIR" / "man1" / "ask-model.1").exists()
     assert home.run([tmp_path / "BIN_DIR" / "ask-model", "--version"]).lines == [f"ask-model {PROJECT['version']}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import itertools
 import json
@@ -33,12 +34,8 @@ CASE_OF = {case.verb: case for case in CASES}
 BOUNDS = ("--timeout", "--max-seconds")
 MODELS = ("a", "b", "llama-3.1-8b", "qwen2.5-7b")
 SERVED = ("qwen", "gemma", "phi", "evil")
-STUBS = {
-    "git": "echo a change",
-    "jq": "cat >/dev/null",
-    "mandoc": "cat",
-    "notify-send": ":",
-}  # where the machine has none
+# Where the machine has none.
+STUBS = {"git": "echo a change", "jq": "cat >/dev/null", "man": "cat", "mandoc": "cat", "notify-send": ":"}
 TALK = """\
 {"type":"conversation","version":1,"id":"1","members":["alice","bob"],"voices":{},"settings":{}}
 {"turn":0,"from":"hub","content":"Hello."}
@@ -251,6 +248,15 @@ def test_every_command_is_in_the_table() -> None:
     assert [case.verb for case in CASES] == ["", *VERBS]
 
 
+def test_every_command_fails_and_meets_control_characters() -> None:
+    assert all(case.failures and case.hostile for case in CASES)
+
+
+def test_every_command_that_reports_does_so_as_json() -> None:
+    silent = {case.verb for case in CASES if not case.reports}
+    assert silent == {"", "setup", "cleanup", "attach", "schema", "completion", "man"}  # paths, nothing, text, JSON
+
+
 @every_command
 def test_a_command_has_its_link_and_its_script(case: Case) -> None:
     name = name_of(case.verb).split()[0]
@@ -278,10 +284,18 @@ def test_an_unknown_option_is_wrong_usage(run: Run, case: Case) -> None:
 
 
 @every_verb
-def test_completion_and_manual_know_it(run: Run, case: Case) -> None:
-    name = VERBS[case.verb][0] or case.verb
-    assert name in run("modelpipes completion bash").stdout
-    assert run(f"modelpipes man {name}").code == 0
+def test_every_name_of_it_has_a_manual_page(run: Run, case: Case) -> None:
+    for name in filter(None, (case.verb, VERBS[case.verb][0])):
+        page = run(f"modelpipes man {name}")
+        assert (page.code, page.stderr) == (0, "")
+        assert page.stdout.startswith(".TH ")
+
+
+def test_shells_complete_every_command_and_every_verb(run: Run) -> None:
+    script = run("modelpipes completion bash").stdout
+    assert {command for command, _ in VERBS.values() if command} <= set(script.split())
+    offered = run("COMP_WORDS='modelpipes ' COMP_CWORD= _MODELPIPES_COMPLETE=bash_complete modelpipes").lines
+    assert {line.rpartition(",")[2] for line in offered} >= set(VERBS)
 
 
 # -- examples
@@ -383,7 +397,7 @@ def test_stdin_is_untouched_and_nobodys_descriptors_change(run: Run, case: Case,
 def test_control_characters_of_others_never_come_out(run: Run, case: Case, line: Line) -> None:
     ended = run(line)
     said = (ended.stdout + ended.stderr).replace("\r\n", "\n")  # as RFC 4180 ends lines
-    assert "red" in said
+    assert "red" in said or "next" in said  # words of it
     assert not UNSAFE.search(said), ascii(said)
     assert "Traceback" not in said
 
@@ -446,6 +460,19 @@ def test_a_signal_ends_what_waits_and_nothing_is_left(
     assert "Traceback" not in ended.stderr
     eventually(lambda: place.processes() <= processes, "the processes to end")
     assert rooms_and_files(place) == files
+
+
+@pytest.mark.parametrize("line", [pytest.param(*each.values[1:], id=each.id) for each in lines("waits")])
+def test_a_hangup_ignored_at_the_start_stays_so_and_an_interrupt_does_not(
+    places: Callable[[Line], Place], line: Line
+) -> None:
+    place = places(line)
+    line = dataclasses.replace(line, before=f"{line.before}\ntrap '' HUP INT")
+    process = place.start(line, is_one=True)
+    place.wait_until(process, line)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGINT)  # the kernel delivers it after the other
+    assert place.ended(process).code == 130
 
 
 def rooms_and_files(place: Place) -> set[str]:

@@ -1,65 +1,39 @@
-"""The README, typed from top to bottom, as it stands."""
+"""The README and the pages of docs/, typed from top to bottom, as they stand."""
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
 import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
 from modelpipes import errors
-from modelpipes.commands import (
-    ask,
-    attach,
-    build_engine,
-    chat,
-    check,
-    cleanup,
-    find,
-    fit,
-    gpu,
-    ping,
-    seats,
-    serve,
-    setup,
-    show,
-)
+from modelpipes.commands import VERBS
 from modelpipes.deadline import Deadline
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.message import Delta, Progress, Reply, Say
 from tests.bench import __main__ as bench
 from tests.shell import CHECKOUT, Ended, Home
 
-README = CHECKOUT / "README.md"
+README = "README.md"
+CONVERSATIONS, MODELS, SERVING, REFERENCE, PYTHON = (
+    f"docs/{name}.md" for name in ("conversations", "models", "serving", "reference", "python")
+)
+PAGES = [README, *sorted(f"docs/{path.name}" for path in (CHECKOUT / "docs").glob("*.md"))]
 START_LIMIT_S = 30.0
 SERVER = "127.0.0.1:8080"  # a llama-server that runs already; in the test it has a port of its own
 GATEWAY = "127.0.0.1:9090"
 TYPED = "Do you like boats?\n"  # by the person in the conversation, who then leaves
-MARK = "-- README.md line "  # in the output, before that of each block
-COMMANDS: dict[str, click.Command] = {
-    "setup-pipes": setup.command,
-    "cleanup-pipes": cleanup.command,
-    "attach-model": attach.command,
-    "list-seats": seats.command,
-    "ask-model": ask.command,
-    "chat-models": chat.command,
-    "find-gguf": find.command,
-    "fit-models": fit.command,
-    "ping-pipes": ping.command,
-    "serve-models": serve.command,
-    "check-system": check.command,
-    "watch-gpu": gpu.command,
-    "modelpipes show": show.command,
-    "modelpipes build-engine": build_engine.command,
-}
+MARK = "-- line "  # in the output, before that of each block
 
 
 @dataclass(frozen=True)
@@ -72,9 +46,13 @@ class Block:
     why_not_run: str | None
 
 
-def blocks() -> list[Block]:
+def text_of(page: str) -> str:
+    return (CHECKOUT / page).read_text("utf-8")
+
+
+def blocks(page: str) -> list[Block]:
     found = []
-    lines = README.read_text("utf-8").splitlines()
+    lines = text_of(page).splitlines()
     opened: int | None = None
     for index, line in enumerate(lines):
         if not line.startswith("```"):
@@ -94,9 +72,9 @@ def mark(block: Block) -> str:
     return f"{MARK}{block.line}"
 
 
-def commands() -> list[Block]:
+def commands(page: str) -> list[Block]:
     """What is run: lines for the shell, and programs."""
-    return [block for block in blocks() if block.language in ("sh", "python")]
+    return [block for block in blocks(page) if block.language in ("sh", "python")]
 
 
 def for_the_shell(block: Block) -> str:
@@ -104,12 +82,20 @@ def for_the_shell(block: Block) -> str:
     return block.text if block.language == "sh" else f"{sys.executable} -P - <<'PYTHON'\n{block.text}\nPYTHON"
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    home = Home(tmp_path_factory.mktemp("readme"))
-    for name in ("bin", "pipes"):
-        (home.cwd / name).symlink_to(CHECKOUT / name)
-    return home
+@dataclass(frozen=True)
+class Typed:
+    """A page after it was typed, in a home of its own."""
+
+    page: str
+    home: Home
+    ended: Ended
+
+    def said_by(self, beginning: str) -> list[str]:
+        """What the block that begins with these words wrote to stdout."""
+        (block,) = [block for block in commands(self.page) if block.text.startswith(beginning)]
+        said = self.ended.stdout.split(f"{mark(block)}\n")
+        assert len(said) == 2, f"line {block.line} was not reached:\n{self.ended.stderr}"
+        return said[1].split(MARK)[0].splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -121,182 +107,220 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def typed(home: Home, server: str) -> Ended:
-    """All of it, in one shell; the shell stops at the first command that fails."""
-    script = ["set -eu"]
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        gateway = f"127.0.0.1:{probe.getsockname()[1]}"
-    for block in commands():
-        text = for_the_shell(block).replace(SERVER, server).replace(GATEWAY, gateway)
-        script += [f"echo '{mark(block)}'; echo '{mark(block)}' >&2", text]
-    path = home.cwd.parent / "readme.sh"
-    path.write_text("\n".join(script) + "\n", "utf-8")
-    return home.run(["sh", path], typed=TYPED)
+def typed(tmp_path_factory: pytest.TempPathFactory, server: str) -> Callable[[str], Typed]:
+    """Types all of a page into one shell, once; the shell stops at the first command that fails."""
+
+    @functools.cache
+    def type_(page: str) -> Typed:
+        home = Home(tmp_path_factory.mktemp(Path(page).stem))
+        for name in ("bin", "config", "pipes"):
+            (home.cwd / name).symlink_to(CHECKOUT / name)
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            gateway = f"127.0.0.1:{probe.getsockname()[1]}"
+        script = ["set -eu"]
+        for block in commands(page):
+            text = for_the_shell(block).replace(SERVER, server).replace(GATEWAY, gateway)
+            script += [f"echo '{mark(block)}'; echo '{mark(block)}' >&2", text]
+        path = home.cwd.parent / "page.sh"
+        path.write_text("\n".join(script) + "\n", "utf-8")
+        return Typed(page, home, home.run(["sh", path], typed=TYPED))
+
+    return type_
 
 
-def said_by(typed: Ended, beginning: str) -> list[str]:
-    """What the block that begins with these words wrote to stdout."""
-    (block,) = [block for block in commands() if block.text.startswith(beginning)]
-    said = typed.stdout.split(f"{mark(block)}\n")
-    assert len(said) == 2, f"line {block.line} was not reached:\n{typed.stderr}"
-    return said[1].split(MARK)[0].splitlines()
+Type = Callable[[str], Typed]
 
 
 def speakers(lines: list[str]) -> list[str]:
     return [line.split(": ")[0] for line in lines]
 
 
-def test_every_command_runs_in_one_shell(typed: Ended) -> None:
-    assert typed.code == 0, f"{typed.stdout}\n{typed.stderr}"
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_runs_in_one_shell_and_leaves_nothing_behind(page: str, typed: Type) -> None:
+    done = typed(page)
+    assert done.ended.code == 0, f"{done.ended.stdout}\n{done.ended.stderr}"
+    assert "Traceback" not in done.ended.stderr
+    assert done.home.left_processes() == []
+    assert done.home.left_files() == []
 
 
-def test_nothing_fails_with_a_traceback(typed: Ended) -> None:
-    assert "Traceback" not in typed.stderr
+def test_the_demo_has_alice_and_bob_talk(typed: Type) -> None:
+    assert speakers(typed(README).said_by("./bin/demo")) == ["hub", *["alice", "bob"] * 4]
 
 
-def test_no_process_is_left(typed: Ended, home: Home) -> None:
-    assert home.left_processes() == []
-
-
-def test_no_room_is_left(typed: Ended, home: Home) -> None:
-    assert home.left_files() == []
-
-
-def test_the_demo_has_alice_and_bob_talk(typed: Ended) -> None:
-    assert speakers(said_by(typed, "./bin/demo")) == ["hub", *["alice", "bob"] * 4]
-
-
-def test_one_command_leads_a_conversation(typed: Ended) -> None:
-    said = said_by(typed, "chat-models --model alice=tiny-chat --model bob=tiny-chat \\\n    --system")
+def test_one_command_leads_a_conversation(typed: Type) -> None:
+    said = typed(CONVERSATIONS).said_by("chat-models --model alice=tiny-chat --model bob=tiny-chat \\\n    --system")
     assert speakers(said) == ["hub", *["alice", "bob"] * 3]
 
 
-def test_a_random_order_never_has_one_speak_twice_in_a_row(typed: Ended) -> None:
-    said = speakers(said_by(typed, "chat-models --model alice=tiny-chat --model bob=tiny-chat --model carol=tiny-chat"))
+def test_a_random_order_never_has_one_speak_twice_in_a_row(typed: Type) -> None:
+    said = speakers(
+        typed(CONVERSATIONS).said_by(
+            "chat-models --model alice=tiny-chat --model bob=tiny-chat --model carol=tiny-chat"
+        )
+    )
     assert set(said) <= {"hub", "alice", "bob", "carol"}
     assert all(one != other for one, other in pairwise(said))
 
 
-def test_a_person_takes_part_and_leaves(typed: Ended) -> None:
-    said = said_by(typed, "chat-models me")
+def test_a_person_takes_part_and_leaves(typed: Type) -> None:
+    said = typed(CONVERSATIONS).said_by("chat-models me")
     assert f"me: {TYPED.strip()}" in said
     assert any(line.startswith("alice: ") for line in said)
 
 
-def test_a_seated_model_answers(typed: Ended) -> None:
-    said = said_by(typed, "setup-pipes alice bob\n")
+def test_a_seated_model_answers(typed: Type) -> None:
+    said = typed(CONVERSATIONS).said_by("setup-pipes alice bob\n")
     assert "It is 7." in said
     assert [line.split()[:2] for line in said[-3:]] == [["alice", "ready"], ["bob", "ready"], ["hub", "free"]]
 
 
-def test_an_answer_goes_through_a_pipeline(typed: Ended) -> None:
-    answer, shouted = said_by(typed, 'ask-model alice "Do you like boats?" | ask-model bob')
+def test_an_answer_goes_through_a_pipeline(typed: Type) -> None:
+    answer, shouted = typed(CONVERSATIONS).said_by('ask-model alice "Do you like boats?" | ask-model bob')
     assert answer
     assert "LANTERN" in shouted
 
 
-def test_each_line_is_a_message(typed: Ended, home: Home) -> None:
-    assert said_by(typed, "printf '%s\\n'") == ["It is 3.", "It is 11."]
-    answers = [json.loads(line) for line in (home.cwd / "answers.jsonl").read_text().splitlines()]
+def test_each_line_is_a_message(typed: Type) -> None:
+    assert typed(CONVERSATIONS).said_by("printf '%s\\n'") == ["It is 3.", "It is 11."]
+    answers = [json.loads(line) for line in (typed(CONVERSATIONS).home.cwd / "answers.jsonl").read_text().splitlines()]
     assert [answer["content"] for answer in answers] == ["It is 3.", "It is 11."]
 
 
-def test_a_transcript_is_a_memory(typed: Ended, home: Home) -> None:
-    first, second = said_by(typed, "ask-model alice --transcript")
-    turns = [json.loads(line) for line in (home.cwd / "memory.jsonl").read_text().splitlines()[1:]]
+def test_a_transcript_is_a_memory(typed: Type) -> None:
+    first, second = typed(CONVERSATIONS).said_by("ask-model alice --transcript")
+    turns = [json.loads(line) for line in (typed(CONVERSATIONS).home.cwd / "memory.jsonl").read_text().splitlines()[1:]]
     assert [turn["from"] for turn in turns] == ["hub", "alice"] * 2
     assert [turns[1]["content"], turns[3]["content"]] == [first, second]
 
 
-def test_seated_models_talk_to_each_other(typed: Ended) -> None:
-    assert speakers(said_by(typed, "chat-models alice bob")) == ["hub", *["alice", "bob"] * 2]
+def test_seated_models_talk_to_each_other(typed: Type) -> None:
+    assert speakers(typed(CONVERSATIONS).said_by("chat-models alice bob")) == ["hub", *["alice", "bob"] * 2]
 
 
-def test_plain_lines_are_answered(typed: Ended) -> None:
-    piano, sum_ = said_by(typed, "eval")
+def test_plain_lines_are_answered(typed: Type) -> None:
+    piano, sum_ = typed(CONVERSATIONS).said_by("eval")
     assert "piano" in piano
     assert sum_ == "It is 4."
 
 
-def test_programs_answer_as_models_do(typed: Ended) -> None:
-    *_, total, shouted = said_by(typed, "cat > adder.py")
+def test_programs_answer_as_models_do(typed: Type) -> None:
+    *_, total, shouted = typed(CONVERSATIONS).said_by("cat > adder.py")
     assert total == "That makes 19"
     assert shouted == shouted.upper()
 
 
-def test_a_program_takes_part_in_a_conversation(typed: Ended) -> None:
-    said = said_by(typed, 'chat-models --model carol=tiny-chat --exec "words=wc -w"')
+def test_a_program_takes_part_in_a_conversation(typed: Type) -> None:
+    said = typed(CONVERSATIONS).said_by('chat-models --model carol=tiny-chat --exec "words=wc -w"')
     assert speakers(said) == ["hub", *["carol", "words"] * 2]
     assert said[2] == f"words: {len(said[1].split()) - 1}"
 
 
-def test_a_resumed_conversation_goes_on_where_it_ended(typed: Ended) -> None:
-    *_, turns = said_by(typed, "chat-models --model alice=tiny-chat --model bob=tiny-chat --rounds 2 --transcript")
+def test_a_resumed_conversation_goes_on_where_it_ended(typed: Type) -> None:
+    *_, turns = typed(CONVERSATIONS).said_by(
+        "chat-models --model alice=tiny-chat --model bob=tiny-chat --rounds 2 --transcript"
+    )
     assert turns.split() == ["hub", *["alice", "bob"] * 4]
 
 
-def test_a_running_server_gives_a_seat_its_voice(typed: Ended) -> None:
-    said = said_by(typed, "setup-pipes bob\n")
+def test_a_running_server_gives_a_seat_its_voice(typed: Type) -> None:
+    said = typed(CONVERSATIONS).said_by("setup-pipes bob\n")
     assert speakers(said[-3:]) == ["hub", "bob", "alice"]
 
 
-def test_models_are_listed_and_reported_for_scripts(typed: Ended, home: Home) -> None:
-    assert said_by(typed, "find-gguf --gpu")[0].split()[:2] == ["name", "arch"]
-    assert list(json.loads((home.cwd / "models.json").read_text())) == ["gpu", "settings", "files", "problems"]
-    assert (home.cwd / "models.csv").read_text().startswith("path,path_bytes,name,")
+def test_models_are_listed_and_reported_for_scripts(typed: Type) -> None:
+    assert typed(MODELS).said_by("find-gguf --gpu")[0].split()[:2] == ["name", "arch"]
+    assert list(json.loads((typed(MODELS).home.cwd / "models.json").read_text())) == [
+        "gpu",
+        "settings",
+        "files",
+        "problems",
+    ]
+    assert (typed(MODELS).home.cwd / "models.csv").read_text().startswith("path,path_bytes,name,")
 
 
-def test_more_models_than_fit_talk_and_are_served(typed: Ended) -> None:
-    assert speakers(said_by(typed, "cat >models.toml")) == ["hub", *["alice", "bob", "carol"] * 2]
-    answer, residency = map(json.loads, said_by(typed, "serve-models models.toml")[-2:])
+def test_more_models_than_fit_talk_and_are_served(typed: Type) -> None:
+    assert speakers(typed(SERVING).said_by("cat >models.toml")) == ["hub", *["alice", "bob", "carol"] * 2]
+    answer, residency = map(json.loads, typed(SERVING).said_by("serve-models models.toml")[-2:])
     assert answer["choices"][0]["message"]["content"]
     assert [one["name"] for one in residency["resident"] if one["pinned"]] == ["phi"]
 
 
-def test_a_deadline_ends_with_its_own_exit_code(typed: Ended) -> None:
-    assert said_by(typed, "setup-pipes dave") == ["exit code 124"]
+def test_a_program_asks_and_leads_a_conversation(typed: Type) -> None:
+    answer, *said = typed(PYTHON).said_by("from modelpipes import Conversation")
+    assert answer == "It is 7."
+    assert speakers(said) == ["hub", *["alice", "echo"] * 2]
+    assert said[2].removeprefix("echo: ") == said[1].removeprefix("alice: ")
 
 
-def test_what_is_not_run_says_why() -> None:
-    for block in blocks():
+def test_a_program_predicts_and_plans(typed: Type) -> None:
+    predicted, planned = typed(PYTHON).said_by("from modelpipes import Settings")
+    assert predicted.startswith("llama ")
+    assert planned.startswith("all whole at a context of 1024")
+
+
+def test_a_deadline_ends_with_its_own_exit_code(typed: Type) -> None:
+    assert typed(REFERENCE).said_by("setup-pipes dave") == ["exit code 124"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_is_not_run_says_why(page: str) -> None:
+    for block in blocks(page):
         assert block.language in ("sh", "python", "console", "text", "json"), f"line {block.line}"
         assert (block.language == "console") == (block.why_not_run is not None), f"line {block.line}"
 
 
 def test_almost_everything_is_run() -> None:
-    assert len([block for block in blocks() if block.language == "console"]) <= 4  # what takes minutes, or a card
+    console = [block for page in PAGES for block in blocks(page) if block.language == "console"]
+    assert len(console) <= 4  # what takes minutes, or a card
 
 
 def test_messages_on_the_pipe_are_what_the_code_reads() -> None:
     import msgspec
 
-    (block,) = [block for block in blocks() if block.language == "json"]
+    (block,) = [block for block in blocks(CONVERSATIONS) if block.language == "json"]
     read = [msgspec.json.decode(line, type=Say | Progress | Delta | Reply) for line in block.text.splitlines()]
     assert [type(message) for message in read] == [Say, Progress, Delta, Delta, Reply]
 
 
-def test_every_option_that_is_named_exists() -> None:
-    text = README.read_text("utf-8")
-    known = {name for command in COMMANDS.values() for option in command.params for name in option.opts}
+@pytest.mark.parametrize("page", PAGES)
+def test_every_option_that_is_named_exists(page: str) -> None:
+    modules = [importlib.import_module(f"modelpipes.commands.{verb.replace('-', '_')}") for verb in VERBS]
+    known = {name for module in modules for option in module.command.params for name in option.opts}
     others = {"--help", "--cpu-moe"}  # click's, llama-server's
     known |= set(re.findall(r"--[a-z]+", bench.__doc__ or ""))
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) - others <= known
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text_of(page))) - others <= known
+
+
+def test_every_command_is_in_the_readmes_table() -> None:
+    table = text_of(README).partition("| command | what it does |")[2].partition("\n\n")[0]
+    assert all(f"`{command or verb}`" in table for verb, (command, _) in VERBS.items())
+
+
+def test_the_readme_reads_in_five_minutes() -> None:
+    prose = re.sub(r"```.*?```", "", text_of(README), flags=re.DOTALL)
+    assert len(prose.split()) < 1300  # 260 words a minute; what is typed is looked at, not read
 
 
 def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
-    table = README.read_text("utf-8").split("## Exit codes")[1].split("\n\n")[1]
+    table = text_of(REFERENCE).split("## Exit codes")[1].split("\n\n")[1]
     codes = {int(code) for row in table.splitlines()[2:] for code in re.findall(r"\d+", row.split("|")[1])}
     kinds: list[Any] = [errors.PipesError, errors.UsageError, errors.DeadlineError]
     assert codes == {0, *(kind.exit_code for kind in kinds), *(errors.Ended(number).exit_code for number in (1, 2, 15))}
 
 
 def test_every_variable_in_the_table_is_read_somewhere() -> None:
-    table = README.read_text("utf-8").split("## Environment")[1].split("##")[0]
+    table = text_of(REFERENCE).split("## Environment")[1].split("##")[0]
     source = "".join(path.read_text("utf-8") for path in (CHECKOUT / "pipes").rglob("*.py"))
     for name in re.findall(r"^\| `([A-Z_]+)`", table, re.MULTILINE):
         assert name.removesuffix("BOB") in source, name
 
 
-def test_every_link_leads_to_a_file() -> None:
-    for name in re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text("utf-8")):
-        assert Path(CHECKOUT, name).is_file(), name
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_file(page: str) -> None:
+    for name in re.findall(r"\]\((?!https?:)([^)#]+)\)", text_of(page)):
+        assert (CHECKOUT / page).parent.joinpath(name).is_file(), name
+
+
+def test_every_page_is_in_the_readme() -> None:
+    assert all(f"]({page})" in text_of(README) for page in PAGES if page != README)

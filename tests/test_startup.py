@@ -11,7 +11,8 @@ import pytest
 from modelpipes.room import Room
 from tests.peers import LIMIT_S, modelpipes, peer
 
-HEAVY = {"httpx", "httpx_sse", "numpy", "gguf", "psutil", "asyncio", "subprocess", "concurrent", "email", "ssl"}
+HEAVY = {"httpx", "httpx_sse", "http", "numpy", "gguf", "psutil", "asyncio", "subprocess", "concurrent", "email", "ssl",
+         "tabulate", "pynvml", "starlette", "uvicorn"}  # fmt: skip
 
 
 def imported(*args: str) -> set[str]:

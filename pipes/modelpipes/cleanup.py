@@ -22,7 +22,7 @@ def clean_up(room: Room, pipes: Iterable[tuple[str, str]] | None = None, *, forc
     """Remove these pipes, or all that a room may contain; what was kept, each with its reason.
 
     A seat in use is kept, unless forced. Lock files go with the last pipe of their seats, and the
-    room itself when it is empty, if we made it.
+    room itself when it is empty, if we made it. RoomError where what lies there is no room.
     """
     try:
         chosen = set(room.pipes() if pipes is None else pipes)

@@ -124,7 +124,7 @@ _SEVERAL = r"(?is)\s*([0-9]+)\s*[x×*]\s*(.+)"
 
 
 class Process(msgspec.Struct, frozen=True):
-    """A process that holds memory of a card; `used_bytes` is None where NVML does not say how much."""
+    """A process that holds memory of a card; `used_bytes` is null where NVML does not say how much."""
 
     pid: int
     name: str  # of the program; empty where NVML does not say

@@ -53,26 +53,29 @@ class Timing(Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class Say(Struct, frozen=True, omit_defaults=True, tag="say", gc=False):
-    """Speak to a member; in a conversation, tell it what it has not heard and ask for `turn`."""
+    """Speak to a member; in a conversation, tell it what it has not heard and ask for `turn`.
+
+    `after` is the last turn that the member is believed to know; -1: none.
+    """
 
     id: str
     sender: str = field(name="from")
     to: str
     content: str = ""
     conversation: str | None = None
-    turn: int | None = None  # the turn asked for
-    after: int | None = None  # the last turn that the member is believed to know; -1: none
+    turn: int | None = None
+    after: int | None = None
     heard: tuple[Heard, ...] = ()
 
 
 class Progress(Struct, frozen=True, omit_defaults=True, tag="progress", gc=False):
-    """The answer is on its way."""
+    """The answer is on its way; `position` is that in the queue, from 1."""
 
     reply_to: str
     sender: str = field(name="from")
     to: str
     phase: Phase
-    position: int | None = None  # in the queue, from 1
+    position: int | None = None
 
 
 class Delta(Struct, frozen=True, omit_defaults=True, tag="delta", gc=False):
@@ -86,7 +89,7 @@ class Delta(Struct, frozen=True, omit_defaults=True, tag="delta", gc=False):
 
 
 class Reply(Struct, frozen=True, omit_defaults=True, tag="reply", gc=False):
-    """A whole answer."""
+    """A whole answer; `dropped` are the first and the last turn that were left out of the prompt."""
 
     id: str
     reply_to: str
@@ -97,18 +100,21 @@ class Reply(Struct, frozen=True, omit_defaults=True, tag="reply", gc=False):
     thinking: str = ""
     usage: Usage | None = None
     timing: Timing | None = None
-    dropped: tuple[int, int] | None = None  # first and last turn left out of the prompt
+    dropped: tuple[int, int] | None = None
 
 
 class Failure(Struct, frozen=True, omit_defaults=True, tag="failure", gc=False):
-    """Why there is no answer."""
+    """Why there is no answer; without `reply_to`, to a line that had no readable id.
+
+    `have` goes with out-of-step: the last turn that the member knows; -1: none.
+    """
 
     sender: str = field(name="from")
     to: str
     reason: Reason
     detail: str = ""
-    reply_to: str | None = None  # None: the line had no readable id
-    have: int | None = None  # out-of-step: the last turn known; -1: none
+    reply_to: str | None = None
+    have: int | None = None
 
 
 class Ping(Struct, frozen=True, omit_defaults=True, tag="ping", gc=False):
@@ -121,6 +127,8 @@ class Ping(Struct, frozen=True, omit_defaults=True, tag="ping", gc=False):
 
 
 class Pong(Struct, frozen=True, omit_defaults=True, tag="pong", gc=False):
+    """The answer to a ping, with its content."""
+
     reply_to: str
     sender: str = field(name="from")
     to: str

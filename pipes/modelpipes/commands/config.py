@@ -16,6 +16,7 @@ from modelpipes.config.reading import Loaded
 from modelpipes.config.settings import SECTIONS, Config, keys
 from modelpipes.config.writing import as_written, write_value
 from modelpipes.errors import UsageError
+from modelpipes.safetext import make_line
 
 SHOW, EXAMPLE = "show", "example"
 # The variables that beat a key.
@@ -99,7 +100,7 @@ def _setting(key: str, value: Any, source: str) -> Setting:
 
 
 def _write(settings: list[Setting], path: str | None) -> str:
-    lines = [f"# {path or f'no configuration: {paths.config_file()} is not there'}"]
+    lines = [make_line(f"# {path or f'no configuration: {paths.config_file()} is not there'}")]
     section = ""
     for setting in settings:
         of, _, name = setting.key.rpartition(".")
@@ -108,7 +109,7 @@ def _write(settings: list[Setting], path: str | None) -> str:
             lines += ["", f"[{of}]"]
         source = os.path.basename(setting.source) if setting.source == path else setting.source
         written = f"# {name} is not set" if setting.value is None else f"{name} = {write_value(setting.value)}"
-        lines.append(f"{written:<{VALUE_COLUMN}}  # {source}")
+        lines.append(f"{written:<{VALUE_COLUMN}}  # {make_line(source)}")
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import click
 
 from modelpipes.errors import PipesError
-from modelpipes.room import HUB, Room, is_seat
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -46,15 +45,18 @@ class Paired(Text):
         self._is_shared = is_shared
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from modelpipes.room import is_seat
+
         name, is_pair, rest = incomplete.partition("=")
-        if not (is_pair and is_seat(name)):
-            of_all = self._value.shell_complete(ctx, param, incomplete) if self._is_shared else []
-            return [*of_all, *(super().shell_complete(ctx, param, incomplete) if self._is_shared else [])]
-        found = self._value.shell_complete(ctx, param, rest)
-        for item in found:
-            if item.type == "plain":  # a path stays apart: the shell completes it
-                item.value = f"{name}={item.value}"
-        return found
+        if is_pair and is_seat(name):
+            found = self._value.shell_complete(ctx, param, rest)
+            for item in found:
+                if item.type == "plain":  # a path stays apart: the shell completes it
+                    item.value = f"{name}={item.value}"
+            return found
+        if not self._is_shared:  # NAME is the person's to choose
+            return []
+        return [*self._value.shell_complete(ctx, param, incomplete), *super().shell_complete(ctx, param, incomplete)]
 
 
 def _item(meant: str | tuple[str, str] | CompletionItem) -> CompletionItem:
@@ -74,12 +76,15 @@ def path(incomplete: str, type: str = "file", suffix: str = "") -> CompletionIte
 
 def seats_of(ctx: click.Context) -> Iterator[tuple[str, str]]:
     """The seats of the room in force, but for the hub, each with what it does."""
+    from modelpipes.room import HUB, Room
+    from modelpipes.safetext import make_line
+
     with contextlib.suppress(PipesError):  # no room, no seats
         room = Room.open(ctx.params.get("directory"))
         for seat in room.seats():
             if seat != HUB:
                 who = room.sitting(seat)
-                yield seat, f"{who.state}, {who.voice}" if who.voice else who.state
+                yield seat, make_line(f"{who.state}, {who.voice}" if who.voice else who.state)
 
 
 def model_names(incomplete: str) -> Iterator[str]:
@@ -114,7 +119,7 @@ def models_of(config: str) -> list[str]:
 def _models(ctx: click.Context, incomplete: str) -> Meant:
     if not incomplete.startswith(HERE):
         yield "tiny-chat", "comes with modelpipes"
-        yield from dict.fromkeys(model_names(incomplete))
+        yield from model_names(incomplete)
     yield path(incomplete, suffix=".gguf")
 
 
@@ -135,6 +140,8 @@ def _named(ctx: click.Context, incomplete: str) -> Meant:
 
 
 def _senders(ctx: click.Context, incomplete: str) -> Meant:
+    from modelpipes.room import HUB
+
     yield HUB
     yield from seats_of(ctx)
 

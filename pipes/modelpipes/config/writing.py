@@ -40,8 +40,15 @@ def as_written(value: Any) -> Any:
 
 
 def _write_text(text: str) -> str:
-    # JSON's strings are TOML's basic ones, but for DEL, which TOML wants escaped.
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    # JSON's strings are TOML's basic ones, but for DEL, which TOML wants escaped; what else would command a terminal
+    # is escaped as well. Half a surrogate pair has no escape in TOML.
+    written = json.dumps(text, ensure_ascii=False)
+    return "".join(each if each.isprintable() or "\ud800" <= each <= "\udfff" else _escape(each) for each in written)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _write_size(size: int) -> str:

@@ -46,8 +46,10 @@ class Grant:
 
 
 class ResidentReport(msgspec.Struct):
+    """A model in memory: loading, ready, draining, stopping or failed; its bytes of the card's and of host memory."""
+
     name: str
-    state: str  # loading, ready, draining, stopping, failed
+    state: str
     bytes: int
     host_bytes: int
     busy: int
@@ -56,20 +58,24 @@ class ResidentReport(msgspec.Struct):
 
 
 class WaitingReport(msgspec.Struct):
+    """A request that waits for room, the first at position 1."""
+
     name: str
     position: int
     waited_s: float
 
 
 class DecisionReport(msgspec.Struct):
-    at: str  # ISO 8601, UTC
+    """What was done with a model, why, and when: ISO 8601 in UTC."""
+
+    at: str
     action: str
     name: str
     reason: str
 
 
 class Residency(msgspec.Struct):
-    """What `/residency` answers."""
+    """Who is in memory and who waits, beside the budgets of the card and the host, and the last decisions."""
 
     budget_bytes: int
     used_bytes: int
