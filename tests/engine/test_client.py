@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from modelpipes.deadline import Deadline
@@ -115,12 +114,8 @@ def test_system_text_is_never_lost_unnoticed(kind: EngineChoice, folder: Path, n
         assert client.refuses_system() or (client.count_tokens(messages) or 0) > (client.count_tokens(HELLO) or 0)
 
 
-# One for all: to make a client reads the certificates, which takes longer than a cancel.
-LOOK = httpx.Client(trust_env=False, verify=False)
-
-
 def busy_slots(engine: Engine) -> int:
-    return sum(slot["is_processing"] for slot in LOOK.get(engine.base_url + "/slots").json())
+    return sum(slot["is_processing"] for slot in engine.client().get("/slots"))
 
 
 def cancel_from_another_thread(stream: ChatStream, until: Callable[[Piece | Reading], bool], engine: Engine) -> float:
