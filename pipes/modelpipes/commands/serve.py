@@ -50,7 +50,14 @@ def _meant(ctx: click.Context, incomplete: str) -> values.Meant:
 @options.common
 @click.pass_context
 def command(
-    ctx: click.Context, /, words: tuple[str, ...], listen: str | None, vram: int | None, wait: float | None, follow: bool, as_json: bool
+    ctx: click.Context,
+    /,
+    words: tuple[str, ...],
+    listen: str | None,
+    vram: int | None,
+    wait: float | None,
+    follow: bool,
+    as_json: bool,
 ) -> None:
     """Serve models from one address, swapped in and out of memory as they are asked for.
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
+import socket
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -80,6 +82,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         server = xllamacpp.Server(_server_params(options))
     except (RuntimeError, ValueError, OverflowError, OSError) as error:
+        # llama.cpp says which of its reasons it was in a thread of its own, which may not come to it any more.
+        if _is_taken(options.host, options.port):
+            _say(f"error: couldn't bind to port {options.port}")
         _say(f"error: {str(error).strip() or 'the server cannot be started'}")
         return 1
     _say(f"listening on {server.listening_address}")
@@ -92,6 +97,15 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit:
         del server  # its destructor ends the serving threads; without it the process dies by the signal
     return 0
+
+
+def _is_taken(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
 
 
 def _say(line: str) -> None:

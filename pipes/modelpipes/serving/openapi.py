@@ -90,7 +90,7 @@ FAULTS = {
     413: "The body is too large",
     500: "The engine failed at this request",
     502: "The engine died, twice, before it answered",
-    503: "Too many wait already, or the model cannot be loaded now; see Retry-After",
+    503: "Too many wait already, or the model cannot be loaded; Retry-After where that may pass",
     504: "The answer took too long",
 }
 OF_EVERY = (400, 401, 403, 408)
