@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from modelpipes.chat.contents import Contents, Ended, read
 from modelpipes.chat.transcript import VERSION, End, Header, Turn
 from modelpipes.message import Stop, Timing, Usage
-from modelpipes.rendering import Contents, Ended, read, to_html, to_json, to_markdown, to_text
+from modelpipes.rendering import to_html, to_json, to_markdown, to_text
 from modelpipes.safetext import make_safe
 
 HEADER = Header(VERSION, "0" * 32, ("alice", "bob"), {"alice": "model tiny-chat"}, {"rounds": 4, "stop_word": None})

@@ -8,6 +8,7 @@ import stat
 import click
 
 from modelpipes import output, rendering
+from modelpipes.chat.contents import read
 from modelpipes.commands import options, values
 from modelpipes.deadline import Deadline
 from modelpipes.errors import FileError
@@ -38,7 +39,7 @@ def command(ctx: click.Context, transcript: str, form: str, show_thinking: bool,
     """
     name = "stdin" if transcript == "-" else transcript
     limit = Deadline.after(options.bounded(max_seconds))
-    contents = rendering.read(options.read_stdin_bytes(limit) if transcript == "-" else _read_file(transcript))
+    contents = read(options.read_stdin_bytes(limit) if transcript == "-" else _read_file(transcript))
     if not contents.is_transcript:
         raise FileError(f"{name}: is no transcript; one is made with chat-models --transcript FILE")
     match form:
