@@ -329,7 +329,7 @@ CASES = (
     ),
     Case(
         "serve",
-        arguments="models.toml",
+        arguments="status",
         examples=(
             Line("serve-models models.toml", until="serve-models status --wait 30s", code=SIGTERM),
             daemon("serve-models status"),

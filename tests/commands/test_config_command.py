@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from modelpipes.commands import VERBS, options
 from modelpipes.commands.config import VARIABLES
 from modelpipes.config.settings import SECTIONS, Config, keys
 from modelpipes.units import MAX_SECONDS
-from tests.commands.conftest import QUICK_ENGINE, Commands
+from tests.commands.conftest import LIMIT_S, QUICK_ENGINE, Commands
 from tests.shell import TINY_CHAT
 
 RTX_4080 = str(Path(__file__).parent.parent.parent / "config" / "rtx4080.toml")
@@ -235,6 +237,80 @@ def engine_command_lines(run: Commands) -> list[str]:
     return found
 
 
+def test_a_wrong_configuration_is_no_hindrance_to_those_who_have_no_use_for_it(run: Commands) -> None:
+    run("setup", "bob")
+    path = write(run, "x")
+    for words in (("man", "ask"), ("schema", "message"), ("completion", "bash"), ("config", "example")):
+        done = run(*words)
+        assert (done.code, done.stderr) == (0, ""), words
+    assert run("config", "show").code == 2
+    assert run("serve", "status").code == 1  # for none runs
+    cleaned = run("cleanup")  # $PIPE_DIR says which room
+    assert (cleaned.code, f"{path}: no TOML" in cleaned.stderr) == (0, True)
+    assert not Path(run.room.path).exists()
+
+
+def test_which_room_is_to_be_cleaned_up_may_stand_in_a_wrong_configuration(run: Commands) -> None:
+    write(run, "[room]\ndir = 'r'\nx = 1\n")
+    assert run("cleanup", PIPE_DIR="").code == 2
+
+
+def test_a_wrong_configuration_is_a_finding_of_check_system(run: Commands) -> None:
+    def found() -> dict[str, Any]:
+        (check,) = [one for one in json.loads(run("check", "--json").stdout)["checks"] if one["name"] == "config"]
+        return dict(check)
+
+    assert found()["state"] == "ok"
+    write(run, "[ask-model]\ntimeuot = 1\n")
+    assert (found()["state"], "did you mean timeout?" in found()["found"]) == ("warning", True)
+
+
+def test_check_system_looks_at_the_port_that_is_configured(run: Commands) -> None:
+    write(run, "[server]\nlisten = '127.0.0.1:1'\n")
+    assert "127.0.0.1:1 " in run("check").stdout
+
+
+def test_a_key_in_the_environment_beats_a_file_that_is_configured(run: Commands) -> None:
+    path = write(run, "[voice]\napi_key_file = 'key'\n")
+    assert shown(run)["voice.api_key_file"] == (str(path.parent / "key"), str(path))
+    done = run("config", "show", OPENAI_API_KEY="s3cret")
+    assert "s3cret" not in done.stdout
+    assert "# api_key_file is set, and not shown" in done.stdout
+    from modelpipes.commands.attach import command as attach_command
+    from modelpipes.commands.attach import read_options
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODELPIPES_CONFIG", str(path))
+        for key, wanted in (("", str(path.parent / "key")), ("s3cret", None)):
+            patch.setenv("OPENAI_API_KEY", key)
+            context = attach_command.make_context("attach-model", ["bob", "--server", "http://127.0.0.1:1"])
+            assert read_options(context)["api_key_file"] == wanted
+
+
+def test_a_conversation_on_a_gateway_with_a_key_has_it(run: Commands, tmp_path: Path) -> None:
+    path = tmp_path / "serve.toml"
+    path.write_text(f"[server]\nkey = 's3cret'\n[models.tiny]\nfile = '{TINY_CHAT}'\nctx_size = 512\n")
+    done = run("chat", "--serve", str(path), "alice=tiny", "--filter", "bob=cat", "--rounds", "1")
+    assert done.code == 0, done.stderr
+    assert run.left_files() == []
+
+
+def test_a_file_given_to_serve_models_is_its_configuration_in_every_way(run: Commands, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "foo.gguf").symlink_to(TINY_CHAT)
+    (tmp_path / "serve.toml").write_text(
+        "[server]\nlisten = '127.0.0.1:0'\n[find-gguf]\nsearch_path = ['models']\n[models.a]\nfile = 'foo'\n"
+    )
+    daemon = run.start("serve", str(tmp_path / "serve.toml"))
+    assert "a" in run("serve", "status", "--wait", "10s").stdout
+    os.remove(tmp_path / "serve.toml")
+    os.mkfifo(tmp_path / "serve.toml")
+    daemon.send_signal(signal.SIGHUP)  # which it must survive without waiting for a writer
+    assert run("serve", "status").code == 0
+    daemon.terminate()
+    assert daemon.wait(LIMIT_S) == 143
+
+
 # Use cases
 
 
@@ -244,10 +320,8 @@ def test_a_use_case_rates_each_model_as_one_of_so_many_and_advises_a_quantisatio
     assert told["gpu"]["total_bytes"] == 4_500_000_000
     assert (told["settings"]["ctx_size"], told["settings"]["reserve_bytes"]) == (4096, 0)
     assert told["files"][0]["advised_quantization"] == "Q5_K_M"
-    given = json.loads(
-        run("find", str(TINY_CHAT), "--use", "three", "--vram", "1GB", "--config", RTX_4080, "--json").stdout
-    )
-    assert given["gpu"]["total_bytes"] == 10**9
+    flag = run("find", str(TINY_CHAT), "--use", "three", "--ctx-size", "512", "--config", RTX_4080, "--json")
+    assert json.loads(flag.stdout)["settings"]["ctx_size"] == 512
 
 
 def test_a_plan_for_a_use_case_has_all_of_its_memory_and_not_more_models(run: Commands) -> None:
@@ -260,3 +334,21 @@ def test_a_use_case_that_is_not_configured_is_named_with_those_that_are(run: Com
     assert "there are one, two, three" in run("find", "--use", "four", "--config", RTX_4080).stderr
     done = run("find", "--use", "two")
     assert done.code == 2 and "modelpipes config example" in done.stderr
+
+
+def test_a_use_case_is_of_all_cards_together_and_no_more_than_they_have(run: Commands) -> None:
+    two = ["fit", str(TINY_CHAT), str(TINY_CHAT), "--use", "two", "--config", RTX_4080, "--json"]
+    assert json.loads(run(*two, "--gpu", "2x rtx3060").stdout)["gpu"]["total_bytes"] == 14 * 10**9
+    done = run(*two, "--gpu", "rtx3060")
+    assert (done.code, "--use: 2 x 6.5 GiB are more than 12.0 GiB of RTX 3060" in done.stderr) == (2, True)
+
+
+def test_a_flag_beats_a_use_case(run: Commands) -> None:
+    done = run("fit", str(TINY_CHAT), "--use", "two", "--ctx-size", "512", "--config", RTX_4080, "--json")
+    assert json.loads(done.stdout)["settings"]["ctx_size"] == 512
+
+
+def test_what_a_use_case_leaves_out_is_as_it_is_without_one(run: Commands) -> None:
+    write(run, "[use.two]\nmodels = 2\nmemory = '7GB'\n[find-gguf]\nctx_size = 512\nkv_type = 'q8_0'\n")
+    settings = json.loads(run("find", str(TINY_CHAT), "--use", "two", "--json").stdout)["settings"]
+    assert (settings["ctx_size"], settings["kv_type"]) == (512, "q8_0")

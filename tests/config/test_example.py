@@ -94,7 +94,7 @@ def test_every_known_cards_use_cases_fit_it_all_at_once(card: str) -> None:
     (found,) = parse_gpu(card).cards
     uses = read(write_example(card, found.total_bytes), "/").config.use
     for use in uses.values():
-        assert use.memory is not None and 0 < use.memory * use.models < found.total_bytes
+        assert 0 < use.memory * use.models < found.total_bytes
 
 
 @pytest.mark.parametrize("name", ["rtx4080", "rtx3060", "rtx3090"])
@@ -112,11 +112,12 @@ def test_a_model_of_the_advised_quantisation_takes_no_more_than_its_share(
         kinds = {TensorType.Q4_K, TensorType.Q5_K, TensorType.F16} if quant == "Q8_0" else {TensorType.Q4_K}
         tensors = [replace(one, type=TYPES[quant] if one.type in kinds else one.type) for one in shape.tensors]
         write_model(tmp_path / "model.gguf", replace(shape, tensors=tensors))
+        assert use.ctx_size and use.kv_type
         settings = Settings(
             n_ctx=use.ctx_size, type_k=use.kv_type, type_v=use.kv_type, n_ubatch=128, backend="cuda", n_devices=1
         )
         memory = predict_memory(read_model(str(tmp_path / "model.gguf")), settings)
-        assert use.memory is not None and memory.device_bytes <= use.memory, f"{case}: {quant}"
+        assert memory.device_bytes <= use.memory, f"{case}: {quant}"
 
 
 def advised(use: Use, parameters: int) -> str | None:

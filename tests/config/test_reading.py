@@ -209,9 +209,18 @@ def test_the_types_of_caches_are_those_of_llama_cpp() -> None:
         ("[chat-models]\npatience = -1", "chat-models.patience: expected a time such as"),
         ("[use.two]\nmemory = 'much'", "use.two.memory: 'much' is not a size"),
         ("[use.two.x]", 'use.two.x is no key: a name with dots is quoted: [use."two.x"]'),
+        ("[use.two]", "use.two: it needs the key memory"),
+        ("[use.two]\nmemory = 0", "use.two.memory: 0 is no memory at all"),
         ("[use.two]\nquant = {'9B' = 4}", 'use.two.quant[...]: expected text in "quotes", got a table'),
         ("[use.two]\nquant = 4", "use.two.quant: expected a table such as"),
-        ("[use.two]\nquant = {'big' = 'Q4_K_M'}", "use.two.quant: 'big' is no number of parameters: write 9B"),
+        (
+            "[use.two]\nmemory = '7GB'\nquant = {'big' = 'Q4_K_M'}",
+            "use.two.quant: 'big' is no number of parameters: write 9B",
+        ),
+        ('[voice]\nengine_args = ["a\\u0000"]', "voice.engine_args: no program takes a NUL"),
+        ('[watch-gpu]\nexec_on_alert = "a\\u0000"', "watch-gpu.exec_on_alert: no program takes a NUL"),
+        ("[watch-gpu]\ninterval = 'none'", "watch-gpu.interval: there would be no second look"),
+        ("[find-gguf]\nsearch_path = ['/a:b']", "find-gguf.search_path: a folder with : in its name"),
         ("[room]\ndir = 3", 'room.dir: expected text in "quotes", got 3'),
         ("zzz = 1", "zzz is no key: there are room, voice, list-seats, ask-model, "),
         ("[models.qwen2.5]\nfile = 'q'", 'models.qwen2.5 is no key: a name with dots is quoted: [models."qwen2.5"]'),
@@ -347,6 +356,23 @@ def test_a_file_that_cannot_be_read_is_a_reason(kind: str, tmp_path: Path) -> No
     assert ("modelpipes config example" if kind == "missing" else "cannot be read") in str(refused.value)
 
 
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(UsageError, match="it is no regular file"):
+            load(str(path))
+        with pytest.raises(UsageError, match="it is no regular file"):
+            read_key(Server(key_file=str(path)))
+    assert load("/dev/null").config == Config()
+
+
+def test_a_file_that_nobody_wrote_is_refused(tmp_path: Path) -> None:
+    with open(tmp_path / "huge", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UsageError, match="it is larger than"):
+        load(str(tmp_path / "huge"))
+
+
 def read_or_refuse(call: Callable[[], object]) -> None:
     try:
         call()
@@ -362,7 +388,10 @@ def test_no_text_makes_reading_fail_otherwise(text: str) -> None:
 
 
 KINDS: dict[str, type[msgspec.Struct]] = {heading.partition(".")[0]: kind for heading, kind in SECTIONS.items()}
-NAMED = {"models": {"file": "/a.gguf"}, "use": {}}  # tables of tables, and what each needs
+NAMED: dict[str, dict[str, object]] = {
+    "models": {"file": "/a.gguf"},
+    "use": {"memory": 1},
+}  # tables of tables, and what each needs
 KEYS = sorted({key for kind in KINDS.values() for key in kind.__struct_fields__})
 WORDS = st.sampled_from(["auto", "none", "16GB", "30s", "0", "f16", "q8_0", "unix:s", "127.0.0.1:1", "~/m", "a", "b"])
 LEAVES = (

@@ -32,10 +32,10 @@ def test_a_size_is_written_so_that_no_byte_is_lost(size: int) -> None:
     assert read(f"[card]\nreserve = {write_value(Size(size))}", "/").config.card.reserve == size
 
 
-@given(st.floats(0.001, MAX_SECONDS))
-def test_a_time_is_written_to_three_digits_or_better(seconds: float) -> None:
+@given(st.floats(1e-9, MAX_SECONDS))
+def test_a_time_is_written_to_fifteen_digits(seconds: float) -> None:
     limit = read(f"[ask-model]\ntimeout = {write_value(Limit(seconds))}", "/").config.ask_model.timeout
-    assert limit == pytest.approx(seconds, rel=0.006)
+    assert limit == pytest.approx(seconds, rel=1e-14)
 
 
 def test_no_limit_and_no_time_at_all_are_written_as_such() -> None:
@@ -66,7 +66,9 @@ WRONG = [
     "[card]\nreserve = 'auto'",
     "[models.a]\nctx_size = 4096",
     "[models.a]\nfile = 'a.gguf'\naliases = 'b'",
-    "[use.two]\nquant = {'9B' = 4}",
+    "[use.two]\nmemory = '7GB'\nquant = {'9B' = 4}",
+    "[use.two]\nmemory = 0",
+    "[use.two]",
     "[watch-gpu]\nalert_vram = 'never'",
     "[zzz]",
 ]
@@ -78,7 +80,7 @@ RIGHT = [
     "[memory]\nbudget = 5",
     "[chat-models]\npatience = 0",
     "[watch-gpu]\nalert_vram = 'none'",
-    "[use.two]\nquant = {'9B' = 'Q4_K_M'}",
+    "[use.two]\nmemory = '7GB'\nquant = {'9B' = 'Q4_K_M'}",
 ]
 
 

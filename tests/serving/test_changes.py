@@ -23,7 +23,13 @@ def test_a_reload_touches_only_what_changed() -> None:
         "/etc",
     )
     assert difference(old, new) == Change(
-        added=("e",), removed=("d",), changed=("b",), touched=("qwen",), restart=("server.listen",), memory=True
+        added=("e",),
+        removed=("d",),
+        changed=("b",),
+        touched=("qwen",),
+        restart=("server.listen",),
+        memory=True,
+        budget=True,
     )
 
 

@@ -9,7 +9,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from modelpipes import output
 from modelpipes.commands import ENDING_SIGNALS, options, values
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 # Of the options of a voice: those that programs, engines of ours and servers alone can use.
 FOR_PROGRAMS = ("parallel",)
 FOR_ENGINES = ("kv-type", "gpu-layers", "threads", "engine", "engine-arg")
+API_KEY = "OPENAI_API_KEY"
 KINDS = ("model", "server", "exec_", "filter_")
 FOR_SERVERS = ("model-name", "api-key-file")
 SIGNALLED = 128  # and the signal's number, as a shell counts
@@ -81,7 +81,8 @@ def read_options(ctx: click.Context) -> dict[str, Any]:
     kind = next((kind for kind in KINDS if given[kind]), "").removesuffix("_")
     for name in options.VOICE:
         parameter = name.replace("-", "_")
-        if not can_use(kind, name) and ctx.get_parameter_source(parameter) is ParameterSource.DEFAULT_MAP:
+        is_beaten = name == "api-key-file" and os.environ.get(API_KEY)
+        if options.is_from_file(ctx, parameter) and (is_beaten or not can_use(kind, name)):
             given[parameter] = () if name == options.REPEATABLE else None
     return given
 
@@ -187,4 +188,4 @@ def asked_of(seat: str, given: dict[str, Any]) -> Asked:
 
 
 def _api_key(file: str | None) -> str | None:
-    return options.read_text(f"@{file}") if file else os.environ.get("OPENAI_API_KEY") or None
+    return options.read_text(f"@{file}") if file else os.environ.get(API_KEY) or None

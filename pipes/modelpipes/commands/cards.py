@@ -83,7 +83,8 @@ def use_option(defaults: Callable[[Use], Mapping[str, Any]]) -> Callable[[option
     def choose(ctx: click.Context, param: click.Parameter, name: str | None) -> Use | None:
         if name is None or ctx.resilient_parsing:
             return None
-        uses = ctx.meta["loaded"].config.use if "loaded" in ctx.meta else {}
+        loaded = options.configured(ctx).loaded
+        uses = loaded.config.use if loaded else {}
         if name not in uses:
             there = f"there are {', '.join(uses)}" if uses else f"none is configured; {options.GET_CONFIG}"
             raise UsageError(f"--use {name}: no such use case: {there}")
@@ -95,20 +96,40 @@ def use_option(defaults: Callable[[Use], Mapping[str, Any]]) -> Callable[[option
     return click.option("--use", metavar="NAME", callback=choose, help="A use case of the configuration, as two.")
 
 
-def choose_cards(name: str, vram_bytes: int | None) -> tuple[gpu.Card, ...]:
-    """The cards to reckon with; says on stderr where it had to assume one."""
+def choose_cards(
+    name: str, vram_bytes: int | None, use: Use | None = None, *, for_all: bool = False
+) -> tuple[gpu.Card, ...]:
+    """The cards to reckon with; says on stderr where it had to assume one.
+
+    With a use case they have what it leaves to one of its models, or to all of them, and nothing else on them counts;
+    UsageError where they have not as much.
+    """
+    cards = _choose_cards(name, vram_bytes)
+    if use is None:
+        return cards
+    total_bytes = sum(card.total_bytes for card in cards)
+    if use.memory * use.models > total_bytes:
+        has = f"{format_bytes(total_bytes)} of {'' if len(cards) == 1 else f'{len(cards)} x '}{cards[0].name}"
+        raise UsageError(f"--use: {use.models} x {format_bytes(use.memory)} are more than {has}")
+    share = use.memory * (use.models if for_all else 1) // len(cards)
+    return tuple(_with_memory(card, share) for card in cards)
+
+
+def _with_memory(card: gpu.Card, size_bytes: int, **other: Any) -> gpu.Card:
+    """The card, whatever it has and whoever uses it, with so much."""
+    return msgspec.structs.replace(
+        card, total_bytes=size_bytes, free_bytes=size_bytes, uuid=None, processes=(), stand_in=False, **other
+    )
+
+
+def _choose_cards(name: str, vram_bytes: int | None) -> tuple[gpu.Card, ...]:
     found = gpu.parse_gpu(name)
     is_assumed = any(card.stand_in for card in found.cards)
     if vram_bytes == 0:
         raise UsageError("--vram 0 leaves no card: --no-gpu-fit rates nothing")
     if vram_bytes is not None:
         other = {"name": f"{format_bytes(vram_bytes)} card"} if is_assumed else {}
-        return tuple(
-            msgspec.structs.replace(
-                card, total_bytes=vram_bytes, free_bytes=vram_bytes, uuid=None, processes=(), stand_in=False, **other
-            )
-            for card in found.cards
-        )
+        return tuple(_with_memory(card, vram_bytes, **other) for card in found.cards)
     assumed = [f"reckoning with an {card.name} and its {format_bytes(card.total_bytes)} (--gpu NAME or --vram SIZE "
                "for another)" for card in found.cards if card.stand_in]  # fmt: skip
     if found.problems or assumed:

@@ -115,7 +115,8 @@ def command(ctx: click.Context, /, **given: Any) -> None:
 
             _check_served(given["seats"])
             gateway = stack.enter_context(serving(given["serve"]))
-        _lead(given, ctx.meta["names"], gateway)
+        is_for_voices = not options.is_from_file(ctx, "timeout")
+        _lead({**given, "voice_timeout": given["timeout"] if is_for_voices else None}, ctx.meta["names"], gateway)
 
 
 def _check_served(seats: Sequence[str]) -> None:
@@ -124,7 +125,7 @@ def _check_served(seats: Sequence[str]) -> None:
 
 
 def _lead(given: dict[str, Any], names: Sequence[str], gateway: Gateway | None) -> None:
-    members = read_members(given, names, gateway.url if gateway else "")
+    members = read_members(given, names, gateway)
     if not given["no_fit_check"]:
         members.check_fit()
     _check_moderator(given["taking"], given["moderator"], members)

@@ -16,7 +16,7 @@ from typing import Any
 import click
 import msgspec
 
-from modelpipes import checks, hostmemory, output
+from modelpipes import checks, hostmemory, output, paths
 from modelpipes.checks import Check
 from modelpipes.child import Child
 from modelpipes.cleanup import clean_up
@@ -50,8 +50,9 @@ FOUND_COLUMN = 24  # least width of the last column, on a terminal however narro
 @click.option("--timeout", type=options.SECONDS, default="5", show_default=True,
               help="How long engines, cards and folders may take to answer, or none.")  # fmt: skip
 @options.as_json
-@options.common
-def command(timeout: float, as_json: bool) -> int:
+@options.lenient
+@click.pass_context
+def command(ctx: click.Context, /, timeout: float, as_json: bool) -> int:
     """Tell what is here for models to talk, what is missing, what to do about it.
 
     Each line is ok, warning or missing. The exit code is 1 where two models
@@ -62,7 +63,7 @@ def command(timeout: float, as_json: bool) -> int:
       check-system
       check-system --json | jq -r '.checks[] | select(.state != "ok") | .advice'
     """
-    found = check_all(Deadline.after(options.bounded(timeout)))
+    found = check_all(Deadline.after(options.bounded(timeout)), options.configured(ctx))
     is_able = checks.can_talk(found)
     if as_json:
         output.write_json(Report(found, is_able))
@@ -101,7 +102,7 @@ def draw(found: list[Check], width: int | None) -> str:
     return draw_table(rows, ["state", "check", "found"])
 
 
-def check_all(deadline: Deadline) -> list[Check]:
+def check_all(deadline: Deadline, configured: options.Configured) -> list[Check]:
     """Look at everything; what has not answered at the deadline is said to be late."""
     system = _check_system()
     if not checks.can_talk(system):
@@ -114,7 +115,8 @@ def check_all(deadline: Deadline) -> list[Check]:
     with _asking(questions, deadline) as answers:
         before = _check_pipes()
         daemons = [(daemon.pid, daemon.listen) for daemon in record.running()]
-        after = [*checks.judge_daemons(daemons), _check_port(daemons), *_check_extras()]
+        listen = configured.loaded.config.server.listen if configured.loaded else DEFAULT_LISTEN
+        after = [*checks.judge_daemons(daemons), *_check_port(listen, daemons), *_check_extras()]
     cards, *rest = (answers.get(number) for number in range(len(questions)))
     of_engines, of_folders = rest[: len(engines)], rest[len(engines) :]
     found_cards = _as(Cards, cards)
@@ -126,6 +128,7 @@ def check_all(deadline: Deadline) -> list[Check]:
     names = [(name, engine.argv[0] if engine.kind == "llama-server" else "") for name, engine in engines]
     return [
         *system,
+        _check_configuration(configured),
         *before,
         *checks.judge_engines(names, said, found_cards, engine_error, locate.GET_ONE),
         *checks.judge_cards(found_cards, _display_vendors()),
@@ -140,6 +143,13 @@ def _check_system() -> list[Check]:
         Check("python", "ok", f"{version} ({sys.executable}), modelpipes {__version__}"),
         checks.judge_kernel(uname.sysname, uname.release),
     ]
+
+
+def _check_configuration(configured: options.Configured) -> Check:
+    if configured.mistake:
+        advice = "correct it: until then what reads it ends with exit code 2"
+        return Check("config", "warning", str(configured.mistake), advice)
+    return Check("config", "ok", configured.path or f"none: {paths.config_file()} is not there")
 
 
 def _check_pipes() -> list[Check]:
@@ -225,17 +235,19 @@ def _read_disk(path: str) -> checks.Disk | None:
     return checks.Disk(path, found.f_bavail * found.f_frsize, os.access(there, os.W_OK | os.X_OK))
 
 
-def _check_port(daemons: list[tuple[int, str]]) -> Check:
-    host, _, port = DEFAULT_LISTEN.rpartition(":")
+def _check_port(listen: str, daemons: list[tuple[int, str]]) -> list[Check]:
+    host, _, port = listen.rpartition(":")
+    if host.startswith("unix"):
+        return []
     error_text, holder = "", checks.Holder()
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that ended bar nobody
-            probe.bind((host, int(port)))
+            probe.bind((host.strip("[]"), int(port)))
     except OSError as error:
         error_text = (error.strerror or str(error)).lower()
         holder = _find_holder(int(port))
-    return checks.judge_port(DEFAULT_LISTEN, error_text, holder, daemons)
+    return [checks.judge_port(listen, error_text, holder, daemons)]
 
 
 def _find_holder(port: int) -> checks.Holder:

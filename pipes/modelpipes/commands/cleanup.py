@@ -17,8 +17,9 @@ from modelpipes.room import Room, resolve
 @options.directory
 @click.option("-p", "prefix", metavar="PREFIX", help="Only the seats PREFIX1, PREFIX2 and so on.")
 @click.option("-f", "--force", is_flag=True, help="Also seats in use; their members leave by themselves.")
-@options.common
-def command(directory: str | None, prefix: str | None, force: bool) -> int:
+@options.lenient
+@click.pass_context
+def command(ctx: click.Context, /, directory: str | None, prefix: str | None, force: bool) -> int:
     """Remove what a room may contain, if it is ours, and the room if we made it.
 
     Never asks. A seat in use is named and kept (exit 1), unless -f.
@@ -28,6 +29,10 @@ def command(directory: str | None, prefix: str | None, force: bool) -> int:
       cleanup-pipes
       cleanup-pipes -d ./room -f
     """
+    if mistake := options.configured(ctx).mistake:
+        if not (directory or os.environ.get("PIPE_DIR")):
+            raise mistake  # it may name another room than the default one
+        output.say(f"cleanup-pipes: {mistake}")
     try:
         room = Room.open(directory)
     except RoomError:

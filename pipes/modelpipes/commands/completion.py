@@ -239,7 +239,7 @@ def script(shell: str) -> str:
 
 @click.command(context_settings=options.settings)
 @click.argument("shell", type=click.Choice(list(SHELLS)), metavar="[bash|zsh|fish]", required=False)
-@options.common
+@options.lenient
 def command(shell: str | None) -> None:
     """Print a script that lets a shell complete all commands, also under their own names.
 

@@ -36,7 +36,7 @@ MAX_CONTEXT = (1 << 32) - 1  # llama.cpp's n_ctx has 32 bits
               help="Context in tokens.  [4096]")  # fmt: skip
 @cards.prediction_options
 @cards.card_options
-@cards.use_option(lambda use: {"vram": use.memory, "reserve": 0, "ctx_size": use.ctx_size, "kv_type": use.kv_type})
+@cards.use_option(lambda use: {"reserve": 0, "ctx_size": use.ctx_size, "kv_type": use.kv_type})
 @click.option("--gpu-fit/--no-gpu-fit", default=True, help="Rate the files on the card.  [yes]")
 @click.option("--fits", is_flag=True, help="Only what fits.")
 @click.option("--min-size", type=options.BYTES, metavar="SIZE", help="Only files of at least SIZE, as 500MB or 4G.")
@@ -91,7 +91,7 @@ def command(
     settings = Settings(
         n_ctx=ctx_size, n_parallel=parallel, flash_attn=flash_attn, type_k=kv_type, type_v=kv_type, backend="cuda"
     )
-    chosen = cards.choose_cards(gpu, vram) if gpu_fit else ()
+    chosen = cards.choose_cards(gpu, vram, use) if gpu_fit else ()
     space = cards.space_of(chosen, reserve) if gpu_fit else None
     searched = folders or places.default_places()
     with Survey(settings, space, strict=strict, cached=not no_cache) as survey, output.Progress() as progress:
@@ -101,7 +101,7 @@ def command(
     sort_lines(listing.lines, sort, reverse=reverse)
     if use:
         advise(listing.lines, use)
-    described = cards.describe_cards(chosen, is_given=vram is not None) if chosen else None
+    described = cards.describe_cards(chosen, is_given=vram is not None or use is not None) if chosen else None
     asked = listview.Asked(ctx_size, kv_type, parallel, flash_attn, reserve, space.host_bytes if space else None)
     listview.write_listing(listing, described, asked, "json" if as_json else format_)
     listview.tell(listing, searched, verbose=verbose)

@@ -24,14 +24,7 @@ if TYPE_CHECKING:
 @click.command(context_settings=options.settings)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=values.MODEL)
 @cards.card_options
-@cards.use_option(
-    lambda use: {
-        "vram": use.memory and use.memory * use.models,
-        "reserve": 0,
-        "min_ctx": use.ctx_size,
-        "kv_type": use.kv_type,
-    }
-)
+@cards.use_option(lambda use: {"reserve": 0, "min_ctx": use.ctx_size, "kv_type": use.kv_type})
 @click.option("--ctx-size", type=click.IntRange(1), metavar="N", help="Context of each model, as llama-server's -c.")
 @click.option("--min-ctx", type=click.IntRange(1), metavar="N",
               help=f"Else the largest that fits, and at least N.  [{LEAST_CONTEXT}]")  # fmt: skip
@@ -45,8 +38,9 @@ if TYPE_CHECKING:
               help="How to report; sh prints llama-server commands.  [table]")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @options.common
+@click.pass_context
 def command(
-    files: tuple[str, ...], use: Use | None, gpu: str, vram: int | None, reserve: int,
+    ctx: click.Context, /, files: tuple[str, ...], use: Use | None, gpu: str, vram: int | None, reserve: int,
     ctx_size: int | None, min_ctx: int | None, kv_type: str | None, parallel: int, flash_attn: bool, whole: bool,
     format_: str, as_json: bool,
 ) -> None:  # fmt: skip
@@ -66,7 +60,9 @@ def command(
       fit-models a.gguf b.gguf --use two
     """
     if ctx_size is not None and min_ctx is not None:
-        raise UsageError("--ctx-size fixes the context and --min-ctx bounds it: give one of them")
+        if not options.is_from_file(ctx, "min_ctx"):
+            raise UsageError("--ctx-size fixes the context and --min-ctx bounds it: give one of them")
+        min_ctx = None
     if use and len(files) > use.models:
         raise UsageError(f"--use: that case is for {use.models} models at once, and here are {len(files)}")
     paths = [find_model(file) for file in files]
@@ -79,7 +75,7 @@ def command(
         n_parallel=parallel,
         flash_attn=flash_attn,
     )
-    chosen = cards.choose_cards(gpu, vram)
+    chosen = cards.choose_cards(gpu, vram, use, for_all=True)
     space = cards.space_of(chosen, reserve)
     made = plan(headers, space, wishes)
     names = [stem(path) if _is_path(file, path) else file for file, path in zip(files, paths, strict=True)]
@@ -88,7 +84,7 @@ def command(
         asked = planview.Asked(
             ctx_size, wishes.min_ctx, wishes.kv_types, parallel, flash_attn, whole, reserve, space.host_bytes
         )
-        planview.write_json(view, cards.describe_cards(chosen, is_given=vram is not None), asked)
+        planview.write_json(view, cards.describe_cards(chosen, is_given=vram is not None or use is not None), asked)
     elif format_ == "table":
         planview.write_table(view)
     elif made.is_together:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import select
 import sys
+import tempfile
 from collections.abc import Iterator
 
 from modelpipes.child import Child
@@ -20,11 +21,12 @@ COSTS = ("load_seconds_count", "load_seconds_sum", 'decisions_total{action="stop
 
 
 class Gateway:
-    """Where it listens, and what swapping has cost."""
+    """Where it listens, the file with its key, empty where it has none, and what swapping has cost."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str, key_file: str) -> None:
         self.url = url
-        self._client = Client(url)
+        self.key_file = key_file
+        self._client = Client(url, api_key=key or None)
 
     def models(self) -> list[str]:
         """The names of the models that it serves."""
@@ -44,7 +46,7 @@ class Gateway:
 @contextlib.contextmanager
 def serving(config: str) -> Iterator[Gateway]:
     """Run one with this configuration. EngineError with its last words where it does not start."""
-    argv = [sys.executable, "-P", "-m", "modelpipes", "serve", "--listen=127.0.0.1:0", "--", config]
+    argv = [sys.executable, "-P", "-m", "modelpipes", "serve", "--listen=127.0.0.1:0", f"--config={config}"]
     with Child(argv, name="serve-models") as child:
         deadline = Deadline.after(START_S)
         poll = select.poll()
@@ -55,4 +57,8 @@ def serving(config: str) -> Iterator[Gateway]:
                 raise EngineError(said[0].removeprefix("modelpipes serve: ") if said else "serve-models ended")
             if deadline.has_passed():
                 raise DeadlineError(f"serve-models has not started after {START_S:g} s")
-        yield Gateway(f"http://{found[0].listen}")
+        # In a file: a command line is shown to everybody, and an environment is inherited by programs.
+        with tempfile.NamedTemporaryFile("w", prefix="modelpipes-") as key_file:
+            key_file.write(found[0].key)
+            key_file.flush()
+            yield Gateway(f"http://{found[0].listen}", found[0].key, key_file.name if found[0].key else "")

@@ -13,7 +13,7 @@ NAMES = {name: verb for verb, (command, _) in VERBS.items() for name in (command
 
 @click.command(context_settings=options.settings)
 @click.argument("name", metavar="[COMMAND]", required=False, type=values.Text(lambda ctx, incomplete: NAMES))
-@options.common
+@options.lenient
 def command(name: str | None) -> None:
     """Print the manual page of a command or verb; without one, of modelpipes.
 

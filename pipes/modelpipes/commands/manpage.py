@@ -31,6 +31,7 @@ ENVIRONMENT: dict[str, tuple[str, tuple[str, ...]]] = {
     "PIPE_TO_SEAT": ("The pipe to a seat, as setup-pipes --print-env prints it.", ("--print-env", "--to-pipe")),
     "PIPE_FROM_SEAT": ("The pipe from a seat.", ("--print-env", "--from-pipe")),
     "MODELPIPES_CONFIG": ("The configuration, as --config.", ()),
+    "XDG_CONFIG_HOME": ("Where the configuration is looked for, in place of ~/.config.", ("--config",)),
     "LLAMA_SERVER": ("The engine to use.", ("--engine", "build-engine", "check", "serve")),
     "SEARCH_PATH": ("Folders with model files, a colon between them.", ("--model", "find", "fit", "check", "serve")),
     "OPENAI_API_KEY": ("The key for --server.", ()),

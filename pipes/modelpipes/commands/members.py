@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from msgspec import Struct
@@ -11,6 +11,9 @@ from msgspec import Struct
 from modelpipes.commands import attach, options
 from modelpipes.errors import FileError, UsageError
 from modelpipes.room import HUB, check_seat, is_seat
+
+if TYPE_CHECKING:
+    from modelpipes.commands.gateway import Gateway
 
 ME = "me"  # the member who is the person at the terminal
 VOICES = ("model", "server", "exec", "filter")
@@ -61,20 +64,24 @@ class InOrder(click.Command):
                     yield value.partition("=")[0]
 
 
-def read_members(given: Mapping[str, Any], names: Sequence[str], gateway: str = "") -> Members:
+def read_members(given: Mapping[str, Any], names: Sequence[str], gateway: Gateway | None = None) -> Members:
     """The members that the options ask for; UsageError, or FileError for a model file, before anything is started.
 
     With a `gateway` names may be NAME=MODEL: a model that it serves.
     """
     served = [word.partition("=")[::2] for word in names if "=" in word]
     if served:
-        if not gateway:
+        if gateway is None:
             word = next(word for word in names if "=" in word)
             raise UsageError(f"{word}: a seat that is taken has a NAME; to seat a model give --model {word}")
         names = [word.partition("=")[0] for word in names]
         given = {
             **given,
-            "server_": [*given["server_"], *(f"{name}={gateway}" for name, _ in served)],
+            "server_": [*given["server_"], *(f"{name}={gateway.url}" for name, _ in served)],
+            "api_key_file": [
+                *given["api_key_file"],
+                *(f"{name}={gateway.key_file}" for name, _ in served if gateway.key_file),
+            ],
             "model_name": [*given["model_name"], *(f"{name}={model}" for name, model in served)],
         }
     seated = {name: (kind, value) for kind in VOICES for name, value in _pairs(kind, given[f"{kind}_"])}
@@ -108,7 +115,7 @@ def _pairs(kind: str, values: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _commands(kinds: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, list[str]]:
     """Each member's options as attach-model takes them: NAME=VALUE is its own, VALUE for all that can use it."""
-    silence_s = given["timeout"]
+    silence_s = given["voice_timeout"]
     everyone = [f"--timeout={'none' if silence_s == float('inf') else silence_s}"] if silence_s else []
     commands = {name: list(everyone) for name in kinds}
     for option in options.VOICE:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from modelpipes import paths, units
 from modelpipes.commands import values
 from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, MessageError, UsageError
 from modelpipes.version import __version__
+
+if TYPE_CHECKING:
+    from modelpipes.config.reading import Loaded
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -67,37 +71,84 @@ GET_CONFIG = "modelpipes config example prints one, for ~/.config/modelpipes/con
 VARIABLES = {"room.dir": "PIPE_DIR", "find-gguf.search_path": "SEARCH_PATH", "voice.llama_server": "LLAMA_SERVER"}
 
 
-def _configure(ctx: click.Context, param: click.Parameter, given: str | None) -> None:
+class Configured(NamedTuple):
+    """What a command goes by: the file's path, empty where there is none, and what it says, or what is wrong with it.
+
+    `variables` are those of VARIABLES that the file put into the environment.
+    """
+
+    path: str = ""
+    loaded: Loaded | None = None
+    variables: tuple[str, ...] = ()
+    mistake: UsageError | None = None
+
+    def insist(self) -> None:
+        """Raise UsageError for a file that is wrong, in a command that need not have one."""
+        if self.mistake:
+            raise self.mistake
+
+
+def configured(ctx: click.Context) -> Configured:
+    """What this command goes by."""
+    found: Configured = ctx.meta.get(CONFIG, Configured())
+    return found
+
+
+def is_from_file(ctx: click.Context, name: str) -> bool:
+    """Did the configuration say this parameter, and nobody who knew better?"""
+    return ctx.get_parameter_source(name) is ParameterSource.DEFAULT_MAP
+
+
+def _configure(ctx: click.Context, given: str | None, *, is_lenient: bool) -> None:
     """Have the configuration say this command's defaults: the file that is given, else the user's where there is one.
 
-    `ctx.meta["config"]` is its path then, and "loaded" what it says. What has a variable of its own is put into the
-    environment, where it is not ("variables"); so is the file's name where it was given: members and engines that we
-    start are to know it.
+    What has a variable of its own is put into the environment, where it is not; so is the file's name where it was
+    given: members and engines that we start are to know it.
     """
     path = given or paths.config_file()
     if ctx.resilient_parsing or not (given or os.path.lexists(path)):
         return
-    from modelpipes.config.reading import load  # only where there is something to read: it takes 10 ms
+    from modelpipes.config.reading import load  # only where there is something to read: it takes 5 ms
 
-    path = ctx.meta["config"] = os.path.abspath(os.path.expanduser(path))
-    loaded = ctx.meta["loaded"] = load(path)
+    path = os.path.abspath(os.path.expanduser(path))
+    try:
+        loaded = load(path)
+    except UsageError as mistake:
+        if given or not is_lenient:
+            raise
+        ctx.meta[CONFIG] = Configured(path, mistake=mistake)
+        return
     if given:
         os.environ[CONFIG] = path
+    variables = []
     for key, variable in VARIABLES.items():
-        if (value := loaded.get(key)) and not os.environ.get(variable):
+        if (value := loaded.stated(key)) and not os.environ.get(variable):
             os.environ[variable] = value if isinstance(value, str) else os.pathsep.join(value)
-            ctx.meta.setdefault("variables", []).append(variable)
+            variables.append(variable)
+    ctx.meta[CONFIG] = Configured(path, loaded, tuple(variables))
     keys = {each.name: each.key for each in ctx.command.params if isinstance(each, Option) and each.key}
-    defaults = {name: value for name, key in keys.items() if (value := loaded.get(key)) is not None}
+    defaults = {name: value for name, key in keys.items() if (value := loaded.stated(key)) is not None}
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
 
 
 def common(command: Command) -> Command:
     """--config and --version, which every command has."""
+    return _common(command, is_lenient=False)
+
+
+def lenient(command: Command) -> Command:
+    """The same, for a command that must work where the user's configuration is wrong: see `Configured.insist`."""
+    return _common(command, is_lenient=True)
+
+
+def _common(command: Command, *, is_lenient: bool) -> Command:
+    def configure(ctx: click.Context, param: click.Parameter, given: str | None) -> None:
+        _configure(ctx, given, is_lenient=is_lenient)
+
     version = click.version_option(__version__, message="%(prog)s %(version)s")
     config = click.option("--config", metavar="FILE", type=values.CONFIGURATION, envvar=CONFIG, is_eager=True,
-                          expose_value=False, callback=_configure,
-                          help="Read this.  [~/.config/modelpipes/config.toml]")  # fmt: skip
+                          expose_value=False, callback=configure,
+                          help="The configuration.  [~/.config/modelpipes/config.toml]")  # fmt: skip
     return config(version(command))
 
 

@@ -59,7 +59,7 @@ SCHEMAS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     required=False,
     type=values.Text(lambda ctx, _: [(each, about[0]) for each, about in SCHEMAS.items()]),
 )
-@options.common
+@options.lenient
 def command(name: str | None) -> None:
     """Print the JSON Schema (2020-12) of what commands report, read and write.
 

@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import quote
 
 import click
-from click.core import ParameterSource
 
 from modelpipes import output
 from modelpipes.commands import options, values
@@ -40,14 +39,30 @@ def _meant(ctx: click.Context, incomplete: str) -> values.Meant:
     return [name for one in found for name in (values.models_of(one.config) or values.model_names(incomplete))]
 
 
-@click.command(context_settings=options.settings)
+class _Serve(click.Command):
+    """Takes a first word that is no action for --config: then all commands read their configuration in one way."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:
+            given, _, _ = self.make_parser(ctx).parse_args(list(args))
+            words = given["words"]
+            if isinstance(words, tuple) and words[0] not in ACTIONS:
+                if "config" in given or len(words) > 1:
+                    actions = ", ".join(ACTIONS)
+                    raise UsageError(f"{words[0]!r} is no action ({actions}), and one configuration is enough")
+                args = [f"--config={words[0]}", *args]
+                args.remove(words[0])
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Serve, context_settings=options.settings)
 @click.argument("words", metavar="[CONFIG.toml | ACTION [NAME]]", nargs=-1, type=values.Text(_meant))
 @click.option("--listen", metavar="ADDRESS", help="127.0.0.1:9090, or unix:PATH.  [as configured]")
 @click.option("--vram", type=options.BYTES, metavar="SIZE", help="The budget, such as 16GB.  [as configured]")
 @click.option("--wait", type=options.SECONDS, metavar="TIME", help="ACTION: wait so long for a daemon to be there.")
 @click.option("--follow", "-f", is_flag=True, help="logs: also those to come.")
 @options.as_json
-@options.common
+@options.lenient
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -76,10 +91,6 @@ def command(
             raise UsageError("--vram is for a daemon that starts")
         _act(words[0], words[1:], _Daemon(listen, wait or 0.0), follow, as_json)
         return
-    if words and ctx.get_parameter_source("config") is ParameterSource.COMMANDLINE:
-        raise UsageError(f"{words[0]} and --config: one configuration is enough")
-    if len(words) > 1:
-        raise UsageError(f"{words[0]!r} is no action ({', '.join(ACTIONS)}), and one configuration is enough")
     if follow or as_json or wait is not None:
         raise UsageError("--wait, --follow and --json are for an action")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is taken for a wish to read the configuration again
@@ -88,8 +99,9 @@ def command(
     except ModuleNotFoundError as error:
         raise EngineError(f"no {error.name} on this machine: pip install 'modelpipes[serve]'") from None
 
-    path = words[0] if words else ctx.meta.get("config")
-    daemon.run(path, listen=listen, vram=vram, say=_say)
+    configured = options.configured(ctx)
+    configured.insist()
+    daemon.run(configured.path or None, listen=listen, vram=vram, say=_say)
 
 
 def _say(line: str) -> None:
@@ -171,10 +183,10 @@ class _Daemon:
 
     def reload(self) -> None:
         """Have it read its configuration again; UsageError where that is wrong, which would change nothing."""
-        from modelpipes.config.reading import load
+        from modelpipes.config.reading import load, read_key
 
         if self._record.config:
-            load(self._record.config)
+            read_key(load(self._record.config).config.server)
         os.kill(self._record.pid, signal.SIGHUP)
 
     def ask(self, method: str, path: str, limit_s: float = ANSWER_S) -> Any:

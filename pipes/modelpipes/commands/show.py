@@ -23,7 +23,7 @@ READ_BYTES = 1 << 20
 @click.option("--show-thinking", is_flag=True, help="A reasoning model's thoughts as well.")
 @click.option("--max-seconds", type=options.SECONDS, default="none", show_default=True,
               help="Longest wait for the end of stdin.")  # fmt: skip
-@options.common
+@options.lenient
 @click.pass_context
 def command(ctx: click.Context, transcript: str, form: str, show_thinking: bool, max_seconds: float) -> int:
     """Show a conversation: who said what, and where the time went.

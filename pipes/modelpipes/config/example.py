@@ -6,22 +6,27 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from modelpipes.config.settings import SECTIONS, Size, Use, keys
+from modelpipes.config.settings import SECTIONS, Amount, CacheType, Use, keys
 from modelpipes.config.writing import write_value
+from modelpipes.errors import UsageError
 
 GB = 10**9
-DESKTOP_GB = 2  # of a card: the desktop, the driver, and what nobody predicts
+DESKTOP_GB = 2  # of the number that a card is called by, which counts in GiB
 SYSTEM_GB = 4  # of a machine without one
 CPU_GB = 16  # the memory of the machine that the example for the CPU is for
 # name: models at once, the context and the cache's type of each, where a card has 16 GB
-CASES = {"one": (1, 32768, "q8_0"), "two": (2, 8192, "q8_0"), "three": (3, 4096, "q8_0")}
+CASES: dict[str, tuple[int, int, CacheType]] = {
+    "one": (1, 32768, "q8_0"),
+    "two": (2, 8192, "q8_0"),
+    "three": (3, 4096, "q8_0"),
+}
 SMALL_GB = 14  # with less than a 16 GB card gives, a single model has half the context
 # Bits a weight takes on average in llama.cpp's files, best first.
 QUANTS = {
     "Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.7, "Q4_K_M": 4.87, "IQ4_XS": 4.3, "Q3_K_M": 3.95, "IQ3_XXS": 3.15,
 }  # fmt: skip
-# Up to so many parameters: bytes of an f16 cache for a token, of the models of that size which have the most
-# (qwen3-4b, qwen3-8b, qwen2.5-14b, mistral-small-24b, qwen2.5-32b, qwen2.5-72b).
+# Up to so many parameters: bytes of an f16 cache for a token, of models with grouped heads, as nearly all have since
+# 2024 (qwen3-4b, qwen3-8b, qwen2.5-14b, mistral-small-24b, qwen2.5-32b, qwen2.5-72b). Others need up to 4 times that.
 CACHE_BYTES = {"4.5B": 147456, "8.5B": 147456, "15B": 196608, "25B": 163840, "33B": 262144, "73B": 327680}
 KV_SHARE = {"f16": 1.0, "q8_0": 34 / 64}  # of an f16 cache: 32 values in 34 bytes
 BESIDES_GB = 0.9  # computing, and the engine's own share of the card
@@ -38,8 +43,9 @@ HEAD = """\
 # Made by: modelpipes config example --gpu {gpu}
 """
 RULE = """
-# What fits at once: {all_gb:g} GB for models ({of}), whole, halved, and cut in three.
-# `quant` is the best quantisation that the rule leaves room for, by the model's parameters.
+# What fits at once: {all_gb:g} GB for models, whole, halved and cut in three, rounded down to half a GB. The rest of
+# {total_gb:.1f} GB is for {rest}, and for what nobody predicts. `quant` is the best quantisation that this leaves
+# room for, by the number of parameters, for models with grouped heads; find-gguf rates every other one.
 """
 
 
@@ -47,8 +53,10 @@ def write_example(gpu: str, total_bytes: int | None) -> str:
     """The text for a card with so much memory; None: for a machine without one."""
     card_gb = round(total_bytes / (1 << 30)) if total_bytes else CPU_GB
     spared = DESKTOP_GB if total_bytes else SYSTEM_GB
+    if card_gb <= spared:
+        raise UsageError(f"{gpu} has {card_gb} GB, of which {spared} are for other things: no model is left room")
     uses = dict(use_cases(card_gb - spared))
-    what = f"an {gpu} ({card_gb} GB)" if total_bytes else f"a machine without a card, {CPU_GB} GB of memory"
+    what = f"{gpu} ({card_gb} GB)" if total_bytes else f"a machine without a card, {CPU_GB} GB of memory"
     name = re.sub("[^a-z0-9]", "", gpu.lower()) if total_bytes else "cpu"
     lines = [HEAD.format(what=what, gpu=name)]
     given: dict[str, Mapping[str, Any]] = {
@@ -57,8 +65,9 @@ def write_example(gpu: str, total_bytes: int | None) -> str:
     }
     for heading, kind in SECTIONS.items():
         if heading == "use.NAME":
-            of = f"{spared} of {card_gb} are left to {'the desktop' if total_bytes else 'everything else'}"
-            lines.append(RULE.format(all_gb=card_gb - spared, of=of))
+            rest = "the desktop" if total_bytes else "everything else"
+            total_gb = (total_bytes or CPU_GB << 30) / GB
+            lines.append(RULE.format(all_gb=card_gb - spared, total_gb=total_gb, rest=rest))
             for name, use in uses.items():
                 explained = {} if name != next(iter(uses)) else {key.name: key.text for key in keys(Use)}
                 lines.append(f"{'' if explained else chr(10)}[use.{name}]\n{''.join(_use_lines(use, explained))}")
@@ -73,10 +82,10 @@ def write_example(gpu: str, total_bytes: int | None) -> str:
 def use_cases(all_gb: float) -> Iterator[tuple[str, Use]]:
     """Each case of CASES: its share of the memory, rounded down to half a GB, and what that leaves room for."""
     for name, (count, ctx_size, kv_type) in CASES.items():
-        memory = Size(int(all_gb / count * 2) * GB // 2)
+        memory = Amount(int(all_gb / count * 2) * GB // 2)
         tokens = ctx_size // 2 if all_gb < SMALL_GB and count == 1 else ctx_size
         quant = {size: found for size in CACHE_BYTES if (found := best_quant(size, memory, tokens, kv_type))}
-        yield name, Use(count, memory, tokens, kv_type, quant)  # type: ignore[arg-type]
+        yield name, Use(memory=memory, ctx_size=tokens, kv_type=kv_type, models=count, quant=quant)
 
 
 def best_quant(size: str, memory: int, ctx_size: int, kv_type: str) -> str | None:

@@ -10,8 +10,10 @@ file = "~/models/qwen2.5-7b-instruct-q4_k_m.gguf"
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -19,7 +21,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec.structs import replace
 
-from modelpipes.config.settings import SECTIONS, Config, Limit, Model, Seconds, Section, Server, Size, Use
+from modelpipes.config.settings import SECTIONS, Amount, Config, Limit, Model, Seconds, Section, Server, Size, Use
 from modelpipes.errors import UsageError
 from modelpipes.safetext import make_line
 from modelpipes.units import MAX_SECONDS, parse_bytes, parse_count, parse_seconds
@@ -36,6 +38,7 @@ MAX_PORT = 65535
 MAX_SHOWN_CHARS = 60  # of a value that is refused: enough to find it again
 MAX_REFUSAL_CHARS = 600  # of a line that a person reads; keys and paths have no end of their own
 MAX_BYTES = 2**63 - 1
+MAX_FILE_BYTES = 1 << 20  # of a file that people write
 _Section = TypeVar("_Section", bound=Section)
 _TOP = tuple(dict.fromkeys(heading.partition(".")[0] for heading in SECTIONS))
 
@@ -46,13 +49,13 @@ class Loaded(msgspec.Struct, frozen=True):
     config: Config
     tables: Mapping[str, Any]
 
-    def get(self, key: str) -> Any:
+    def stated(self, key: str) -> Any:
         """The value of a key such as "ask-model.timeout"; None where the file does not have it."""
         section, _, name = key.partition(".")
-        return self.value(key) if name in self.tables.get(section, {}) else None
+        return self.in_force(key) if name in self.tables.get(section, {}) else None
 
-    def value(self, key: str) -> Any:
-        """The same; the default where the file does not have it."""
+    def in_force(self, key: str) -> Any:
+        """The value of a key, which is the default where the file does not have it."""
         section, _, name = key.partition(".")
         return getattr(getattr(self.config, section.replace("-", "_")), name)
 
@@ -61,8 +64,7 @@ def load(path: str) -> Loaded:
     """Read a configuration; UsageError, in one line with the key's name, for what is wrong with it."""
     path = os.path.expanduser(path)
     try:
-        with open(path, "rb") as file:
-            text = file.read().decode("utf-8-sig")  # some editors begin with a mark
+        text = _read_whole(path).decode("utf-8-sig")  # some editors begin with a mark
     except FileNotFoundError:
         raise UsageError(make_line(f"no configuration {path}: modelpipes config example prints one")) from None
     except OSError as error:
@@ -114,17 +116,20 @@ def _make_refusal(text: str) -> str:
 
 def _read_tables(tables: Mapping[str, Any], folder: str) -> Config:
     _check_keys(tables, _TOP, "")
-    plain = {name: _convert(_table(tables, name), kind, name) for name, kind in SECTIONS.items() if "." not in name}
+    # Only what is there: to learn how a section is converted takes msgspec half a millisecond.
+    stated = {name: kind for name, kind in SECTIONS.items() if name in tables and "." not in name}
+    plain = {name: _convert(_table(tables, name), kind, name) for name, kind in stated.items()}
     uses, models = _named(tables, "use", Use), _named(tables, "models", Model)
     read: dict[str, Any] = {name.replace("-", "_"): section for name, section in plain.items()}
     config = Config(**read, use=uses, models=models)
     if config.memory.min_resident_s == MAX_SECONDS:
         raise UsageError("memory.min_resident_s: 0 is no least time; a model that shall stay for ever has pin = true")
+    if config.watch_gpu.interval == MAX_SECONDS:
+        raise UsageError("watch-gpu.interval: there would be no second look")
+    if any(os.pathsep in folder for folder in config.find_gguf.search_path):
+        raise UsageError(f"find-gguf.search_path: a folder with {os.pathsep} in its name cannot be named there")
     for name, use in uses.items():
         _check_counts(f"use.{name}.quant", use.quant)
-    for name, model in models.items():
-        if any("\0" in argument for argument in model.engine_args):
-            raise UsageError(f"models.{name}.engine_args: no program takes a NUL")
     _check_aliases(models)
     return _with_whole_paths(config, folder)
 
@@ -211,6 +216,9 @@ def _convert(table: Any, kind: type[_Section], path: str) -> _Section:
     _check_keys(table, fields, f"{path}.")
     autos = [key for key in ("budget", "host_budget") if table.get(key) == AUTO]  # which is what holds without them
     given = {key: value for key, value in table.items() if key not in autos}
+    for key, value in given.items():
+        if any("\0" in each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)):
+            raise UsageError(f"{path}.{key}: no program takes a NUL")
     try:
         return msgspec.convert(given, kind, dec_hook=_quantity)
     except msgspec.ValidationError as error:
@@ -276,6 +284,8 @@ def _quantity(kind: type, value: Any) -> Any:
     try:
         if issubclass(kind, Size) and (is_text or is_whole):
             size = parse_bytes(value) if is_text else value
+            if kind is Amount and size == 0:
+                raise UsageError("0 is no memory at all")
             if 0 <= size <= MAX_BYTES:
                 return kind(size)
         if issubclass(kind, Seconds) and is_text:
@@ -338,8 +348,7 @@ def _path(key: str, given: str, folder: str) -> str:
 
 def _read_file(path: str) -> str:
     try:
-        with open(path, encoding="utf-8") as file:
-            key = file.read().strip()
+        key = _read_whole(path).decode().strip()
     except OSError as error:
         raise UsageError(f"server.key_file: {path} cannot be read: {(error.strerror or str(error)).lower()}") from None
     except ValueError:  # no UTF-8, in it or in its name
@@ -347,3 +356,17 @@ def _read_file(path: str) -> str:
     if not key:
         raise UsageError(f"server.key_file: {path} is empty")
     return key
+
+
+def _read_whole(path: str) -> bytes:
+    """What the file holds. OSError, also where it is a pipe or a device, for which one would wait, or has no end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if stat.S_ISDIR(mode := os.fstat(descriptor).st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode) and path != os.devnull:
+            raise OSError(errno.EINVAL, "it is no regular file")
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"it is larger than {MAX_FILE_BYTES} bytes")
+    return data

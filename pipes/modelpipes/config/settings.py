@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
@@ -18,6 +18,10 @@ EngineKind = Literal["auto", "llama-server", "embedded"]
 
 class Size(int):
     """Bytes, written as a number or as "16GB"."""
+
+
+class Amount(Size):
+    """A size above 0."""
 
 
 class Budget(Size):
@@ -68,7 +72,7 @@ class Voice(Section, frozen=True):
     max_tokens: Annotated[int, _key("longest answer  [the context's rest]", 500, ge=1, le=MAX_TOKENS)] | None = None
     temperature: Annotated[float, _key("how freely it chooses words  [the engine's]", 0.7, ge=0, le=100)] | None = None
     top_p: Annotated[float, _key("of the likeliest words, this share  [the engine's]", 0.95, ge=0, le=1)] | None = None
-    seed: Annotated[int, _key("same seed, same answer  [another each time]", 1, ge=0, le=2**32 - 1)] | None = None
+    seed: Annotated[int, _key("of what models say  [another each time]", 1, ge=0, le=2**32 - 1)] | None = None
     ctx_size: CtxSize = 4096
     kv_type: KvType = "f16"
     gpu_layers: GpuLayers | None = None
@@ -100,7 +104,7 @@ class ChatModels(Section, frozen=True):
     """chat-models: a conversation."""
 
     rounds: Annotated[int, _key("turns of each member  [10, or unending]", 10, ge=1, le=10**9)] | None = None
-    timeout: Annotated[Limit, _key("longest silence of a member")] = Limit(30)
+    timeout: Annotated[Limit, _key("longest silence of a member, to the leader; [voice] has the engine's")] = Limit(30)
     max_seconds: Annotated[Limit, _key("end after this time  [none]", "10m")] | None = None
     patience: Annotated[Seconds, _key("for a member that died, if somebody else seated it; 0: none")] = Seconds(30)
     retries: Annotated[int, _key("of a turn that failed", ge=0, le=1000)] = 2
@@ -110,7 +114,7 @@ class Card(Section, frozen=True):
     """The card to reckon with: find-gguf, fit-models."""
 
     gpu: Annotated[str, _key('auto, a card\'s name such as "RTX 4080", or "2x NAME"')] = "auto"
-    vram: Annotated[Size, _key("its memory, whatever it has  [what it has]", "16GB")] | None = None
+    vram: Annotated[Amount, _key("its memory, whatever it has  [what it has]", "16GB")] | None = None
     reserve: Annotated[Size, _key("memory of it to keep free")] = Size(1 << 30)
 
 
@@ -124,13 +128,15 @@ class FindGguf(Section, frozen=True):
     kv_type: KvType = "f16"
 
 
-class Use(Section, frozen=True):
+class Use(Section, frozen=True, kw_only=True):
     """A use case: so many models at once, each with so much. `--use NAME` of find-gguf and fit-models."""
 
     models: Annotated[int, _key("that are loaded at once", ge=1, le=64)] = 1
-    memory: Annotated[Size, _key("for each of them: weights, context and all", "7GB")] | None = None
-    ctx_size: CtxSize = 4096
-    kv_type: KvType = "f16"
+    memory: Annotated[Amount, _key("for each of them: weights, context and all", "7GB")]
+    ctx_size: (
+        Annotated[int, _key("tokens of each conversation  [the command's]", 8192, ge=64, le=MAX_TOKENS)] | None
+    ) = None
+    kv_type: Annotated[CacheType, _key("of the cache: f16, q8_0, q4_0, …  [the command's]", "q8_0")] | None = None
     quant: Annotated[
         Mapping[str, str], _key("models of up to so many parameters: the quantisation to get  [any]", {"9B": "Q4_K_M"})
     ] = {}
@@ -195,7 +201,7 @@ class Scan(Section, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All of it. Paths are absolute. `uses` and `models` are tables of tables: [use.NAME], [models.NAME]."""
+    """All of it, by the headings of the file. Paths are absolute. `use` and `models` are tables of tables."""
 
     room: Room = Room()
     voice: Voice = Voice()
@@ -235,19 +241,11 @@ def keys(kind: type[Section]) -> list[Key]:
     return found
 
 
+def _sections() -> Iterator[tuple[str, type[Section]]]:
+    for field in msgspec.structs.fields(Config):
+        is_plain = isinstance(field.type, type)
+        yield (field.encode_name, field.type) if is_plain else (f"{field.encode_name}.NAME", get_args(field.type)[1])
+
+
 # heading: the class of its keys; NAME stands for the user's own.
-SECTIONS: Mapping[str, type[Section]] = {
-    "room": Room,
-    "voice": Voice,
-    "list-seats": ListSeats,
-    "ask-model": AskModel,
-    "chat-models": ChatModels,
-    "card": Card,
-    "find-gguf": FindGguf,
-    "use.NAME": Use,
-    "watch-gpu": WatchGpu,
-    "server": Server,
-    "memory": Memory,
-    "models.NAME": Model,
-    "scan": Scan,
-}
+SECTIONS: Mapping[str, type[Section]] = dict(_sections())

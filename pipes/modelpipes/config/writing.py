@@ -9,8 +9,9 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from modelpipes.config.settings import SECTIONS, Budget, Limit, Seconds, Section, Size
-from modelpipes.units import MAX_SECONDS, format_seconds
+from modelpipes.config.settings import SECTIONS, Amount, Budget, Limit, Seconds, Section, Size
+from modelpipes.errors import UsageError
+from modelpipes.units import MAX_SECONDS, format_seconds, parse_seconds
 
 _SIZE = r"^\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kKmMgGtTpPeE]([iI]?[bB])?|[bB])?\s*$"
 _TIME = r"^\s*(([0-9]+\.?[0-9]*|\.[0-9]+)\s*(us|ms|s|m|min|h|d)?|none)\s*$"
@@ -23,8 +24,8 @@ def write_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, Size):
         return _write_size(value)
-    if isinstance(value, Seconds) and value > 0:
-        return f'"{format_seconds(None if value == MAX_SECONDS else value)}"'
+    if isinstance(value, Seconds) and (text := _write_seconds(value)):
+        return text
     if isinstance(value, int | float):
         return str(value) if isinstance(value, int) else f"{value:.15g}"
     if isinstance(value, Mapping):
@@ -49,6 +50,17 @@ def _write_text(text: str) -> str:
 def _escape(character: str) -> str:
     code = ord(character)
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _write_seconds(seconds: float) -> str:
+    """A time in words; empty where they would not say it exactly."""
+    if seconds == MAX_SECONDS:
+        return '"none"'
+    text = format_seconds(seconds)
+    try:
+        return f'"{text}"' if parse_seconds(text) == seconds else ""
+    except UsageError:  # 0, or less than a person would write
+        return ""
 
 
 def _write_size(size: int) -> str:
@@ -80,12 +92,14 @@ def _as_written(kind: type[Section]) -> type[msgspec.Struct]:
         if isinstance(default, Size | Seconds):
             default = as_written(default)
         fields.append((field.name, hints[field.name], *([] if field.required else [default])))
-    return msgspec.defstruct(kind.__name__, fields, forbid_unknown_fields=True, namespace={"__doc__": kind.__doc__})
+    named = {"__doc__": kind.__doc__}
+    return msgspec.defstruct(kind.__name__, fields, kw_only=True, forbid_unknown_fields=True, namespace=named)
 
 
 def _quantity(kind: type) -> dict[str, Any]:
     if issubclass(kind, Size):
+        above = "exclusiveMinimum" if kind is Amount else "minimum"
         auto = [{"const": "auto"}] if kind is Budget else []
-        return {"anyOf": [*auto, {"type": "integer", "minimum": 0}, {"type": "string", "pattern": _SIZE}]}
+        return {"anyOf": [*auto, {"type": "integer", above: 0}, {"type": "string", "pattern": _SIZE}]}
     least = "exclusiveMinimum" if issubclass(kind, Limit) else "minimum"
     return {"anyOf": [{"type": "number", "maximum": MAX_SECONDS, least: 0}, {"type": "string", "pattern": _TIME}]}

@@ -89,7 +89,10 @@ def engines(choice: EngineChoice = "auto") -> Iterator[tuple[str, Binary]]:
         if named:
             found = shutil.which(os.path.expanduser(named))
             if found is None:
-                raise EngineError(f"$LLAMA_SERVER names {named!r}, which is no program: correct it or unset it")
+                raise EngineError(
+                    f"$LLAMA_SERVER (or voice.llama_server of the configuration) names {named!r}, which is no program: "
+                    "correct it or unset it"
+                )
             yield "$LLAMA_SERVER", Binary("llama-server", (os.path.abspath(found),))
         found = shutil.which("llama-server")
         if found is not None:

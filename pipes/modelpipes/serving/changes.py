@@ -14,13 +14,15 @@ AT_START = (
     "server.max_lease_s",
     "memory.keep_conversations",
 )
+OF_BUDGET = ("memory.budget", "memory.host_budget", "memory.reserve")
 
 
 class Change(msgspec.Struct, frozen=True):
     """What differs between two configurations; names and keys are sorted.
 
     `changed` models need another engine; `touched` ones changed in HARMLESS keys only. `restart` names the keys that
-    are read at the start only. `memory` and `scan`: whether another key of that section changed.
+    are read at the start only. `memory` and `scan`: whether another key of that section changed; `budget`: whether one
+    of OF_BUDGET.
     """
 
     added: tuple[str, ...] = ()
@@ -29,6 +31,7 @@ class Change(msgspec.Struct, frozen=True):
     touched: tuple[str, ...] = ()
     restart: tuple[str, ...] = ()
     memory: bool = False
+    budget: bool = False
     scan: bool = False
 
 
@@ -45,6 +48,7 @@ def difference(old: Config, new: Config) -> Change:
         touched=tuple(name for name in both if keys[name] and keys[name] <= set(HARMLESS)),
         restart=tuple(sorted(sections & set(AT_START))),
         memory=any(key.startswith("memory.") for key in sections - set(AT_START)),
+        budget=bool(sections & set(OF_BUDGET)),
         scan=old.scan != new.scan,
     )
 

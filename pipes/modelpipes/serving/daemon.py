@@ -136,9 +136,12 @@ class _Daemon:
 
     async def _reload(self, pool: Pool) -> None:
         """Take over what changed in the configuration; a wrong one changes nothing."""
-        config = self._read()
+        config = await asyncio.to_thread(self._read)
         change = difference(self._config, config)
-        limits, place, words = self._budget(config, pool.used) if change.memory else (pool.budget, self._place, "")
+        # What takes a new start stays as it is, and is told again.
+        memory = replace(config.memory, keep_conversations=self._config.memory.keep_conversations)
+        config = replace(config, server=self._config.server, memory=memory)
+        limits, place, words = self._budget(config, pool.used) if change.budget else (pool.budget, self._place, "")
         before, self._place = self._place, place
         try:
             # Headers are read from a disk, meanwhile requests are served.
