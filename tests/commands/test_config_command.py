@@ -168,10 +168,17 @@ def test_a_mistake_is_named_with_its_file_and_help_comes_all_the_same(run: Comma
     assert run("setup", "a", "--config", "/dev/null").code == 0  # no configuration at all
 
 
-def test_a_value_that_a_key_may_have_and_the_option_may_not_is_refused(run: Commands) -> None:
-    write(run, "[card]\ngpu = 'voodoo'\n")
-    done = run("find", ".")
-    assert done.code == 2 and "voodoo" in done.stderr
+def test_a_value_that_a_key_may_have_and_the_option_may_not_is_refused_under_its_key(run: Commands) -> None:
+    path = write(run, "[voice]\nctx_size = 64\nseed = 1\n[find-gguf]\nkv_type = 'iq4_nl'\n")
+    assert run("find", str(TINY_CHAT)).code == 0
+    from modelpipes.commands import find
+
+    option = next(one for one in find.command.params if one.name == "kv_type")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODELPIPES_CONFIG", str(path))
+        context = find.command.make_context("find-gguf", [])
+    assert options.origin(click.BadParameter("no", context, option)) == f"find-gguf.kv_type in {path}"
+    assert options.origin(click.BadParameter("no", context, find.command.params[0])) == ""
 
 
 # What it does

@@ -99,7 +99,9 @@ def run(verb: str | None, args: list[str], name: str) -> int:
     except click.exceptions.Exit as e:
         return e.exit_code
     except click.ClickException as e:
-        output.say(f"{name}: {e.format_message()} (see {name} --help)")
+        from modelpipes.commands import options
+
+        output.say(f"{name}: {e.format_message()} ({options.origin(e) or f'see {name} --help'})")
         return 2
 
 

@@ -93,7 +93,8 @@ def use_option(defaults: Callable[[Use], Mapping[str, Any]]) -> Callable[[option
         ctx.default_map = {**(ctx.default_map or {}), **said}
         return use
 
-    return click.option("--use", metavar="NAME", callback=choose, help="A use case of the configuration, as two.")
+    text = "A use case of the configuration, as two."
+    return click.option("--use", type=values.USE, metavar="NAME", callback=choose, help=text)
 
 
 def choose_cards(

@@ -99,6 +99,14 @@ def is_from_file(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is ParameterSource.DEFAULT_MAP
 
 
+def origin(error: click.ClickException) -> str:
+    """The key and the file that a value is from which an option refuses; empty where it was typed."""
+    if not isinstance(error, click.BadParameter) or not error.ctx or not isinstance(error.param, Option):
+        return ""
+    name = error.param.name or ""
+    return f"{error.param.key} in {configured(error.ctx).path}" if is_from_file(error.ctx, name) else ""
+
+
 def _configure(ctx: click.Context, given: str | None, *, is_lenient: bool) -> None:
     """Have the configuration say this command's defaults: the file that is given, else the user's where there is one.
 

@@ -162,6 +162,17 @@ def _text_or_file(ctx: click.Context, incomplete: str) -> Meant:
     return [path(incomplete[1:])] if incomplete.startswith("@") else []
 
 
+def _uses(ctx: click.Context, incomplete: str) -> Meant:
+    import os
+
+    from modelpipes.config.reading import load
+    from modelpipes.paths import config_file
+
+    with contextlib.suppress(PipesError):  # there is none, or it is wrong
+        for name, use in load(os.environ.get("MODELPIPES_CONFIG") or config_file()).config.use.items():
+            yield name, f"{use.models} at once"
+
+
 DIRECTORY = Text(lambda ctx, incomplete: [path(incomplete, "dir")])
 FILE = Text(lambda ctx, incomplete: [path(incomplete)])
 TRANSCRIPT = Text(lambda ctx, incomplete: [path(incomplete, suffix=".jsonl")])
@@ -169,6 +180,7 @@ CONFIGURATION = Text(lambda ctx, incomplete: [path(incomplete, suffix=".toml")])
 MODEL = Text(_models)
 TEXT_OR_FILE = Text(_text_or_file)
 CARD = Text(_cards)
+USE = Text(_uses)
 SEAT = Text(lambda ctx, incomplete: seats_of(ctx))
 SENDER = Text(_senders)
 ASKED = Text(_asked)
