@@ -12,8 +12,9 @@ from modelpipes.room import HUB, Room, star
 from tests.peers import open_descriptors
 
 # What whoever runs the tests has configured is not what they are about.
-os.environ["XDG_CONFIG_HOME"] = "/nonexistent"
-os.environ.pop("MODELPIPES_CONFIG", None)
+os.environ["XDG_CONFIG_HOME"] = "/nonexistent/config"
+for name in ("MODELPIPES_CONFIG", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
+    os.environ.pop(name, None)
 
 
 @pytest.fixture

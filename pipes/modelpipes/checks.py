@@ -332,7 +332,12 @@ def judge_extra(extra: str, missing: Collection[str]) -> Check:
     if not missing:
         return Check("extra", "ok", f"{extra} ({is_for})")
     names = ", ".join(sorted(missing))
-    return Check("extra", "missing", f"{extra} ({is_for}): no {names}", f"pip install 'modelpipes[{extra}]'")
+    return Check(
+        "extra",
+        "missing",
+        f"{extra} ({is_for}): no {names}",
+        f"install modelpipes with its extra {extra}: pip install '.[{extra}]'",
+    )
 
 
 def _count(number: int, what: str) -> str:

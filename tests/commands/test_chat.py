@@ -275,6 +275,34 @@ def test_a_room_or_a_seat_that_is_missing_is_told(run: Commands) -> None:
 # -- transcripts
 
 
+def test_a_transcript_is_not_resumed_by_others(run: Commands) -> None:
+    path = run.cwd / "talk.jsonl"
+    run("chat", *PAIR, "--rounds", "1", "--transcript", str(path))
+    before = path.read_text()
+    others = run(
+        "chat", "--filter", "a=cat", "--filter", "b=cat", "--rounds", "2", "--transcript", str(path), "--resume"
+    )
+    assert (others.code, others.stdout, path.read_text()) == (2, "", before)
+    assert "is a conversation of alice, bob: --resume goes on with the same members" in others.stderr
+
+
+def test_a_moderator_is_asked_where_nobody_keeps_a_transcript(run: Commands) -> None:
+    """What was said so far was once looked for in a file that is not there."""
+    chat = run("chat", *PAIR, "--turns", "moderator", "--moderator", "bob", "--rounds", "2")
+    assert chat.code == 0, chat.stderr
+    assert len(chat.lines) == 5
+
+
+def test_an_interrupted_conversation_is_summed_up_too(run: Commands) -> None:
+    talk = run.start("chat", "--filter", "alice=cat", "--exec", "bob=sleep 60", "--rounds", "9")
+    assert talk.stdout is not None
+    assert [talk.stdout.readline(), talk.stdout.readline()] == [b"hub: Hello.\n", b"alice: Hello.\n"]
+    talk.send_signal(signal.SIGINT)
+    _, stderr = talk.communicate(timeout=LIMIT_S)
+    assert stderr.decode().splitlines()[-1].startswith("1 turn, ")
+    assert talk.returncode in (130, -signal.SIGINT)
+
+
 def test_a_transcript_is_not_begun_twice_but_resumed_and_resume_of_nothing_begins(run: Commands) -> None:
     path = run.cwd / "talk.jsonl"
     talk = ("--filter", "alice=cat", "--exec", "bob=wc -c", "--transcript", str(path))
@@ -373,7 +401,8 @@ def test_a_signal_ends_it_with_its_own_code_and_nothing_is_left(run: Commands, s
     chat = run.start("chat", "--filter", "alice=cat", "--exec", f"bob={GRANDCHILDREN}", "--transcript", "talk.jsonl")
     read_until(chat, b"bob: begun")
     chat.send_signal(signum)
-    assert end_of(chat) == (code, "")
+    ended, said = end_of(chat)
+    assert (ended, said.endswith("ended by: a signal\n")) == (code, True)
     assert is_left_nothing(run)
     assert contents(run.cwd / "talk.jsonl") == ["Hello.", "Hello."]
 

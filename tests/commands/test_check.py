@@ -242,7 +242,7 @@ def test_a_port_that_is_taken_is_told_with_the_process_or_at_least_its_user() ->
 def test_an_extra_that_is_missing_is_told_with_its_pip_command() -> None:
     check = checks.judge_extra("serve", ["uvicorn", "starlette"])
     assert (check.state, check.found) == ("missing", "serve (serve-models): no starlette, uvicorn")
-    assert check.advice == "pip install 'modelpipes[serve]'"
+    assert check.advice == "install modelpipes with its extra serve: pip install '.[serve]'"
 
 
 def test_the_extras_and_the_room_of_a_build_are_those_of_the_house() -> None:

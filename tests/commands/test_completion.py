@@ -129,6 +129,8 @@ LINES = {
     "chat-models ali": "chat-models alice ",
     "chat-models --model carol=tiny": "chat-models --model carol=tiny-chat ",
     "chat-models --model carol=qw": "chat-models --model carol=qwen ",
+    "chat-models --model carol=sea": r"chat-models --model carol=sea\ lion ",
+    "fit-models sea": r"fit-models sea\ lion ",
     "chat-models --model=carol=tiny": "chat-models --model=carol=tiny-chat ",
     'chat-models --model "carol=tiny': 'chat-models --model "carol=tiny-chat" ',
     "chat-models --model carol=models/l": "chat-models --model carol=models/llama.gguf ",
@@ -157,6 +159,7 @@ def prepare(run: Commands) -> None:
     known = Path(run.env["HOME"], "models")
     known.mkdir()
     (known / "qwen.gguf").touch()
+    (known / "sea lion.gguf").touch()
     os.mkfifo(known / "fifo.gguf")
     Path(run.env["HOME"], "notes.log").touch()
 

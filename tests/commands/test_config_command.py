@@ -253,7 +253,7 @@ def test_a_wrong_configuration_is_no_hindrance_to_those_who_have_no_use_for_it(r
     assert run("config", "show").code == 2
     assert run("serve", "status").code == 1  # for none runs
     cleaned = run("cleanup")  # $PIPE_DIR says which room
-    assert (cleaned.code, f"{path}: no TOML" in cleaned.stderr) == (0, True)
+    assert (cleaned.code, f"{path}: it is not TOML" in cleaned.stderr) == (0, True)
     assert not Path(run.room.path).exists()
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -46,6 +48,26 @@ def test_every_command_goes_by_its_own_name_too(run: Commands, verb: str) -> Non
     link = run.cwd / name
     link.symlink_to(SCRIPTS / "modelpipes")
     assert run.run([link, "--version"]).stdout == f"{name} {__version__}\n"
+
+
+def test_a_verb_may_be_called_by_its_commands_name(run: Commands) -> None:
+    assert run("list-seats", "--help").stdout.startswith("Usage: modelpipes seats ")
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["ask", "--help"], ["ask", "--version"]])
+def test_help_for_a_reader_who_has_gone_is_no_failure(run: Commands, words: list[str], buffered: str) -> None:
+    """The interpreter's end writes what click left in a buffer, and says so in its own words where it cannot."""
+    command = [sys.executable, "-P", "-m", "modelpipes", *words]
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = {**run.env, "PYTHONUNBUFFERED": buffered}
+    gone = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=env, timeout=LIMIT_S, check=False)
+    os.close(writer)
+    assert (gone.returncode, gone.stderr) == (0, b"")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=env, timeout=LIMIT_S, check=False)
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
 
 
 def test_with_closed_descriptors_nothing_is_written_into_the_wrong_file(run: Commands) -> None:

@@ -208,7 +208,7 @@ class Browser:
         self._process = subprocess.Popen(
             [sys.executable, "-c", hop, *map(str, there), path, *flags, f"--user-data-dir={profile}"],
             pass_fds=there, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True, env={**os.environ, "HOME": str(profile)},
+            start_new_session=True, env={**os.environ, "HOME": str(profile), "XDG_CONFIG_HOME": str(profile)},
         )  # fmt: skip
         for each in (to_read, to_write, *there):
             os.close(each)

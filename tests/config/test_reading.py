@@ -210,7 +210,7 @@ def test_the_types_of_caches_are_those_of_llama_cpp() -> None:
         ("[use.two]\nmemory = 'much'", "use.two.memory: 'much' is not a size"),
         ("[use.two.x]", 'use.two.x is no key: a name with dots is quoted: [use."two.x"]'),
         ("[use.two]", "use.two: it needs the key memory"),
-        ("[use.two]\nmemory = 0", "use.two.memory: 0 is no memory at all"),
+        ("[use.two]\nmemory = 0", "use.two.memory: 0 bytes hold no model"),
         ("[use.two]\nquant = {'9B' = 4}", 'use.two.quant[...]: expected text in "quotes", got a table'),
         ("[use.two]\nquant = 4", "use.two.quant: expected a table such as"),
         (
@@ -284,9 +284,9 @@ def test_the_types_of_caches_are_those_of_llama_cpp() -> None:
         ("[server]\nkey = 'a'\nkey_file = 'b'", "server.key_file: there is a server.key already"),
         ("[server]\nmax_waiting = 0", "server.max_waiting is at least 1"),
         ("[server]\nmax_lease_s = 0", "server.max_lease_s: 0 leaves no time at all"),
-        ("[server\n", "no TOML: "),
-        ("a = " + "[" * 5000, "no TOML that anybody needs"),
-        ("a = " + "9" * 5000, "no TOML: a number of more digits"),
+        ("[server\n", "it is not TOML: "),
+        ("a = " + "[" * 5000, "it is no TOML that anybody needs"),
+        ("a = " + "9" * 5000, "it is no TOML: a number of more digits"),
     ],
 )
 def test_what_is_wrong_is_named_by_its_key_with_what_is_expected(text: str, said: str) -> None:
@@ -296,7 +296,7 @@ def test_what_is_wrong_is_named_by_its_key_with_what_is_expected(text: str, said
 def test_a_refusal_is_one_line_with_the_file_and_where_in_it(tmp_path: Path) -> None:
     path = tmp_path / "s.toml"
     path.write_text("[server]\nlisten = \n")
-    with pytest.raises(UsageError, match=re.escape(f"{path}: no TOML: Invalid value (at line 2, column 10)")):
+    with pytest.raises(UsageError, match=re.escape(f"{path}: it is not TOML: Invalid value (at line 2, column 10)")):
         load(str(path))
     path.write_text('[server]\n"a\\nb\\u001b[2J" = 1\n')
     with pytest.raises(UsageError) as refused:
@@ -390,7 +390,7 @@ def test_no_text_makes_reading_fail_otherwise(text: str) -> None:
 KINDS: dict[str, type[msgspec.Struct]] = {heading.partition(".")[0]: kind for heading, kind in SECTIONS.items()}
 NAMED: dict[str, dict[str, object]] = {
     "models": {"file": "/a.gguf"},
-    "use": {"memory": 1},
+    "use": {"memory": 10**9},
 }  # tables of tables, and what each needs
 KEYS = sorted({key for kind in KINDS.values() for key in kind.__struct_fields__})
 WORDS = st.sampled_from(["auto", "none", "16GB", "30s", "0", "f16", "q8_0", "unix:s", "127.0.0.1:1", "~/m", "a", "b"])

@@ -140,7 +140,7 @@ class Transcript:
 
     def after(self, turn: int) -> Sequence[Turn]:
         """The turns after this one, -1 for all; FileError where they must be read again and cannot be."""
-        missing = self.last - turn
+        missing = self.last - max(turn, -1)
         if missing <= len(self._newest):
             return list(self._newest)[len(self._newest) - max(0, missing) :]
         return [found for found in self._turns_in_file() if found.turn > turn]

@@ -55,8 +55,9 @@ def main() -> None:
         sys.exit(completion.answer(verb, name))
     if verb is None:
         name = "modelpipes"
-        if args and args[0] in VERBS:
-            verb, args = args[0], args[1:]
+        verbs = {command: verb for verb, (command, _) in VERBS.items()} | {verb: verb for verb in VERBS}
+        if args and args[0] in verbs:  # also by its command's name: modelpipes ask-model
+            verb, args = verbs[args[0]], args[1:]
             name = f"modelpipes {verb}"
     sys.exit(run(verb, args, name))
 
@@ -78,9 +79,13 @@ def run(verb: str | None, args: list[str], name: str) -> int:
         gc.freeze()  # what is loaded by now stays to the end: `__main__` has the search for garbage off until here
         gc.enable()
         with ended_by_signals():
-            # Not command.main(), which makes 1 of a closed stdout.
-            with command.make_context(name, args) as context:
-                code = command.invoke(context)
+            try:
+                # Not command.main(), which makes 1 of a closed stdout.
+                with command.make_context(name, args) as context:
+                    code = command.invoke(context)
+            except click.exceptions.Exit as e:
+                code = e.exit_code
+            sys.stdout.flush()  # help is click's to write, which leaves it to the interpreter's end
             return code if isinstance(code, int) else 0
     except Ended as e:
         if e.exit_code == 128 + signal.SIGINT and _is_at_terminal():
@@ -89,20 +94,25 @@ def run(verb: str | None, args: list[str], name: str) -> int:
             os.kill(os.getpid(), signal.SIGINT)
         return e.exit_code
     except BrokenPipeError:
+        _abandon_stdout()
         return 0
     except PipesError as e:
         output.say(f"{name}: {e}")
         return e.exit_code
     except OSError as e:  # the machine's own limits: no descriptors left, a full disk under stdout
         output.say(f"{name}: {e.strerror or e}{f': {e.filename}' if e.filename else ''}")
+        _abandon_stdout()
         return 1
-    except click.exceptions.Exit as e:
-        return e.exit_code
     except click.ClickException as e:
         from modelpipes.commands import options
 
         output.say(f"{name}: {e.format_message()} ({options.origin(e) or f'see {name} --help'})")
         return 2
+
+
+def _abandon_stdout() -> None:
+    """What could not be written is not tried again at the interpreter's end, which would say so in its own words."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _hold_standard_descriptors() -> None:

@@ -25,7 +25,7 @@ from modelpipes.cleanup import clean_up
 from modelpipes.commands import options, values
 from modelpipes.commands.members import ME, InOrder, Members, read_members
 from modelpipes.deadline import Deadline
-from modelpipes.errors import MessageError, PipesError, UsageError
+from modelpipes.errors import Ended, MessageError, PipesError, UsageError
 from modelpipes.fifo import RETRY_S
 from modelpipes.message import new_id
 from modelpipes.room import HUB, Room, star
@@ -158,6 +158,11 @@ def _lead(given: dict[str, Any], names: Sequence[str], gateway: Gateway | None) 
         )
         try:
             why = conversation.lead(opening)
+        except Ended:
+            watcher.break_off()
+            if watcher.heard:
+                output.say(watcher.summary("a signal"))
+            raise
         except BaseException:
             watcher.break_off()
             raise
@@ -236,7 +241,14 @@ def _open_transcript(
     header = Header(VERSION, new_id(), members.names, voices, settings)
     if path is None:
         return Transcript.unwritten(header)
-    return (Transcript.resume if is_resumed else Transcript.create)(path, header)
+    if not is_resumed:
+        return Transcript.create(path, header)
+    transcript = Transcript.resume(path, header)
+    if set(transcript.header.members) != set(members.names):
+        transcript.close()
+        theirs = ", ".join(transcript.header.members)
+        raise UsageError(f"{path} is a conversation of {theirs}: --resume goes on with the same members")
+    return transcript
 
 
 @contextlib.contextmanager
@@ -278,7 +290,7 @@ class _Watcher:
         self._show_thinking = show_thinking
         self._speech: output.Speech | None = None
         self._turn = -1
-        self._heard = self._count = self._tokens = 0
+        self.heard = self._count = self._tokens = 0
         self._total_ms = 0.0
         self._first_ms = array("d")
 
@@ -303,7 +315,7 @@ class _Watcher:
         self._speech = None
 
     def _add_up(self, turn: Turn) -> None:
-        self._heard += 1
+        self.heard += 1
         self._count += turn.turn > 0
         self._tokens += turn.usage.completion_tokens if turn.usage else 0
         if turn.timing and turn.sender != ME:
@@ -319,7 +331,7 @@ class _Watcher:
 
     def summary(self, why: str) -> str:
         """Turns, tokens, times, and why it stopped, in one line."""
-        if not self._heard:
+        if not self.heard:
             return f"nothing was left to say; ended by: {why}"
         parts = [f"{self._count} turn{'s' if self._count != 1 else ''}"]
         if self._tokens:

@@ -28,7 +28,8 @@ NAMES = " ".join(["modelpipes", *(command for command, _ in VERBS.values() if co
 
 BASH = r"""
 %(complete_func)s() {
-    local - line=${COMP_LINE:0:COMP_POINT} kind ending before value
+    local - line=${COMP_LINE:0:COMP_POINT} kind ending before value is_file=
+    local -a plain=()
     set -o noglob
     local IFS=$'\n'
     if [[ $3 == [\<\>]* ]]; then  # a redirection is no word of the command
@@ -37,17 +38,24 @@ BASH = r"""
     fi
     while IFS=, read -r kind ending before value; do
         if [[ $kind == plain ]]; then
-            [[ ${line%%"$2"} == *[\"\'] ]] || printf -v value %%q "$value"
-            COMPREPLY+=("$value")
+            plain+=("$value")
         elif [[ $kind == dir || $ending ]]; then
-            compopt -o filenames
+            is_file=yes
             COMPREPLY+=($(compgen -P "$before" -d -- "$value"))
             [[ $kind == dir ]] || COMPREPLY+=($(compgen -P "$before" -f -X "!*$ending" -- "$value"))
         elif [[ $kind == file ]]; then
-            compopt -o filenames
+            is_file=yes
             COMPREPLY+=($(compgen -P "$before" -f -- "$value"))
         fi
     done <<<"$(COMP_WORDS=$line COMP_CWORD=$2 %(complete_var)s=bash_complete "${1/#\~/$HOME}" 2>/dev/null)"
+    if [[ $is_file ]]; then  # bash quotes what it takes for names of files
+        compopt -o filenames
+    elif [[ ${line%%%%"$2"} != *[\"\'] ]]; then
+        for value in "${!plain[@]}"; do
+            printf -v "plain[$value]" %%q "${plain[$value]}"
+        done
+    fi
+    COMPREPLY+=("${plain[@]}")
     [[ ${#COMPREPLY[@]} -ne 1 || ${COMPREPLY[0]} != *= ]] || compopt -o nospace
 }
 

@@ -64,7 +64,7 @@ def command(
             raise UsageError("--ctx-size fixes the context and --min-ctx bounds it: give one of them")
         min_ctx = None
     if use and len(files) > use.models:
-        raise UsageError(f"--use: that case is for {use.models} models at once, and here are {len(files)}")
+        raise UsageError(f"--use: that case has {use.models} at once, and here are {len(files)} models")
     paths = [find_model(file) for file in files]
     headers = [read_model(path) for path in paths]
     wishes = Wishes(

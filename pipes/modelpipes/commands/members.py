@@ -74,6 +74,10 @@ def read_members(given: Mapping[str, Any], names: Sequence[str], gateway: Gatewa
         if gateway is None:
             word = next(word for word in names if "=" in word)
             raise UsageError(f"{word}: a seat that is taken has a NAME; to seat a model give --model {word}")
+        there = gateway.models()
+        for name, model in served:
+            if model not in there:
+                raise UsageError(f"{name}={model}: no such model is served; there are {', '.join(there)}")
         names = [word.partition("=")[0] for word in names]
         given = {
             **given,

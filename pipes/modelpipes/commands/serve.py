@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import http.client
 import json
 import os
@@ -50,6 +51,9 @@ class _Serve(click.Command):
                 if "config" in given or len(words) > 1:
                     actions = ", ".join(ACTIONS)
                     raise UsageError(f"{words[0]!r} is no action ({actions}), and one configuration is enough")
+                near = difflib.get_close_matches(words[0], ACTIONS, 1)
+                if near and not os.path.exists(words[0]):
+                    raise UsageError(f"{words[0]!r} is no action, nor a file: did you mean {near[0]}?")
                 args = [f"--config={words[0]}", *args]
                 args.remove(words[0])
         return super().parse_args(ctx, args)
@@ -97,7 +101,8 @@ def command(
     try:
         from modelpipes.serving import daemon
     except ModuleNotFoundError as error:
-        raise EngineError(f"no {error.name} on this machine: pip install 'modelpipes[serve]'") from None
+        how = "install modelpipes with its extra serve: pip install '.[serve]'"
+        raise EngineError(f"no {error.name} on this machine: {how}") from None
 
     configured = options.configured(ctx)
     configured.insist()

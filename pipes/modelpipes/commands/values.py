@@ -167,10 +167,11 @@ def _uses(ctx: click.Context, incomplete: str) -> Meant:
 
     from modelpipes.config.reading import load
     from modelpipes.paths import config_file
+    from modelpipes.units import format_bytes
 
     with contextlib.suppress(PipesError):  # there is none, or it is wrong
         for name, use in load(os.environ.get("MODELPIPES_CONFIG") or config_file()).config.use.items():
-            yield name, f"{use.models} at once"
+            yield name, f"{use.models} at once, {format_bytes(use.memory)} each"
 
 
 DIRECTORY = Text(lambda ctx, incomplete: [path(incomplete, "dir")])

@@ -21,7 +21,19 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec.structs import replace
 
-from modelpipes.config.settings import SECTIONS, Amount, Config, Limit, Model, Seconds, Section, Server, Size, Use
+from modelpipes.config.settings import (
+    LEAST_AMOUNT,
+    SECTIONS,
+    Amount,
+    Config,
+    Limit,
+    Model,
+    Seconds,
+    Section,
+    Server,
+    Size,
+    Use,
+)
 from modelpipes.errors import UsageError
 from modelpipes.safetext import make_line
 from modelpipes.units import MAX_SECONDS, parse_bytes, parse_count, parse_seconds
@@ -82,11 +94,11 @@ def read(text: str, folder: str) -> Loaded:
     try:
         tables = tomllib.loads(text)
     except RecursionError:
-        raise UsageError("no TOML that anybody needs: nested too deeply") from None
+        raise UsageError("it is no TOML that anybody needs: nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(_make_refusal(f"no TOML: {error}")) from None
+        raise UsageError(_make_refusal(f"it is not TOML: {error}")) from None
     except ValueError:  # sys.set_int_max_str_digits
-        raise UsageError("no TOML: a number of more digits than anybody needs") from None
+        raise UsageError("it is no TOML: a number of more digits than anybody needs") from None
     return Loaded(read_tables(tables, folder), tables)
 
 
@@ -284,8 +296,8 @@ def _quantity(kind: type, value: Any) -> Any:
     try:
         if issubclass(kind, Size) and (is_text or is_whole):
             size = parse_bytes(value) if is_text else value
-            if kind is Amount and size == 0:
-                raise UsageError("0 is no memory at all")
+            if kind is Amount and size < LEAST_AMOUNT:
+                raise UsageError(f"{size} bytes hold no model: write 14GB, say")
             if 0 <= size <= MAX_BYTES:
                 return kind(size)
         if issubclass(kind, Seconds) and is_text:

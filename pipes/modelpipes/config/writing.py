@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from modelpipes.config.settings import SECTIONS, Amount, Budget, Limit, Seconds, Section, Size
+from modelpipes.config.settings import LEAST_AMOUNT, SECTIONS, Amount, Budget, Limit, Seconds, Section, Size
 from modelpipes.errors import UsageError
 from modelpipes.units import MAX_SECONDS, format_seconds, parse_seconds
 
@@ -98,8 +98,8 @@ def _as_written(kind: type[Section]) -> type[msgspec.Struct]:
 
 def _quantity(kind: type) -> dict[str, Any]:
     if issubclass(kind, Size):
-        above = "exclusiveMinimum" if kind is Amount else "minimum"
         auto = [{"const": "auto"}] if kind is Budget else []
-        return {"anyOf": [*auto, {"type": "integer", above: 0}, {"type": "string", "pattern": _SIZE}]}
+        whole = {"type": "integer", "minimum": LEAST_AMOUNT if kind is Amount else 0}
+        return {"anyOf": [*auto, whole, {"type": "string", "pattern": _SIZE}]}
     least = "exclusiveMinimum" if issubclass(kind, Limit) else "minimum"
     return {"anyOf": [{"type": "number", "maximum": MAX_SECONDS, least: 0}, {"type": "string", "pattern": _TIME}]}

@@ -43,7 +43,7 @@ def known_places() -> list[str]:
 def remember(folders: Sequence[str]) -> None:
     """Keep that models were looked for in these folders: their names are to mean something later, too."""
     known = remembered()
-    wanted = [os.path.abspath(folder) for folder in folders if folder and os.path.exists(folder)]
+    wanted = [os.path.abspath(folder) for folder in folders if folder and os.path.isdir(folder)]
     kept = [*wanted, *(folder for folder in known if folder not in wanted)][:MAX_REMEMBERED]
     if kept != known:
         lines = "".join(f"{folder}\0" for folder in kept)

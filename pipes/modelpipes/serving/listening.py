@@ -58,7 +58,9 @@ def check_listen(listen: str, key: str) -> None:
     """UsageError where others than this machine could speak to us without a key."""
     place = parse_listen(listen)
     if not (key or place.path or is_loopback(place.host)):
-        raise UsageError(f"{listen} can be reached from other machines: set a key, or listen on 127.0.0.1")
+        raise UsageError(
+            f"{listen} can be reached from other machines: set a key ([server] key_file), or listen on 127.0.0.1"
+        )
 
 
 class Connection(HttpToolsProtocol):

@@ -31,7 +31,8 @@ def folder() -> str:
 def recorded(daemon: Daemon) -> Iterator[None]:
     """Have it found by `running` until the end; UsageError where one listens there already, FileError."""
     try:
-        os.makedirs(folder(), mode=0o700, exist_ok=True)
+        for made in (os.path.dirname(folder()), folder()):  # makedirs has a mode for the last one alone
+            os.makedirs(made, mode=0o700, exist_ok=True)
     except OSError as error:
         raise FileError(f"{folder()}: cannot be made: {error.strerror}") from None
     lock = fifo.Lock.try_take(_path(daemon.listen))
