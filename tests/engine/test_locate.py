@@ -45,7 +45,7 @@ def test_without_any_engine_one_line_names_the_ways(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # where builds lie
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(EngineError, match=r"\$LLAMA_SERVER.* PATH.*modelpipes\[embedded\]"):
+    with pytest.raises(EngineError, match=r"\$LLAMA_SERVER.* PATH.*.\[embedded\]"):
         find_engine()
 
 

@@ -93,7 +93,7 @@ def draw(found: list[Check], width: int | None) -> str:
 
     def lines(text: str) -> list[str]:
         text = make_line(text)
-        return textwrap.wrap(text, last, break_on_hyphens=False, break_long_words=False) if width and text else [text]
+        return textwrap.wrap(text, last, break_on_hyphens=False) if width and text else [text]
 
     rows = []
     for check in found:

