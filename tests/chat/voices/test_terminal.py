@@ -82,8 +82,8 @@ def test_a_line_typed_is_the_answer(person: Person, voice_of: VoiceOf, capfd: py
 
 def test_several_lines_typed_at_once_are_answers_one_after_the_other(person: Person, voice_of: VoiceOf) -> None:
     voice = voice_of(person)
-    person.type(b"one\n\ntwo\nthr")
-    assert [Asked(voice, "x").content for _ in range(3)] == ["one", "", "two"]
+    person.type(b"one\n\ntwo\nthr")  # a stray Enter is no answer
+    assert [Asked(voice, "x").content for _ in range(2)] == ["one", "two"]
     asked = Asked(voice, "x")
     person.type(b"ee\n")
     assert asked.content == "three"

@@ -34,17 +34,19 @@ class TerminalVoice:
         pass
 
     def answer(self, work: Work) -> Finish:
-        output.prompt(f"{self._name}> ")
         wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         work.when_cancelled(lambda: os.eventfd_write(wake, 1))
+        answer = b""
         try:
-            self._await_line(work, wake)
+            while not answer.strip():  # a stray Enter is no answer
+                output.prompt(f"{self._name}> ")
+                self._await_line(work, wake)
+                if work.is_cancelled:
+                    return Finish()  # what was typed by then begins the next answer
+                answer, _, self._typed = self._typed.partition(b"\n")
         finally:
             work.when_cancelled(None)
             os.close(wake)
-        if work.is_cancelled:
-            return Finish()  # what was typed by then begins the next answer
-        answer, _, self._typed = self._typed.partition(b"\n")
         work.emit(answer.decode("utf-8", "replace").removesuffix("\r"))
         return Finish()
 
