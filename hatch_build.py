@@ -14,6 +14,7 @@ class Share(BuildHookInterface):
         self.folder = tempfile.mkdtemp()
         if version == "editable":  # which runs from the checkout, and installs no files
             return
+        sys.dont_write_bytecode = True  # or what is built would leave its traces in the source
         sys.path.insert(0, os.path.join(self.root, "pipes"))
         from modelpipes.commands import share
 
