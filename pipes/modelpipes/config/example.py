@@ -14,12 +14,7 @@ GB = 10**9
 DESKTOP_GB = 2  # of the number that a card is called by, which counts in GiB
 SYSTEM_GB = 4  # of a machine without one
 CPU_GB = 16  # the memory of the machine that the example for the CPU is for
-# name: models at once, the context and the cache's type of each, where a card has 16 GB
-CASES: dict[str, tuple[int, int, CacheType]] = {
-    "one": (1, 32768, "q8_0"),
-    "two": (2, 8192, "q8_0"),
-    "three": (3, 4096, "q8_0"),
-}
+CASES = {"one": (1, 32768), "two": (2, 8192), "three": (3, 4096)}  # models at once, and the context of each
 SMALL_GB = 14  # with less than a 16 GB card gives, a single model has half the context
 # Bits a weight takes on average in llama.cpp's files, best first.
 QUANTS = {
@@ -28,7 +23,8 @@ QUANTS = {
 # Up to so many parameters: bytes of an f16 cache for a token, of models with grouped heads, as nearly all have since
 # 2024 (qwen3-4b, qwen3-8b, qwen2.5-14b, mistral-small-24b, qwen2.5-32b, qwen2.5-72b). Others need up to 4 times that.
 CACHE_BYTES = {"4.5B": 147456, "8.5B": 147456, "15B": 196608, "25B": 163840, "33B": 262144, "73B": 327680}
-KV_SHARE = {"f16": 1.0, "q8_0": 34 / 64}  # of an f16 cache: 32 values in 34 bytes
+KV_TYPE: CacheType = "q8_0"
+KV_SHARE = 34 / 64  # of an f16 cache: 32 values in 34 bytes
 BESIDES_GB = 0.9  # computing, and the engine's own share of the card
 COMMENT_COLUMN = 40
 
@@ -81,17 +77,17 @@ def write_example(gpu: str, total_bytes: int | None) -> str:
 
 def use_cases(all_gb: float) -> Iterator[tuple[str, Use]]:
     """Each case of CASES: its share of the memory, rounded down to half a GB, and what that leaves room for."""
-    for name, (count, ctx_size, kv_type) in CASES.items():
+    for name, (count, ctx_size) in CASES.items():
         memory = Amount(int(all_gb / count * 2) * GB // 2)
         tokens = ctx_size // 2 if all_gb < SMALL_GB and count == 1 else ctx_size
-        quant = {size: found for size in CACHE_BYTES if (found := best_quant(size, memory, tokens, kv_type))}
-        yield name, Use(memory=memory, ctx_size=tokens, kv_type=kv_type, models=count, quant=quant)
+        quant = {size: found for size in CACHE_BYTES if (found := best_quant(size, memory, tokens))}
+        yield name, Use(memory=memory, ctx_size=tokens, kv_type=KV_TYPE, models=count, quant=quant)
 
 
-def best_quant(size: str, memory: int, ctx_size: int, kv_type: str) -> str | None:
+def best_quant(size: str, memory: int, ctx_size: int) -> str | None:
     """The best quantisation with which models up to this size take no more than `memory` bytes."""
     parameters = float(size.removesuffix("B")) * GB
-    weights = memory - BESIDES_GB * GB - CACHE_BYTES[size] * KV_SHARE[kv_type] * ctx_size
+    weights = memory - BESIDES_GB * GB - CACHE_BYTES[size] * KV_SHARE * ctx_size
     return next((name for name, bits in QUANTS.items() if parameters * bits / 8 <= weights), None)
 
 
