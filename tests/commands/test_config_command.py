@@ -350,6 +350,11 @@ def test_a_use_case_is_of_all_cards_together_and_no_more_than_they_have(run: Com
     assert (done.code, "--use: 2 x 6.5 GiB are more than 12.0 GiB of RTX 3060" in done.stderr) == (2, True)
 
 
+def test_who_has_no_card_is_told_how_to_ask(run: Commands) -> None:
+    done = run("find", str(TINY_CHAT), "--gpu", "cpu")
+    assert (done.code, "--vram 12GB" in done.stderr) == (2, True)
+
+
 def test_a_flag_beats_a_use_case(run: Commands) -> None:
     done = run("fit", str(TINY_CHAT), "--use", "two", "--ctx-size", "512", "--config", RTX_4080, "--json")
     assert json.loads(done.stdout)["settings"]["ctx_size"] == 512

@@ -33,7 +33,7 @@ SIGNALLED = 128  # and the signal's number, as a shell counts
 @click.option("-m", "--model", metavar="FILE", type=values.MODEL,
               help="A GGUF file, or tiny-chat; starts an engine for it.")  # fmt: skip
 @click.option("--server", metavar="URL", help="A running llama-server, LM Studio, Ollama …; with or without /v1.")
-@click.option("--exec", "exec_", metavar="COMMAND", help="A program a message: stdin to stdout.")
+@click.option("--exec", "exec_", metavar="COMMAND", help="A program run for each message: stdin to stdout.")
 @click.option("--filter", "filter_", metavar="COMMAND", help="One program kept running: a line in, a line out.")
 @options.directory
 @options.voice_options

@@ -62,7 +62,8 @@ class Listed(Struct, frozen=True, forbid_unknown_fields=True):
     help="What it computes on.",
 )
 @click.option("--jobs", metavar="N", type=click.IntRange(1), help="Compilers at a time.  [one a core]")
-@click.option("--max-seconds", type=options.SECONDS, default=LIMIT_S, metavar="TIME", help="Longest.  [180m]")
+@click.option("--max-seconds", type=options.SECONDS, default=LIMIT_S, metavar="TIME",
+              help="Longest time in all.  [180m]")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the commands that would be run, and run none.")
 @click.option("--list", "is_list", is_flag=True, help="All engines, each tried with the tiny model.")
 @click.option("--remove", metavar="NAME", type=values.Text(lambda ctx, _: [each.name for each in builds.builds()]),

@@ -57,7 +57,7 @@ def prediction_options(command: Any) -> Any:
         click.option("--parallel", type=click.IntRange(1, 256), default=1, metavar="N",
                      help="Conversations at a time, which share the context.  [1]"),
         options.option("--kv-type", key="find-gguf.kv_type", type=KvType(), default="f16", metavar="TYPE",
-                     help="Of the cache of keys and values: f16, q8_0, q4_0, …  [f16]"),
+                     help="Type of the cache of keys and values, as q8_0.  [f16]"),
     ):  # fmt: skip
         command = option(command)
     return command
@@ -93,7 +93,7 @@ def use_option(defaults: Callable[[Use], Mapping[str, Any]]) -> Callable[[option
         ctx.default_map = {**(ctx.default_map or {}), **said}
         return use
 
-    text = "A use case of the configuration, as two."
+    text = "A use case of the configuration to reckon with, as two."
     return click.option("--use", type=values.USE, metavar="NAME", callback=choose, help=text)
 
 
@@ -124,6 +124,8 @@ def _with_memory(card: gpu.Card, size_bytes: int, **other: Any) -> gpu.Card:
 
 
 def _choose_cards(name: str, vram_bytes: int | None) -> tuple[gpu.Card, ...]:
+    if name.lower() == "cpu":
+        raise UsageError("--gpu cpu: models are rated for a card; without one, --vram 12GB says what they may take")
     found = gpu.parse_gpu(name)
     is_assumed = any(card.stand_in for card in found.cards)
     if vram_bytes == 0:

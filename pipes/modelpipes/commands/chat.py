@@ -65,7 +65,7 @@ def _voice_arguments(command: Any) -> Any:
     help="Turns of each member.  [10 or unending]",
 )
 @click.option("--turns", "taking", type=click.Choice(["round-robin", "random", "moderator"]), default="round-robin",
-              show_default=True, help="Who speaks next.")  # fmt: skip
+              show_default=True, help="Who speaks next; random goes by --seed.")  # fmt: skip
 @click.option("--moderator", metavar="SEAT", type=values.NAMED, help="The member who is asked who speaks next.")
 @click.option("--opening", metavar="TEXT|-", default="Hello.", show_default=True, help="What the hub says first.")
 @click.option("--stop-word", metavar="WORD", help="End when a member says it.")
@@ -75,7 +75,7 @@ def _voice_arguments(command: Any) -> Any:
     "--timeout",
     key="chat-models.timeout",
     type=options.SECONDS,
-    help="Longest silence of a member, and of its voice.  [30]",
+    help="Longest silence of a member, and of its voice.  [30 and 120]",
 )
 @options.option("--patience", key="chat-models.patience", type=options.SECONDS_OR_0, default="30", show_default=True,
               help="Wait this long for a member that died, if somebody else seated it; 0: end at once.")  # fmt: skip
@@ -85,7 +85,8 @@ def _voice_arguments(command: Any) -> Any:
     type=click.IntRange(0),
     default=2,
     show_default=True,
-    help="Of a turn that failed.",
+    metavar="N",
+    help="New attempts at a turn that failed.",
 )
 @click.option(
     "--transcript", "path", metavar="FILE", type=values.TRANSCRIPT, help="Write the conversation there, as JSON Lines."

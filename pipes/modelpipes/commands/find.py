@@ -30,7 +30,7 @@ MAX_CONTEXT = (1 << 32) - 1  # llama.cpp's n_ctx has 32 bits
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @click.option("--sort", type=click.Choice(list(SORTS)), default="name",
-              help="Best, largest or newest first; by name.  [name]")  # fmt: skip
+              help="By name, or the best, largest or newest first.  [name]")  # fmt: skip
 @click.option("--reverse", is_flag=True, help="The other way round.")
 @options.option("--ctx-size", key="find-gguf.ctx_size", type=click.IntRange(1, MAX_CONTEXT), default=4096, metavar="N",
               help="Context in tokens.  [4096]")  # fmt: skip
@@ -65,8 +65,8 @@ def command(
     partial  so many layers, or all but the experts; the rest in host memory
     no       neither
 
-    With --use each file is rated as one of the models of that use case, and the
-    quantisation is advised that leaves such a model room.
+    With --use each file is rated as one of the models of that use case, with its
+    memory and context, and the quantisation is advised that leaves it room.
 
     \b
     Examples:

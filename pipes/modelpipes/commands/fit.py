@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=values.MODEL)
 @cards.card_options
 @cards.use_option(lambda use: {"reserve": 0, "min_ctx": use.ctx_size, "kv_type": use.kv_type})
-@click.option("--ctx-size", type=click.IntRange(1), metavar="N", help="Context of each model, as llama-server's -c.")
+@click.option("--ctx-size", type=click.IntRange(1), metavar="N",
+              help="Context of each model, in tokens.  [the largest]")  # fmt: skip
 @click.option("--min-ctx", type=click.IntRange(1), metavar="N",
-              help=f"Else the largest that fits, and at least N.  [{LEAST_CONTEXT}]")  # fmt: skip
+              help=f"Without --ctx-size: at least so much.  [{LEAST_CONTEXT}]")  # fmt: skip
 @click.option("--kv-type", type=click.Choice(list(CACHE_TYPES)), metavar="TYPE",
-              help=f"Of caches of keys and values.  [the best of {', '.join(KV_TYPES)}]")  # fmt: skip
+              help=f"Type of the caches of keys and values.  [the best of {', '.join(KV_TYPES)}]")  # fmt: skip
 @click.option("--parallel", type=click.IntRange(1, 256), default=1, metavar="N",
               help="Conversations at a time, which share the context.  [1]")  # fmt: skip
 @click.option("--flash-attn/--no-flash-attn", default=True, help="Flash attention.  [yes]")
@@ -50,6 +51,9 @@ def command(
     two engines. All of them whole comes first: with the largest common context,
     then the best KV type. Else, at the least context, the host takes over
     experts and layers. Else some models take turns, and the exit code is 1.
+
+    With --use they share what that use case has for all its models together, with
+    its context as the least.
 
     \b
     Examples:

@@ -62,7 +62,7 @@ class Threshold(click.ParamType[float]):
 @click.option("--count", type=click.IntRange(1), metavar="N", help="With --continuous: end after N looks.")
 @click.option("--format", "format_", type=click.Choice(FORMATS), default="table", help="How to report.  [table]")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-@click.option("--output", "file", metavar="FILE", type=values.FILE, help="Append there what else goes to stdout.")
+@click.option("--output", "file", metavar="FILE", type=values.FILE, help="Append to it what else goes to stdout.")
 @options.option("--alert-vram", key="watch-gpu.alert_vram", type=Threshold(), default="95", metavar="PERCENT",
                 help="Alarm at so much memory in use, or none.  [95]")  # fmt: skip
 @options.option("--alert-temp", key="watch-gpu.alert_temp", type=Threshold(), default="85", metavar="CELSIUS",
@@ -79,7 +79,7 @@ class Threshold(click.ParamType[float]):
 @click.option("--system", is_flag=True, help="Also the machine's own memory.")
 @click.option("-d", "--dir", "directory", metavar="DIR", type=values.DIRECTORY,
               help="Name the seats of this room too.  [$PIPE_DIR]")  # fmt: skip
-@click.option("--timeout", type=options.SECONDS, default="10", show_default=True, help="For the driver to answer.")
+@click.option("--timeout", type=options.SECONDS, default="10", show_default=True, help="Longest silence of the driver.")
 @options.common
 def command(directory: str | None, **given: Any) -> int:
     """Show what the GPUs do: temperature, load, memory, power, clocks, and whose

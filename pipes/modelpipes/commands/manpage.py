@@ -35,7 +35,9 @@ ENVIRONMENT: dict[str, tuple[str, tuple[str, ...]]] = {
     "LLAMA_SERVER": ("The engine to use.", ("--engine", "build-engine", "check", "serve")),
     "SEARCH_PATH": ("Folders with model files, a colon between them.", ("--model", "find", "fit", "check", "serve")),
     "OPENAI_API_KEY": ("The key for --server.", ()),
-    "XDG_RUNTIME_DIR": ("Where rooms are made: in modelpipes/default.", ("--dir", "check", "serve")),
+    "XDG_CACHE_HOME": ("What can be made again, in place of ~/.cache.", ("--model", "find", "fit", "serve")),
+    "XDG_DATA_HOME": ("What build-engine made, in place of ~/.local/share.", ("--engine", "build-engine", "serve")),
+    "XDG_RUNTIME_DIR": ("What lives until logout: rooms, in modelpipes/default.", ("--dir", "check", "serve")),
     "TMPDIR": ("The same where there is no XDG_RUNTIME_DIR: in modelpipes-UID/default.", ("--dir", "check")),
     "SHELL": ("The shell to complete for.", ()),
 }

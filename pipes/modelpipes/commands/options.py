@@ -156,7 +156,8 @@ def _common(command: Command, *, is_lenient: bool) -> Command:
     version = click.version_option(__version__, message="%(prog)s %(version)s")
     config = click.option("--config", metavar="FILE", type=values.CONFIGURATION, envvar=CONFIG, is_eager=True,
                           expose_value=False, callback=configure,
-                          help="The configuration.  [~/.config/modelpipes/config.toml]")  # fmt: skip
+                          help="The configuration, for what no option says.  [$MODELPIPES_CONFIG, else "
+                               "~/.config/modelpipes/config.toml]")  # fmt: skip
     return config(version(command))
 
 
@@ -190,12 +191,12 @@ VOICE: dict[str, tuple[str, Any, str]] = {
     "temperature": ("T", click.FloatRange(0), "How freely it chooses words."),
     "top-p": ("P", click.FloatRange(0, 1), "Of the likeliest words, this share."),
     "seed": ("N", click.IntRange(0), "Same seed, same answer."),
-    "model-name": ("NAME", click.STRING, "Which of a server's models."),
-    "api-key-file": ("FILE", values.FILE, "A server's key.  [$OPENAI_API_KEY]"),
+    "model-name": ("NAME", click.STRING, "Which of the models of --server."),
+    "api-key-file": ("FILE", values.FILE, "The key of --server.  [$OPENAI_API_KEY]"),
     "ctx-size": ("N", click.IntRange(64), "Context of a conversation, in tokens.  [4096]"),
-    "kv-type": ("TYPE", click.STRING, "Of the cache of keys and values, as q8_0.  [f16]"),
+    "kv-type": ("TYPE", click.STRING, "Type of the cache of keys and values, as q8_0.  [f16]"),
     "gpu-layers": ("N", click.IntRange(0), "Layers on the card.  [as many as fit]"),
-    "threads": ("N", click.IntRange(1, 512), "On the CPU.  [the engine's choice]"),
+    "threads": ("N", click.IntRange(1, 512), "Threads on the CPU.  [the engine's choice]"),
     "parallel": ("N", click.IntRange(1, 64), "Messages to work on at a time.  [1]"),
     "engine": ("ENGINE", click.Choice(["auto", "llama-server", "embedded"]), "auto, llama-server or embedded.  [auto]"),
     "engine-arg": ("ARG", click.STRING, "Passed to the engine as it is; may be repeated."),

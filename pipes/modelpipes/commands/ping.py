@@ -29,7 +29,7 @@ FLOOD_S = 3.0
 @options.directory
 @click.option("--self", "is_self", is_flag=True, help="Ping a process of our own; needs no room, no seat.")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="Pings of each size.  [1000]")
-@click.option("--size", type=options.BYTES, metavar="SIZE", help="Of a message's content, as 64 or 4KiB.  [64]")
+@click.option("--size", type=options.BYTES, metavar="SIZE", help="Content of a message, as 64 or 4KiB.  [64]")
 @click.option("--sweep", is_flag=True, help="Eight sizes, from 64 bytes to 1 MiB.")
 @click.option("--interval", type=options.SECONDS_OR_0, help="From a ping to the next.  [0: when it is answered]")
 @click.option("--warmup", type=click.IntRange(0), metavar="N", help="Pings that do not count.  [a tenth of --count]")

@@ -95,7 +95,7 @@ class _Daemon:
             await gateway.start()
             address = str(gateway.listen)  # with the port, where any free one was asked for
             with recorded(Daemon(os.getpid(), address, self._path or "", server.key)):
-                self._say(f"{len(pool.models())} models on {address}, with {words}")
+                self._say(f"{_count(pool)} on {address}, with {words}")
                 self._warn(pool)
                 pool.load_pinned()
                 reloads = asyncio.ensure_future(self._reload_when(again, pool))
@@ -156,7 +156,7 @@ class _Daemon:
         pool.load_pinned()
         told = {"added": change.added, "removed": change.removed, "changed": (*change.changed, *change.touched)}
         news = [f"{what} {', '.join(names)}" for what, names in told.items() if names]
-        self._say(f"read again: {len(pool.models())} models" + "".join(f"; {each}" for each in (*news, words) if each))
+        self._say(f"read again: {_count(pool)}" + "".join(f"; {each}" for each in (*news, words) if each))
         if change.restart:
             self._say(f"{', '.join(change.restart)}: to change that takes a new start")
         self._warn(pool)
@@ -212,6 +212,11 @@ class _Daemon:
             measure=Measure(needs, place),
             advise=predict.advise,
         )
+
+
+def _count(pool: Pool) -> str:
+    number = len(pool.models())
+    return f"{number} model{'s' if number != 1 else ''}"
 
 
 class Start(msgspec.Struct, frozen=True):
