@@ -61,6 +61,12 @@ def example_in(docstring: str | None) -> str:
 # -- the names
 
 
+def test_a_moderator_who_is_no_member_is_refused(tmp_path: Path) -> None:
+    room = Room.make(str(tmp_path / "room"), ["a", "b"])
+    with pytest.raises(UsageError, match="zz is no member"):
+        Conversation(room, ["a", "b"], moderator="zz")
+
+
 def test_the_names_are_those_that_were_promised_and_what_they_cannot_do_without() -> None:
     assert set(modelpipes.__all__) == PROMISED | COMPANIONS
     assert modelpipes.__all__ == sorted(modelpipes.__all__)

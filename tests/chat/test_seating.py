@@ -10,7 +10,7 @@ import pytest
 
 from modelpipes.chat.seating import Seating
 from modelpipes.deadline import Deadline
-from modelpipes.errors import DeadlineError, PeerError, PeerGone
+from modelpipes.errors import DeadlineError, PeerError, PeerGone, UsageError
 from modelpipes.room import Room
 from tests.chat.conftest import LIMIT_S, ScriptedVoice, Seat, ask, wait_until
 
@@ -51,6 +51,18 @@ def test_members_sit_and_answer_until_the_seating_ends(room: Room) -> None:
         pids = [pid_of(room, seat) for seat in ("alice", "bob")]
     assert all(map(ends, pids))
     assert room.sitting("bob").state == "free"
+
+
+def test_a_seat_is_seated_once_and_again_when_its_member_is_gone(room: Room, seating: Seating) -> None:
+    seating.seat({"bob": ["--filter=cat"]})
+    first = pid_of(room, "bob")
+    with pytest.raises(UsageError, match=f"bob is seated already, by process {first}"):
+        seating.seat({"bob": ["--filter=cat"]})
+    assert pid_of(room, "bob") == first
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: room.sitting("bob").state != "ready", "end of bob")
+    seating.seat({"bob": ["--filter=cat"]})
+    assert pid_of(room, "bob") != first
 
 
 def test_a_member_that_cannot_sit_is_named_with_its_last_words_and_the_others_end(room: Room) -> None:

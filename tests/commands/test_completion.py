@@ -181,6 +181,22 @@ def test_tab_completes_commands_options_and_their_values(run: Commands, terminal
     assert {typed: terminal.complete(typed) for typed in LINES} == LINES
 
 
+@pytest.mark.parametrize("shell", ["bash"], indirect=True)
+def test_bash_keeps_its_hands_off_what_it_takes_for_another_word(run: Commands, terminal: Terminal) -> None:
+    (run.cwd / "a:b").mkdir()
+    (run.cwd / "a:b" / "model.gguf").touch()
+    lines = {
+        "find-gguf ./a:b/": "find-gguf ./a:b/model.gguf ",
+        "chat-models --model alice=a:b/": "chat-models --model alice=a:b/model.gguf ",
+    }
+    assert {typed: terminal.complete(typed) for typed in lines} == lines
+
+
+def test_use_cases_are_those_of_the_configuration_on_the_line(run: Commands) -> None:
+    (run.cwd / "c.toml").write_text("[use.twins]\nmemory = '1GB'\n")
+    assert offered(run, "find-gguf --config c.toml --use t") == ["twins"]
+
+
 @pytest.mark.parametrize("shell", ["zsh", "fish"], indirect=True)
 def test_where_the_shell_can_it_shows_what_each_choice_means(run: Commands, terminal: Terminal) -> None:
     run("setup", "bob")
@@ -299,7 +315,7 @@ def test_a_configuration_that_is_wrong_is_not_told_here(run: Commands) -> None:
     run("setup", "bob")
     (run.cwd / "config.toml").write_text("[nonsense\n")
     told = ask(run, "ask-model ", MODELPIPES_CONFIG="config.toml")
-    assert (told.code, told.stdout, told.stderr) == (0, "plain,,,bob\n", "")
+    assert (told.code, told.stdout, told.stderr) == (0, "plain,,0,,bob\n", "")
 
 
 def test_a_command_that_is_not_asked_loads_none_of_it(run: Commands) -> None:

@@ -247,9 +247,10 @@ def engine_command_lines(run: Commands) -> list[str]:
 def test_a_wrong_configuration_is_no_hindrance_to_those_who_have_no_use_for_it(run: Commands) -> None:
     run("setup", "bob")
     path = write(run, "x")
-    for words in (("man", "ask"), ("schema", "message"), ("completion", "bash"), ("config", "example")):
-        done = run(*words)
-        assert (done.code, done.stderr) == (0, ""), words
+    for env in ({}, {"MODELPIPES_CONFIG": str(path)}):
+        for words in (("man", "ask"), ("schema", "message"), ("completion", "bash"), ("config", "example")):
+            done = run(*words, **env)
+            assert (done.code, done.stderr) == (0, ""), words
     assert run("config", "show").code == 2
     assert run("serve", "status").code == 1  # for none runs
     cleaned = run("cleanup")  # $PIPE_DIR says which room
@@ -292,6 +293,30 @@ def test_a_key_in_the_environment_beats_a_file_that_is_configured(run: Commands)
             patch.setenv("OPENAI_API_KEY", key)
             context = attach_command.make_context("attach-model", ["bob", "--server", "http://127.0.0.1:1"])
             assert read_options(context)["api_key_file"] == wanted
+
+
+def test_what_is_configured_for_us_is_none_of_the_gateways_business(run: Commands, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "mine.gguf").symlink_to(TINY_CHAT)
+    write(run, f"[find-gguf]\nsearch_path = ['{tmp_path}/empty']\n")
+    path = tmp_path / "serve.toml"
+    path.write_text("[find-gguf]\nsearch_path = ['theirs']\n[models.tiny]\nfile = 'mine'\nctx_size = 512\n")
+    done = run("chat", "--serve", str(path), "alice=tiny", "--filter", "bob=cat", "--rounds", "1")
+    assert done.code == 0, done.stderr
+
+
+def test_a_key_is_nowhere_on_the_disk_after_its_leader_was_killed(run: Commands, tmp_path: Path) -> None:
+    path = tmp_path / "serve.toml"
+    path.write_text(f"[server]\nkey = 's3cret'\n[models.tiny]\nfile = '{TINY_CHAT}'\nctx_size = 512\n")
+    chat = run.start("chat", "--serve", str(path), "alice=tiny", "--exec", "bob=sleep 60", "--rounds", "9")
+    assert chat.stdout is not None and chat.stdout.readline() == b"hub: Hello.\n"
+    assert "no serve-models runs" in run("serve", "status").stderr  # it is not ours to steer
+    chat.kill()
+    chat.wait(LIMIT_S)
+    assert run.left_processes() == []
+    run("serve", "status")  # who looks for daemons removes what a killed one of a leader left
+    left = [file for file in run.left_files() if b"s3cret" in Path(file).read_bytes()]
+    assert left == []
 
 
 def test_a_conversation_on_a_gateway_with_a_key_has_it(run: Commands, tmp_path: Path) -> None:

@@ -196,6 +196,12 @@ def test_only_the_gpu_that_is_named(driver: Commands) -> None:
 # -- whose memory it is
 
 
+def test_rows_of_other_columns_are_not_added_to_a_file(driver: Commands) -> None:
+    assert watch(driver, "--format", "csv", "--output", "g.csv").code == 0
+    ended = watch(driver, "--format", "csv", "--per-process", "--output", "g.csv")
+    assert (ended.code, "it has other columns" in ended.stderr) == (1, True)
+
+
 @pytest.mark.skipif(not ENGINES, reason="no engine here")
 def test_an_engines_share_has_the_name_of_its_model_and_of_its_seat(driver: Commands) -> None:
     member = driver.attach("bob", "--model", "tiny-chat", *QUICK_ENGINE)

@@ -70,6 +70,18 @@ def test_help_for_a_reader_who_has_gone_is_no_failure(run: Commands, words: list
     assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_help_is_written_as_utf_8_whatever_the_locale(run: Commands, encoding: str) -> None:
+    assert run("ask", "--help", PYTHONIOENCODING=encoding).code == 0
+
+
+def test_without_a_stdout_the_work_is_done_all_the_same(run: Commands) -> None:
+    run("setup", "bob")
+    ended = run.run(["sh", "-c", f"{' '.join(run.command('cleanup'))} >&-"])
+    assert (ended.code, ended.stderr) == (0, "")
+    assert not os.path.exists(run.room.path)
+
+
 def test_with_closed_descriptors_nothing_is_written_into_the_wrong_file(run: Commands) -> None:
     chat = " ".join(run.command("chat", "--filter", "a=cat", "--filter", "b=cat", "--rounds", "1"))
     ended = run.run(["sh", "-c", f"{chat} --transcript talk.jsonl 0<&- 1>&- 2>&-"])

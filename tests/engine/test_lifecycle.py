@@ -150,6 +150,14 @@ def test_a_port_taken_in_between_is_replaced(kind: EngineChoice, hello: str, mon
             assert ports == []
 
 
+def test_a_start_that_fails_late_is_not_blamed_on_the_port(hello: str) -> None:
+    """Our own questions whether it is ready leave connections there that have ended."""
+    with Engine(hello, engine="embedded", engine_args=["--parallel", "1000"]) as engine:
+        with pytest.raises(EngineFailure) as failed:
+            engine.be_ready(Deadline.after(LIMIT_S))
+        assert failed.value.cause is not Cause.PORT
+
+
 def test_the_users_own_options_come_last(kind: EngineChoice, hello: str) -> None:
     with Engine(hello, engine=kind, engine_args=["--alias", "bob", "--api-key", "secret", "-c", "512"]) as engine:
         engine.be_ready(Deadline.after(LIMIT_S))

@@ -33,6 +33,11 @@ def test_a_reload_touches_only_what_changed() -> None:
     )
 
 
+def test_what_was_put_into_the_environment_takes_a_new_start() -> None:
+    new = read("[find-gguf]\nsearch_path = ['/m']\n[voice]\nllama_server = '/l'\nctx_size = 512\n", "/etc")
+    assert difference(Config(), new) == Change(restart=("find-gguf.search_path", "voice.llama_server"))
+
+
 MODELS = st.builds(
     Model,
     file=st.sampled_from(["/a", "/b"]),

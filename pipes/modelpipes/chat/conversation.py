@@ -18,7 +18,7 @@ from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
 from modelpipes.chat.turns import DEFAULT_ROUNDS, RoundRobin, StopRules, TurnTaking, moderator_question, parse_choice
 from modelpipes.chat.voices import LEAVING_S
 from modelpipes.deadline import Deadline
-from modelpipes.errors import DeadlineError, PeerError, PeerFailed
+from modelpipes.errors import DeadlineError, PeerError, PeerFailed, UsageError
 from modelpipes.fifo import RETRY_S
 from modelpipes.message import Delta, Heard, Reply, Say, new_id
 from modelpipes.room import HUB, Room
@@ -97,6 +97,8 @@ class Conversation:
         (`Seating.bring_back` does; else the loss ends the talk). With a moderator, `taking` decides where it names
         nobody. A guest is a member who may take any time, and may leave, which ends the conversation.
         """
+        if moderator is not None and moderator not in members:
+            raise UsageError(f"the moderator {moderator} is no member of this conversation")
         self.room = room
         self.members = tuple(members)
         self.hub = hub

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from modelpipes.chat.voices import LEAVING_S, LOAD_S
 from modelpipes.child import Child
 from modelpipes.deadline import Deadline
-from modelpipes.errors import DeadlineError, PeerError, PeerGone
+from modelpipes.errors import DeadlineError, PeerError, PeerGone, UsageError
 from modelpipes.fifo import RETRY_S
 from modelpipes.room import Room
 
@@ -55,9 +55,13 @@ class Seating:
         """Start `attach-model SEAT …`, with the options given, for each seat; return when all of them are ready.
 
         One loads after the other, as they share the memory. Raises PeerGone, with the member's last words, where one
-        cannot be seated, and DeadlineError where one is not ready after ten minutes.
+        cannot be seated, UsageError where it is already, and DeadlineError where one is not ready after ten minutes.
         """
         for seat, options in commands.items():
+            if child := self._children.get(seat):
+                if child.exit_code() is None:
+                    raise UsageError(f"{seat} is seated already, by process {child.pid}")
+                child.stop()
             self._commands[seat] = [sys.executable, "-P", "-m", "modelpipes", "attach", seat, "-d", self.room.path]
             self._commands[seat] = [*self._commands[seat], *options]
             self._start(seat, Deadline.never())

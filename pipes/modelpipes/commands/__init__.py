@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import io
 import os
 import signal
 import sys
@@ -75,6 +76,8 @@ def run(verb: str | None, args: list[str], name: str) -> int:
 
         from modelpipes import output
 
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # as output writes, whatever the locale
         command = load(verb or "overview")
         gc.freeze()  # what is loaded by now stays to the end: `__main__` has the search for garbage off until here
         gc.enable()
@@ -85,7 +88,8 @@ def run(verb: str | None, args: list[str], name: str) -> int:
                     code = command.invoke(context)
             except click.exceptions.Exit as e:
                 code = e.exit_code
-            sys.stdout.flush()  # help is click's to write, which leaves it to the interpreter's end
+            if sys.stdout:  # help is click's to write, which leaves it to the interpreter's end
+                sys.stdout.flush()
             return code if isinstance(code, int) else 0
     except Ended as e:
         if e.exit_code == 128 + signal.SIGINT and _is_at_terminal():

@@ -115,7 +115,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
             from modelpipes.commands.gateway import serving
 
             _check_served(given["seats"])
-            gateway = stack.enter_context(serving(given["serve"]))
+            gateway = stack.enter_context(serving(given["serve"], options.configured(ctx).variables))
         is_for_voices = not options.is_from_file(ctx, "timeout")
         _lead({**given, "voice_timeout": given["timeout"] if is_for_voices else None}, ctx.meta["names"], gateway)
 

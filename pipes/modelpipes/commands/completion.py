@@ -7,6 +7,7 @@ are our own: click's know one command, take no NAME=VALUE, show files or names b
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 
@@ -28,7 +29,7 @@ NAMES = " ".join(["modelpipes", *(command for command, _ in VERBS.values() if co
 
 BASH = r"""
 %(complete_func)s() {
-    local - line=${COMP_LINE:0:COMP_POINT} kind ending before value is_file=
+    local - line=${COMP_LINE:0:COMP_POINT} kind ending kept before value is_file=
     local -a plain=()
     set -o noglob
     local IFS=$'\n'
@@ -36,7 +37,7 @@ BASH = r"""
         compopt -o default
         return
     fi
-    while IFS=, read -r kind ending before value; do
+    while IFS=, read -r kind ending kept before value; do
         if [[ $kind == plain ]]; then
             plain+=("$value")
         elif [[ $kind == dir || $ending ]]; then
@@ -47,6 +48,7 @@ BASH = r"""
             is_file=yes
             COMPREPLY+=($(compgen -P "$before" -f -- "$value"))
         fi
+        ((kept == 0)) || COMPREPLY=("${COMPREPLY[@]#"${value:0:kept}"}")  # what bash takes for another word
     done <<<"$(COMP_WORDS=$line COMP_CWORD=$2 %(complete_var)s=bash_complete "${1/#\~/$HOME}" 2>/dev/null)"
     if [[ $is_file ]]; then  # bash quotes what it takes for names of files
         compopt -o filenames
@@ -144,6 +146,9 @@ class _Line(ShellComplete):
         # PIPE_DIR=room, sudo and the like may come before the command.
         start = next((i for i, word in enumerate(words) if os.path.basename(word) == self.prog_name), 0) + 1
         *args, word = [*words[start:]] or [CURSOR]
+        for option, value in itertools.pairwise(args):
+            if option == "--config":
+                os.environ[options.CONFIG] = value
         word = word.removesuffix(CURSOR)
         option, has_value, value = word.partition("=")
         if has_value and option.startswith("--") and "--" not in args:
@@ -177,8 +182,9 @@ class Bash(_Line, BashComplete):
             replaced = "".join(shell_completion.split_arg_string(replaced))
         n_kept = len(word) - len(replaced)
         if item.type == "plain":
-            return f"plain,,,{(self._begun + item.value)[n_kept:]}"
-        return f"{item.type},{item.suffix or ''},{self._before(item)[n_kept:]},{item.value}"
+            return f"plain,,0,,{(self._begun + item.value)[n_kept:]}"
+        before = self._before(item)
+        return f"{item.type},{item.suffix or ''},{max(0, n_kept - len(before))},{before[n_kept:]},{item.value}"
 
 
 class Zsh(_Line, ZshComplete):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from modelpipes.child import Child
 from modelpipes.deadline import Deadline
@@ -44,10 +44,23 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def serving(config: str) -> Iterator[Gateway]:
-    """Run one with this configuration. EngineError with its last words where it does not start."""
-    argv = [sys.executable, "-P", "-m", "modelpipes", "serve", "--listen=127.0.0.1:0", f"--config={config}"]
-    with Child(argv, name="serve-models") as child:
+def serving(config: str, variables: Collection[str]) -> Iterator[Gateway]:
+    """Run one with this configuration. EngineError with its last words where it does not start.
+
+    `variables` are those that our own configuration put into the environment: they are none of its business.
+    """
+    argv = [
+        sys.executable,
+        "-P",
+        "-m",
+        "modelpipes",
+        "serve",
+        "--listen=127.0.0.1:0",
+        "--private",
+        f"--config={config}",
+    ]
+    env = {name: value for name, value in os.environ.items() if name not in variables}
+    with Child(argv, name="serve-models", env=env) as child:
         deadline = Deadline.after(START_S)
         poll = select.poll()
         poll.register(child.pidfd, select.POLLIN)
@@ -57,8 +70,10 @@ def serving(config: str) -> Iterator[Gateway]:
                 raise EngineError(said[0].removeprefix("modelpipes serve: ") if said else "serve-models ended")
             if deadline.has_passed():
                 raise DeadlineError(f"serve-models has not started after {START_S:g} s")
-        # In a file: a command line is shown to everybody, and an environment is inherited by programs.
-        with tempfile.NamedTemporaryFile("w", prefix="modelpipes-") as key_file:
+        # In a file in memory: a command line is shown to everybody, an environment is inherited by programs, and a
+        # file on the disk outlives us where we are killed.
+        with open(os.memfd_create("key"), "w") as key_file:
             key_file.write(found[0].key)
             key_file.flush()
-            yield Gateway(f"http://{found[0].listen}", found[0].key, key_file.name if found[0].key else "")
+            path = f"/proc/{os.getpid()}/fd/{key_file.fileno()}"
+            yield Gateway(f"http://{found[0].listen}", found[0].key, path if found[0].key else "")

@@ -54,12 +54,17 @@ class Destination:
     def width(self) -> int | None:
         return output.width() if self._path is None else None
 
-    def has_content(self) -> bool:
-        """Does it hold an earlier record, whose CSV header does for this one?"""
-        if self._path is None:
-            return False
-        found = os.fstat(self._descriptor)
-        return stat.S_ISREG(found.st_mode) and found.st_size > 0
+    def needs_header(self, header: str) -> bool:
+        """Is there no earlier record? FileError where that has another CSV header, which this one would not go by."""
+        if self._path is None or not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            return True
+        with open(os.path.expanduser(self._path), "rb") as file:
+            there = file.read(len(header)).decode("utf-8", "replace")
+        if there not in ("", header):
+            raise FileError(
+                f"{self._path}: it has other columns: name another file, or give the options that it began with"
+            )
+        return not there
 
     def write(self, text: str) -> None:
         """Raises BrokenPipeError when nobody reads it any more, FileError, DeadlineError for a reader that stalls."""
@@ -127,7 +132,6 @@ class Report:
         self._format = format_
         self._given = given
         self._used: dict[str, deque[float | None]] = {}
-        self._is_header_due = not to.has_content()
         self._is_first = True
 
     def write(self, sample: Sample, alarms: Sequence[Alarm]) -> None:
@@ -147,10 +151,12 @@ class Report:
         writer = csv.writer(text, lineterminator="\r\n")
         gpu_fields = [name for name in Gpu.__struct_fields__ if name != "processes"]
         share_fields = list(Share.__struct_fields__) if self._given["per_process"] else []
-        if self._is_header_due:
+        if self._is_first:
             named = [f"process_{name}" if name == "used_bytes" else name for name in share_fields]
             writer.writerow(["time_s", *gpu_fields, "alarms", *HostMemory.__struct_fields__, *named])
-            self._is_header_due = False
+            if not self._to.needs_header(text.getvalue()):
+                text.seek(0)
+                text.truncate()
         sizes = [getattr(memory, name, None) for name in HostMemory.__struct_fields__]
         for each in sample.gpus:
             kinds = " ".join(alarm.kind for alarm in alarms if (alarm.index, alarm.uuid) == (each.index, each.uuid))

@@ -122,7 +122,7 @@ def _configure(ctx: click.Context, given: str | None, *, is_lenient: bool) -> No
     try:
         loaded = load(path)
     except UsageError as mistake:
-        if given or not is_lenient:
+        if not is_lenient or ctx.get_parameter_source("config") is ParameterSource.COMMANDLINE:
             raise
         ctx.meta[CONFIG] = Configured(path, mistake=mistake)
         return

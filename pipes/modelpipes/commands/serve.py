@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import click
@@ -21,6 +21,9 @@ from modelpipes.commands import options, values
 from modelpipes.deadline import Deadline
 from modelpipes.errors import EngineError, UsageError
 from modelpipes.safetext import make_safe
+
+if TYPE_CHECKING:
+    from modelpipes.serving.record import Daemon
 
 ACTIONS = ("status", "load", "unload", "pin", "unpin", "logs", "reload")
 OF_A_MODEL = ("load", "unload", "pin", "unpin", "logs")
@@ -44,13 +47,15 @@ class _Serve(click.Command):
     """Takes a first word that is no action for --config: then all commands read their configuration in one way."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not ctx.resilient_parsing:
+        if not ctx.resilient_parsing and not {"-h", "--help", "--version"} & set(args):
             given, _, _ = self.make_parser(ctx).parse_args(list(args))
             words = given["words"]
             if isinstance(words, tuple) and words[0] not in ACTIONS:
                 if "config" in given or len(words) > 1:
                     actions = ", ".join(ACTIONS)
                     raise UsageError(f"{words[0]!r} is no action ({actions}), and one configuration is enough")
+                if not words[0]:
+                    raise UsageError("CONFIG is empty: give the name of a file")
                 near = difflib.get_close_matches(words[0], ACTIONS, 1)
                 if near and not os.path.exists(words[0]):
                     raise UsageError(f"{words[0]!r} is no action, nor a file: did you mean {near[0]}?")
@@ -64,6 +69,7 @@ class _Serve(click.Command):
 @click.option("--listen", metavar="ADDRESS", help="127.0.0.1:9090, or unix:PATH.  [as configured]")
 @click.option("--vram", type=options.BYTES, metavar="SIZE", help="The budget, such as 16GB.  [as configured]")
 @click.option("--wait", type=options.SECONDS, metavar="TIME", help="ACTION: wait so long for a daemon to be there.")
+@click.option("--private", is_flag=True, hidden=True, help="For a leader's own: actions do not find it.")
 @click.option("--follow", "-f", is_flag=True, help="logs: also those to come.")
 @options.as_json
 @options.lenient
@@ -75,6 +81,7 @@ def command(
     listen: str | None,
     vram: int | None,
     wait: float | None,
+    private: bool,
     follow: bool,
     as_json: bool,
 ) -> None:
@@ -106,7 +113,7 @@ def command(
 
     configured = options.configured(ctx)
     configured.insist()
-    daemon.run(configured.path or None, listen=listen, vram=vram, say=_say)
+    daemon.run(configured.path or None, is_private=private, listen=listen, vram=vram, say=_say)
 
 
 def _say(line: str) -> None:
@@ -177,7 +184,7 @@ class _Daemon:
         """Find it. EngineError where none runs, UsageError where several do and nobody said which."""
         from modelpipes.serving.record import running
 
-        while not (found := [one for one in running() if self._listen in (None, one.listen)]):
+        while not (found := [one for one in running() if self._is_meant(one)]):
             if self._deadline.has_passed():
                 where = f" on {self._listen}" if self._listen else ""
                 raise EngineError(f"no serve-models runs{where}: start one with serve-models CONFIG.toml")
@@ -185,6 +192,9 @@ class _Daemon:
         if len(found) > 1:
             raise UsageError(f"--listen is missing: serve-models runs on {', '.join(one.listen for one in found)}")
         (self._record,) = found
+
+    def _is_meant(self, one: Daemon) -> bool:
+        return not one.is_private if self._listen is None else one.listen == self._listen
 
     def reload(self) -> None:
         """Have it read its configuration again; UsageError where that is wrong, which would change nothing."""

@@ -101,6 +101,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _is_taken(host: str, port: int) -> bool:
     with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as llama.cpp binds: ended connections bar nobody
         try:
             probe.bind((host, port))
         except OSError as error:

@@ -13,6 +13,8 @@ AT_START = (
     "server.max_waiting",
     "server.max_lease_s",
     "memory.keep_conversations",
+    "find-gguf.search_path",
+    "voice.llama_server",
 )
 OF_BUDGET = ("memory.budget", "memory.host_budget", "memory.reserve")
 
@@ -41,6 +43,8 @@ def difference(old: Config, new: Config) -> Change:
     keys = {name: _changed_keys(old.models[name], new.models[name]) for name in both}
     sections = {f"server.{key}" for key in _changed_keys(old.server, new.server)}
     sections |= {f"memory.{key}" for key in _changed_keys(old.memory, new.memory)}
+    sections |= {f"find-gguf.{key}" for key in _changed_keys(old.find_gguf, new.find_gguf)}
+    sections |= {f"voice.{key}" for key in _changed_keys(old.voice, new.voice)}
     return Change(
         added=tuple(sorted(new.models.keys() - old.models.keys())),
         removed=tuple(sorted(old.models.keys() - new.models.keys())),

@@ -37,21 +37,24 @@ MOST_LAYERS = 200
 Say = Callable[[str], None]
 
 
-def run(path: str | None, *, listen: str | None = None, vram: int | None = None, say: Say) -> None:
+def run(
+    path: str | None, *, listen: str | None = None, vram: int | None = None, is_private: bool = False, say: Say
+) -> None:
     """Serve until SIGINT or SIGTERM (Ended). `path` is a configuration, None: all models where they usually lie.
 
     Raises UsageError for a wrong configuration, PipesError where the address cannot be had.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a request in flight has two descriptors
-    uvloop.run(_Daemon(path, listen, vram, say).run())
+    uvloop.run(_Daemon(path, listen, vram, is_private, say).run())
 
 
 class _Daemon:
-    def __init__(self, path: str | None, listen: str | None, vram: int | None, say: Say) -> None:
+    def __init__(self, path: str | None, listen: str | None, vram: int | None, is_private: bool, say: Say) -> None:
         self._path = os.path.abspath(path) if path else None
         self._listen = listen
         self._vram = vram
+        self._is_private = is_private
         self._say = say
         self._config = self._read()
         self._logs = os.path.join(cache_dir(), "serve", self._config.server.listen.replace("/", "%"))
@@ -94,7 +97,7 @@ class _Daemon:
                 raise taken(str(gateway.listen))
             await gateway.start()
             address = str(gateway.listen)  # with the port, where any free one was asked for
-            with recorded(Daemon(os.getpid(), address, self._path or "", server.key)):
+            with recorded(Daemon(os.getpid(), address, self._path or "", server.key, self._is_private)):
                 self._say(f"{_count(pool)} on {address}, with {words}")
                 self._warn(pool)
                 pool.load_pinned()
@@ -140,7 +143,8 @@ class _Daemon:
         change = difference(self._config, config)
         # What takes a new start stays as it is, and is told again.
         memory = replace(config.memory, keep_conversations=self._config.memory.keep_conversations)
-        config = replace(config, server=self._config.server, memory=memory)
+        was = self._config
+        config = replace(config, server=was.server, memory=memory, find_gguf=was.find_gguf, voice=was.voice)
         limits, place, words = self._budget(config, pool.used) if change.budget else (pool.budget, self._place, "")
         before, self._place = self._place, place
         try:

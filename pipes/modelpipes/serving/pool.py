@@ -65,6 +65,7 @@ KEPT_DECISIONS = 100
 KEPT_USES = 64  # enough to see that models take turns
 DISK_BYTES_PER_S = 1e9  # before a load was measured
 WORKERS = 64  # threads: starts and stops wait in them
+CLOCK_S = 0.05  # by which two clocks may differ
 
 
 @dataclass(frozen=True)
@@ -577,7 +578,8 @@ class Pool:
             then = "; not before its file or the configuration has changed"
         self._say(f"{name} failed ({failure.in_a_row} in a row): {why}{then}")
         if name in self._pinned and stamp is None:
-            self._loop.call_later(failure.pause_s, self.load_pinned)
+            # The loop's clock counts milliseconds: on the moment may be before it, and nobody asks a second time.
+            self._loop.call_later(failure.pause_s + CLOCK_S, self.load_pinned)
         if was_ready and not failure.pause_s:
             return
         for waiter in [one for one in self._waiters.values() if one.waiting.name == name]:

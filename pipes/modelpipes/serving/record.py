@@ -14,12 +14,16 @@ from modelpipes.paths import cache_dir, runtime_dir
 
 
 class Daemon(msgspec.Struct, frozen=True):
-    """A daemon: its process, where it listens, the configuration it was given, and the key it demands."""
+    """A daemon: its process, where it listens, the configuration it was given, and the key it demands.
+
+    One that `is_private` belongs to a leader of a conversation, and ends with it.
+    """
 
     pid: int
     listen: str
     config: str = ""
     key: str = ""
+    is_private: bool = False
 
 
 def folder() -> str:
@@ -51,7 +55,7 @@ def taken(listen: str) -> UsageError:
 
 
 def running() -> list[Daemon]:
-    """Those that run now; the files of those that were killed are passed over."""
+    """Those that run now; the file of one that was killed is passed over, and removed where it was private."""
     try:
         paths = sorted(entry.path for entry in os.scandir(folder()) if entry.name.endswith(".json"))
     except OSError:
@@ -60,8 +64,12 @@ def running() -> list[Daemon]:
     for path in paths:
         with contextlib.suppress(PipesError, msgspec.DecodeError):
             is_alive, text = fifo.look(path)
+            daemon = msgspec.json.decode(text, type=Daemon)
             if is_alive:
-                found.append(msgspec.json.decode(text, type=Daemon))
+                found.append(daemon)
+            elif daemon.is_private and (lock := fifo.Lock.try_take(path)):  # nobody else will listen on its port
+                with lock:
+                    lock.remove()
     return found
 
 
