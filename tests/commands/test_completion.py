@@ -250,7 +250,8 @@ def test_without_an_argument_it_is_for_the_shell_that_is_used(run: Commands) -> 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_option_of_every_command_is_offered(run: Commands, verb: str) -> None:
-    known = {name for param in load(verb).params for name in (*param.opts, *param.secondary_opts) if name[0] == "-"}
+    shown = [param for param in load(verb).params if not getattr(param, "hidden", False)]
+    known = {name for param in shown for name in (*param.opts, *param.secondary_opts) if name[0] == "-"}
     assert known <= {*offered(run, f"modelpipes {verb} -")}
 
 

@@ -63,7 +63,7 @@ def test_nothing_that_the_command_says_is_lost(verb: str) -> None:
     assert examples
     for example in examples.splitlines():
         assert example.strip() in lines
-    for option in (each for each in command.params if isinstance(each, click.Option)):
+    for option in (each for each in command.params if isinstance(each, click.Option) and not each.hidden):
         assert any(set(option.opts) <= set(re.split(r"[ ,]+", line)) for line in lines), option.opts
         assert " ".join(words(option.help or "")) in said
 

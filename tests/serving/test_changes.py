@@ -69,4 +69,4 @@ def test_the_keys_that_are_told_apart_exist() -> None:
     assert set(HARMLESS) <= set(Model.__struct_fields__)
     for key in AT_START:
         section, _, name = key.partition(".")
-        assert name in type(getattr(Config(), section)).__struct_fields__
+        assert name in type(getattr(Config(), section.replace("-", "_"))).__struct_fields__
