@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from modelpipes.deadline import Deadline
 from modelpipes.engine.client import Client
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.pulse import Pulse
+from modelpipes.serving import failures
 from modelpipes.serving.grant import Grant, ServingError
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.pool import Pool, Servable
@@ -299,6 +301,39 @@ def test_a_load_that_never_ends_is_ended(files: dict[str, str], monkeypatch: pyt
             assert states(pool) == {}
             monkeypatch.undo()
             assert await ask(pool, "alpha") == "This is alpha."
+
+    runs(test)
+
+
+class Hasty:
+    """The loop, with timers that fire before their time: a clock of milliseconds beside one of nanoseconds."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def call_later(self, delay: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
+        return self._loop.call_later(max(0.0, delay - 0.01), callback)
+
+
+def test_what_is_pinned_comes_back_after_two_deaths_though_a_timer_fires_early(
+    files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failures, "BACKOFF_S", 0.1)
+
+    async def test() -> None:
+        async with pool_of(servable("alpha", files["alpha"], is_pinned=True)) as pool:
+            pool._loop = Hasty(pool._loop)  # type: ignore[assignment]
+            killed: list[int] = []
+            pool.load_pinned()
+            for _ in range(2):
+                await until(lambda: states(pool) == {"alpha": "ready"} and engine_pid(pool, "alpha") not in killed)
+                killed.append(engine_pid(pool, "alpha"))
+                os.kill(killed[-1], signal.SIGKILL)
+            # and nobody asked for it
+            await until(lambda: states(pool) == {"alpha": "ready"} and engine_pid(pool, "alpha") not in killed)
 
     runs(test)
 
