@@ -16,7 +16,7 @@ class Share(BuildHookInterface):
             return
         sys.dont_write_bytecode = True  # or what is built would leave its traces in the source
         sys.path.insert(0, os.path.join(self.root, "pipes"))
-        from modelpipes.commands import share
+        from modelpipes.commands.cli import share
 
         share.write(self.folder)
         build_data["shared_data"][self.folder] = "share"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.room import HUB, Room, star
+from modelpipes.pipe.room import HUB, Room, star
 from tests.peers import open_descriptors
 
 # What whoever runs the tests has configured is not what they are about.

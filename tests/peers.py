@@ -20,11 +20,11 @@ from pathlib import Path
 
 import msgspec
 
-from modelpipes.deadline import Deadline
-from modelpipes.endpoint import Arrival, Endpoint, Lost
-from modelpipes.fifo import Lock
-from modelpipes.message import Bye, Delta, Progress, Reply, Say, new_id
-from modelpipes.room import Room, Sitting
+from modelpipes.lockfile import Lock
+from modelpipes.pipe.endpoint import Arrival, Endpoint, Lost
+from modelpipes.pipe.message import Bye, Delta, Progress, Reply, Say, new_id
+from modelpipes.pipe.room import Room, Sitting
+from modelpipes.values.deadline import Deadline
 
 LIMIT_S = 20.0  # for anything that should take no time, on a machine that does other things as well
 ROOT = Path(__file__).parents[1]
@@ -208,7 +208,7 @@ def trader(room: Room, seat: str, other: str, size: str) -> None:
 
 def asker(room: Room, seat: str, to: str) -> None:
     """Holds the lock of an asker until it is told to end."""
-    from modelpipes.asker import Asker
+    from modelpipes.pipe.asker import Asker
 
     with Asker(room, seat, to, silence_s=LIMIT_S, limit=Deadline.never()):
         say_line("ready")
@@ -217,7 +217,7 @@ def asker(room: Room, seat: str, to: str) -> None:
 
 def asking(room: Room, seat: str, to: str) -> None:
     """Asks a seat that may not be taken yet, and says the answer."""
-    from modelpipes.asker import Asker
+    from modelpipes.pipe.asker import Asker
 
     say_line("ready")
     with Asker(room, seat, to, silence_s=LIMIT_S, limit=Deadline.never()) as one:

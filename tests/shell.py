@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelpipes.deadline import Deadline
+from modelpipes.values.deadline import Deadline
 
 CHECKOUT = Path(__file__).parent.parent
 BIN = CHECKOUT / "bin"

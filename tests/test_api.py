@@ -17,7 +17,7 @@ from modelpipes import Conversation, Deadline, Room, StopRules, ask
 from modelpipes.chat.conversation import Listener
 from modelpipes.chat.transcript import Turn
 from modelpipes.errors import DeadlineError, MessageError, PeerFailed, PeerGone, RoomError, UsageError
-from modelpipes.framing import MAX_MESSAGE_BYTES
+from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
 from tests.peers import LIMIT_S, peer
 from tests.shell import CHECKOUT, Home
 
@@ -228,7 +228,7 @@ def test_an_endpoint_speaks_and_hears(home: Home) -> None:
         home,
         """
 from modelpipes import Deadline, Endpoint, Room, Seating, clean_up
-from modelpipes.message import Say, new_id
+from modelpipes.pipe.message import Say, new_id
 
 room = Room.make("talk", ["bob"])
 with Seating(room) as seating, Endpoint(room, "hub") as hub:
@@ -310,7 +310,7 @@ def test_a_strangers_program_is_checked_with_our_types(tmp_path: Path) -> None:
     assert [re.sub(r".*?(error|note): ", "", line) for line in said] == [
         'Module "modelpipes" has no attribute "tell"  [attr-defined]',
         'Argument 2 to "ask" has incompatible type "int"; expected "str"  [arg-type]',
-        'Revealed type is "modelpipes.message.Reply"',
+        'Revealed type is "modelpipes.pipe.message.Reply"',
         "Found 2 errors in 1 file (checked 1 source file)",
     ]
 

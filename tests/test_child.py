@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from modelpipes.child import KEPT_LINE_BYTES, Child
-from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, FileError, ProgramError
+from modelpipes.values.deadline import Deadline
 
 LIMIT_S = 10.0
 
@@ -339,7 +339,7 @@ def test_nothing_outlives_an_owner_three_levels_up() -> None:
     script = """
         import os, sys
         from modelpipes.child import Child
-        from modelpipes.deadline import Deadline
+        from modelpipes.values.deadline import Deadline
         level = int(sys.argv[1])
         if level < 3:
             child = Child([sys.executable, *sys.orig_argv[1:-1], str(level + 1)], name="next", pipe_stdout=True)

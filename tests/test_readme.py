@@ -18,9 +18,9 @@ import pytest
 
 from modelpipes import errors
 from modelpipes.commands import VERBS
-from modelpipes.deadline import Deadline
 from modelpipes.engine.lifecycle import Engine
-from modelpipes.message import Delta, Progress, Reply, Say
+from modelpipes.pipe.message import Delta, Progress, Reply, Say
+from modelpipes.values.deadline import Deadline
 from tests.bench import __main__ as bench
 from tests.shell import CHECKOUT, Ended, Home
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.room import Room
+from modelpipes.pipe.room import Room
 from tests.peers import LIMIT_S, modelpipes, peer
 
 HEAVY = {"httpx", "httpx_sse", "http", "numpy", "gguf", "psutil", "asyncio", "subprocess", "concurrent", "email", "ssl",

@@ -30,21 +30,17 @@ Model files and engines:
 Every wait is bounded by a Deadline, or by seconds that make one. What can be foreseen to fail raises a
 PipesError; modelpipes.errors has the tree of them. A name is loaded when it is first asked for.
 
-The rest: modelpipes.message has what travels on a pipe, modelpipes.chat.transcript the file of a conversation,
-modelpipes.asker one exchange with its deltas, modelpipes.chat.turns who speaks next, modelpipes.gguf model files
+The rest: modelpipes.pipe.message has what travels on a pipe, modelpipes.chat.transcript the file of a conversation,
+modelpipes.pipe.asker one exchange with its deltas, modelpipes.chat.turns who speaks next, modelpipes.gguf model files
 in shards, modelpipes.fit.rating what fits a card. A change to a name of this page stands in CHANGELOG.md; the rest
 may change with any release. The commands are modelpipes.commands: `modelpipes --help`.
 """
 
 TYPE_CHECKING = False  # typing's takes 5 ms to import; type checkers go by the name
 if TYPE_CHECKING:
-    from modelpipes.asker import ask
     from modelpipes.chat.conversation import Conversation
     from modelpipes.chat.seating import Seating
     from modelpipes.chat.turns import StopRules
-    from modelpipes.cleanup import clean_up
-    from modelpipes.deadline import Deadline
-    from modelpipes.endpoint import Endpoint
     from modelpipes.engine.lifecycle import Engine
     from modelpipes.errors import PipesError
     from modelpipes.fit.memory import predict_memory
@@ -52,8 +48,12 @@ if TYPE_CHECKING:
     from modelpipes.fit.rating import Space
     from modelpipes.fit.settings import Settings
     from modelpipes.gguf.header import read_header
-    from modelpipes.room import Room
-    from modelpipes.version import __version__
+    from modelpipes.pipe.asker import ask
+    from modelpipes.pipe.cleanup import clean_up
+    from modelpipes.pipe.endpoint import Endpoint
+    from modelpipes.pipe.room import Room
+    from modelpipes.values.deadline import Deadline
+    from modelpipes.values.version import __version__
 
 __all__ = [
     "Conversation",
@@ -76,18 +76,18 @@ __all__ = [
 
 _HOMES = {
     "Conversation": "chat.conversation",
-    "Deadline": "deadline",
-    "Endpoint": "endpoint",
+    "Deadline": "values.deadline",
+    "Endpoint": "pipe.endpoint",
     "Engine": "engine.lifecycle",
     "PipesError": "errors",
-    "Room": "room",
+    "Room": "pipe.room",
     "Seating": "chat.seating",
     "Settings": "fit.settings",
     "Space": "fit.rating",
     "StopRules": "chat.turns",
-    "__version__": "version",
-    "ask": "asker",
-    "clean_up": "cleanup",
+    "__version__": "values.version",
+    "ask": "pipe.asker",
+    "clean_up": "pipe.cleanup",
     "plan": "fit.plan",
     "predict_memory": "fit.memory",
     "read_header": "gguf.header",

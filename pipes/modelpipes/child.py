@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 
-from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, FileError, ProgramError
+from modelpipes.values.deadline import Deadline
 
 ASK_S = 1.0  # a program that was asked politely needs no longer than a second to begin its end
 TERM_S = 3.0  # an engine with an open stream looks at its ping interval (1 s) before it goes

@@ -5,7 +5,8 @@ PipesError                1  what failed, where, and what to do next, in one lin
 ├── RoomError             1  a room, seat, FIFO or lock is missing or not what it should be
 ├── MessageError          1  a message cannot travel: too large, or not Unicode text
 ├── FileError             1  a model file or transcript cannot be read or written
-│   └── ModelFileError    1  a model file is damaged, incomplete or none at all
+│   ├── ModelFileError    1  a model file is damaged, incomplete or none at all
+│   └── LockError         1  a lock file cannot be used
 ├── EngineError           1  an engine cannot be found, started or spoken to
 ├── ProgramError          1  a program we started failed
 ├── PeerError             1  the process at the other end of a pipe failed
@@ -16,6 +17,10 @@ PipesError                1  what failed, where, and what to do next, in one lin
 """
 
 from __future__ import annotations
+
+TYPE_CHECKING = False  # typing itself takes 5 ms to import
+if TYPE_CHECKING:
+    from typing import Literal
 
 
 class PipesError(Exception):
@@ -53,6 +58,14 @@ class ModelFileError(FileError):
         self.path = path
         self.reason = reason
         self.offset = offset
+
+
+class LockError(FileError):
+    """A lock file cannot be used: its folder is `missing`, something `strange` has its name, or the system refuses."""
+
+    def __init__(self, text: str, kind: Literal["missing", "strange", "refused"]) -> None:
+        super().__init__(text)
+        self.kind = kind
 
 
 class EngineError(PipesError):

@@ -13,11 +13,11 @@ import time
 
 import msgspec
 
-from modelpipes.asker import Asker
-from modelpipes.deadline import Deadline
 from modelpipes.errors import PipesError
-from modelpipes.message import Reply, Say, new_id
-from modelpipes.room import Room
+from modelpipes.pipe.asker import Asker
+from modelpipes.pipe.message import Reply, Say, new_id
+from modelpipes.pipe.room import Room
+from modelpipes.values.deadline import Deadline
 
 SILENCE_S = 30.0  # far longer than a turn among 64; who waits so long was passed over
 

@@ -14,9 +14,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import median
 
-from modelpipes.deadline import Deadline
 from modelpipes.errors import PipesError
-from modelpipes.room import Room
+from modelpipes.pipe.room import Room
+from modelpipes.values.deadline import Deadline
 from tests.bench.record import Record
 from tests.bench.results import Figure
 from tests.bench.rivals import content

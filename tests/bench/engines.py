@@ -18,10 +18,10 @@ from typing import Any
 
 import httpx
 
-from modelpipes.deadline import Deadline
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import engines
-from modelpipes.table import draw_table
+from modelpipes.terminal.table import draw_table
+from modelpipes.values.deadline import Deadline
 from tests.models import scripted_model
 
 READY_S = 60.0

@@ -17,11 +17,11 @@ from typing import NamedTuple
 import msgspec
 
 from modelpipes.child import Child
-from modelpipes.deadline import Deadline
-from modelpipes.endpoint import Arrival, Endpoint, Lost
-from modelpipes.message import Failure, Reply, Say, new_id
-from modelpipes.percentiles import percentile
-from modelpipes.room import HUB, Room, star
+from modelpipes.pipe.endpoint import Arrival, Endpoint, Lost
+from modelpipes.pipe.message import Failure, Reply, Say, new_id
+from modelpipes.pipe.room import HUB, Room, star
+from modelpipes.values.deadline import Deadline
+from modelpipes.values.percentiles import percentile
 from tests.bench.askers import SILENCE_S, Asked
 from tests.bench.conversation import own_memory_kib
 from tests.bench.record import Record

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from modelpipes.asker import Asker
 from modelpipes.child import Child
-from modelpipes.deadline import Deadline
 from modelpipes.engine.lifecycle import Engine
-from modelpipes.message import Delta, Reply, Say, new_id
-from modelpipes.room import Room, star
+from modelpipes.pipe.asker import Asker
+from modelpipes.pipe.message import Delta, Reply, Say, new_id
+from modelpipes.pipe.room import Room, star
+from modelpipes.values.deadline import Deadline
 from tests.models import scripted_model
 
 STREAM_TOKENS = 1000

@@ -27,10 +27,10 @@ from pathlib import Path
 
 import msgspec
 
-from modelpipes.deadline import Deadline
 from modelpipes.engine.client import Piece
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import find_engine
+from modelpipes.values.deadline import Deadline
 from tests.models import scripted_model
 from tests.serving.daemons import CTX_SIZE, NAMES, QUESTION, Served, predicted_bytes
 from tests.serving.simulate import best_with_reordering

@@ -7,8 +7,8 @@ import select
 from collections.abc import Sequence
 
 from modelpipes.child import READ_BYTES, Child
-from modelpipes.deadline import Deadline
 from modelpipes.errors import ProgramError
+from modelpipes.values.deadline import Deadline
 from tests.bench.results import ROOT
 
 

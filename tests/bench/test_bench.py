@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.deadline import Deadline
+from modelpipes.values.deadline import Deadline
 from tests.bench import fairness, results
 from tests.bench.results import ROOT
 from tests.drill.processes import eventually, marked

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, ProgramError
-from modelpipes.framing import encode
+from modelpipes.pipe.framing import encode
+from modelpipes.values.deadline import Deadline
 from tests.bench import transport
 from tests.bench.record import Record
 from tests.bench.rivals import Task, content, piece, question

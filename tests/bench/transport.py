@@ -19,9 +19,9 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from modelpipes.deadline import Deadline
 from modelpipes.errors import PipesError
-from modelpipes.percentiles import percentile
+from modelpipes.values.deadline import Deadline
+from modelpipes.values.percentiles import percentile
 from tests.bench.record import Record
 from tests.bench.results import ROOT, Figure, figure
 from tests.bench.rivals import LIMIT_S, Task

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.asker import Answer, Asker
 from modelpipes.chat.member import Member
 from modelpipes.chat.voices import Finish, Voice, Work
-from modelpipes.deadline import Deadline
 from modelpipes.errors import PipesError
-from modelpipes.message import Say, new_id
-from modelpipes.room import Room, star
+from modelpipes.pipe.asker import Answer, Asker
+from modelpipes.pipe.message import Say, new_id
+from modelpipes.pipe.room import Room, star
+from modelpipes.values.deadline import Deadline
 
 LIMIT_S = 20.0  # of anything that a test waits for
 

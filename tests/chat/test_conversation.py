@@ -15,9 +15,9 @@ from modelpipes.chat.conversation import MODERATOR_TRIES, Conversation, since
 from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
 from modelpipes.chat.turns import Random, RoundRobin, StopRules
 from modelpipes.chat.voices import Finish, Work
-from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, MessageError, PeerError, PeerFailed, PeerGone, ProgramError
-from modelpipes.room import Room, star
+from modelpipes.pipe.room import Room, star
+from modelpipes.values.deadline import Deadline
 from tests.chat.conftest import LIMIT_S, ScriptedVoice, Seat, Seated, wait_until
 
 Lead = Callable[..., str]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from modelpipes.chat.history import BEGIN, GO_ON, History, NameStripper, ThoughtSplitter, render, trim
 from modelpipes.errors import MessageError
-from modelpipes.message import Heard
+from modelpipes.pipe.message import Heard
 
 NAMES = ("hub", "alice", "bob", "carol")
 COUNTS = st.integers(min_value=0, max_value=30)

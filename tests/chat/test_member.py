@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from modelpipes.chat.voices import Finish, Work
-from modelpipes.cleanup import clean_up
-from modelpipes.deadline import Deadline
-from modelpipes.endpoint import Arrival, Endpoint
 from modelpipes.errors import DeadlineError, MessageError, PeerError, PeerFailed, PeerGone, ProgramError, RoomError
-from modelpipes.message import Cancel, Delta, Failure, Heard, Message, Pong, Progress, Reply, Say, Usage, new_id
-from modelpipes.room import Room
+from modelpipes.pipe.cleanup import clean_up
+from modelpipes.pipe.endpoint import Arrival, Endpoint
+from modelpipes.pipe.message import Cancel, Delta, Failure, Heard, Message, Pong, Progress, Reply, Say, Usage, new_id
+from modelpipes.pipe.room import Room
+from modelpipes.values.deadline import Deadline
 from tests.chat.conftest import LIMIT_S, ScriptedVoice, Seat, ask, asker, wait_until
 
 
@@ -282,7 +282,7 @@ def test_unknown_fields_mean_nothing(room: Room, seat: Seat) -> None:
 
 
 def test_a_ping_is_answered_while_the_voice_works(room: Room, seat: Seat) -> None:
-    from modelpipes.message import Ping
+    from modelpipes.pipe.message import Ping
 
     gate = Gate()
     seat(ScriptedVoice(gate))
@@ -371,7 +371,7 @@ def test_a_plain_asker_that_reads_before_its_answer_is_made_does_not_find_the_la
     room: Room, seat: Seat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # It read an end of file, and the answer went to its next reader.
-    monkeypatch.setattr("modelpipes.endpoint.LINGER_S", 0.001)
+    monkeypatch.setattr("modelpipes.pipe.endpoint.LINGER_S", 0.001)
     gate = Gate()
     seat(ScriptedVoice(lambda work: gate(work) if work.turns[-1].content == "slow" else work.emit("quick"), parallel=2))
     assert plainly(room, b"x") == b"quick\n"
@@ -487,7 +487,7 @@ def test_the_seats_state_tells_what_it_does(room: Room, seat: Seat) -> None:
 
 
 def test_a_second_member_is_told_who_sits_there(room: Room, seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelpipes.room._DYING_S", 0.05)
+    monkeypatch.setattr("modelpipes.pipe.room._DYING_S", 0.05)
     seat(ScriptedVoice())
     second = seat(ScriptedVoice())
     second.join()

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from modelpipes.chat.seating import Seating
-from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, PeerError, PeerGone, UsageError
-from modelpipes.room import Room
+from modelpipes.pipe.room import Room
+from modelpipes.values.deadline import Deadline
 from tests.chat.conftest import LIMIT_S, ScriptedVoice, Seat, ask, wait_until
 
 LOST = PeerGone("bob is lost")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import modelpipes
 from modelpipes.chat.transcript import KEPT_TURNS, VERSION, Header, Transcript, Turn
 from modelpipes.errors import FileError, UsageError
-from modelpipes.message import Timing, Usage
+from modelpipes.pipe.message import Timing, Usage
 
 HEADER = Header(VERSION, "0" * 32, ("alice", "bob"), {"alice": "tiny-chat"}, {"rounds": 4, "seed": None})
 OTHER = Header(VERSION, "1" * 32, ("carol",))

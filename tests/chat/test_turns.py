@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from modelpipes.chat.turns import Random, RoundRobin, StopRules, TurnTaking, moderator_question, parse_choice
 from modelpipes.errors import UsageError
-from modelpipes.message import Heard
+from modelpipes.pipe.message import Heard
 
 MEMBERS = st.lists(st.from_regex(r"[a-z0-9][a-z0-9.-]{0,5}", fullmatch=True), min_size=1, max_size=6, unique=True).map(
     tuple

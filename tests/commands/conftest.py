@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.deadline import Deadline
-from modelpipes.room import Room
+from modelpipes.pipe.room import Room
+from modelpipes.values.deadline import Deadline
 from tests.shell import Ended, Home
 
 LIMIT_S = 30.0

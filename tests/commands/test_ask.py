@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.deadline import Deadline
+from modelpipes.values.deadline import Deadline
 from tests.commands.conftest import LIMIT_S, Commands
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.deadline import Deadline
 from modelpipes.engine.lifecycle import Engine
+from modelpipes.values.deadline import Deadline
 from tests.commands.conftest import LIMIT_S, QUICK_ENGINE, Commands
 
 MODEL = ("--model", "tiny-chat", "--temperature", "0", *QUICK_ENGINE)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.deadline import Deadline
 from modelpipes.engine import hardware
+from modelpipes.values.deadline import Deadline
 from tests.commands.conftest import LIMIT_S, Commands
 from tests.drill.processes import eventually, marked
 from tests.shell import Ended

@@ -15,14 +15,16 @@ from typing import Any
 
 import pytest
 
-from modelpipes import checks, gpu
-from modelpipes.checks import Check, Engine, Folder, Holder, Runtime
 from modelpipes.commands.check import BUILD_BYTES, draw
 from modelpipes.engine.build import NEEDED_BYTES
 from modelpipes.engine.locate import GET_ONE
-from modelpipes.gpu import Card, Cards
-from modelpipes.room import HUB, Room, star
-from modelpipes.serving.record import Daemon, recorded
+from modelpipes.gateway.record import Daemon, recorded
+from modelpipes.machine import cards as gpu
+from modelpipes.machine import checks
+from modelpipes.machine.cards import Card, Cards
+from modelpipes.machine.checks import Check, Engine, Folder, Holder, Runtime
+from modelpipes.pipe.fifo import WIDE_BYTES
+from modelpipes.pipe.room import HUB, Room, star
 from tests.commands.conftest import LIMIT_S, Commands
 from tests.shell import CHECKOUT, TINY_CHAT, Ended
 
@@ -66,23 +68,23 @@ def test_an_old_kernel_or_another_system_cannot_run_the_main_job() -> None:
 
 
 def test_a_narrow_limit_to_pipes_is_told_with_the_sysctl_that_lifts_it() -> None:
-    assert checks.judge_pipe_size(1 << 20) == Check("pipe-size", "ok", "a pipe may be made 1.0 MiB wide")
-    narrow = checks.judge_pipe_size(65536)
+    assert checks.judge_pipe_size(1 << 20, WIDE_BYTES) == Check("pipe-size", "ok", "a pipe may be made 1.0 MiB wide")
+    narrow = checks.judge_pipe_size(65536, WIDE_BYTES)
     assert narrow.state == "warning"
     assert "sysctl fs.pipe-max-size=1048576" in narrow.advice
-    assert checks.judge_pipe_size(None).state == "warning"
+    assert checks.judge_pipe_size(None, WIDE_BYTES).state == "warning"
 
 
 def test_the_pages_of_a_users_pipes_are_told_as_seats() -> None:
-    check = checks.judge_pipe_pages(16384, 0, 4096)
+    check = checks.judge_pipe_pages(16384, 0, WIDE_BYTES // 4096)
     assert check.state == "ok"
     assert "1024 pipes" in check.found and "512 seats" in check.found and "256 pipes" in check.found
-    few = checks.judge_pipe_pages(256, 0, 4096)
+    few = checks.judge_pipe_pages(256, 0, WIDE_BYTES // 4096)
     assert (few.state, "pipe-user-pages-soft=16384" in few.advice, "two pages" in few.advice) == ("warning", True, True)
-    hard = checks.judge_pipe_pages(16384, 256, 4096)
+    hard = checks.judge_pipe_pages(16384, 256, WIDE_BYTES // 4096)
     assert (hard.state, "pipe-user-pages-hard" in hard.advice) == ("warning", True)
     assert "cannot be opened" in hard.advice
-    assert checks.judge_pipe_pages(0, 0, 4096).found == "no limit to a user's open pipes"
+    assert checks.judge_pipe_pages(0, 0, WIDE_BYTES // 4096).found == "no limit to a user's open pipes"
 
 
 def runtime(base: str, mode: int | None = 0o700, owner: int | None = 1000, **more: Any) -> Check:
@@ -439,7 +441,7 @@ def test_a_folder_whose_name_is_no_unicode_is_counted(run: Commands, engine: Pat
 
 def test_cards_are_asked_of_the_driver(run: Commands, engine: Path) -> None:
     compiler = shutil.which("cc") or pytest.skip("no C compiler to build the fake NVML library with")
-    source = Path(__file__).parents[1] / "fake_nvml.c"
+    source = Path(__file__).parents[1] / "machine" / "fake_nvml.c"
     subprocess.run([compiler, "-shared", "-fPIC", "-o", run.temporary / gpu.NVML_LIBRARY, source], check=True)
     driver: dict[str, Any] = {"LD_LIBRARY_PATH": str(run.temporary), "CUDA_VISIBLE_DEVICES": "0"}
     (card,) = found_by(run, "gpu", **driver)

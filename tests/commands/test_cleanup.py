@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.room import HUB, Room
+from modelpipes.pipe.room import HUB, Room
 from tests.peers import LIMIT_S, Peer, modelpipes, peer
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.commands import COMPLETION, VERBS, load, share, values
+from modelpipes.commands import COMPLETION, VERBS, load
+from modelpipes.commands.cli import share, values
 from modelpipes.commands.completion import SHELLS
-from modelpipes.deadline import Deadline
+from modelpipes.values.deadline import Deadline
 from tests.commands.conftest import LIMIT_S, Commands
 from tests.shell import Ended
 
@@ -322,5 +323,5 @@ def test_a_configuration_that_is_wrong_is_not_told_here(run: Commands) -> None:
 def test_a_command_that_is_not_asked_loads_none_of_it(run: Commands) -> None:
     told = run.run([sys.executable, "-X", "importtime", "-P", "-m", "modelpipes", "cleanup"])
     assert told.code == 0
-    assert "modelpipes.commands.values" in told.stderr
+    assert "modelpipes.commands.cli.values" in told.stderr
     assert "commands.completion" not in told.stderr and "shell_completion" not in told.stderr

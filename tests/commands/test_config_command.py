@@ -13,10 +13,11 @@ from typing import Any
 import click
 import pytest
 
-from modelpipes.commands import VERBS, options
+from modelpipes.commands import VERBS
+from modelpipes.commands.cli import options
 from modelpipes.commands.config import VARIABLES
 from modelpipes.config.settings import SECTIONS, Config, keys
-from modelpipes.units import MAX_SECONDS
+from modelpipes.values.units import MAX_SECONDS
 from tests.commands.conftest import LIMIT_S, QUICK_ENGINE, Commands
 from tests.shell import TINY_CHAT
 

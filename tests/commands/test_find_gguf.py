@@ -28,8 +28,8 @@ from modelpipes.gguf.shards import read_model
 from tests.commands.conftest import LIMIT_S, Commands
 from tests.fit.shapes import SHAPES, write_model
 from tests.gguf.make import File, llama_entries, llama_tensors, vocabulary
+from tests.machine.test_cards import build
 from tests.shell import Ended
-from tests.test_gpu import build
 
 GIB = 1 << 30
 NAMES = ("gemma-3-12b", "gpt-oss-20b", "llama-3.1-8b", "qwen3-0.6b")
@@ -501,7 +501,10 @@ class TestTelling:
             assert ("max ctx" in shown) or columns == 60
 
     def test_a_long_scan_tells_how_far_it_is_on_a_terminal_and_wipes_it(self, run: Commands, models: Path) -> None:
-        every_scan_is_long = "from modelpipes import commands, output; output.PROGRESS_S = 0; commands.main()"
+        every_scan_is_long = (
+            "from modelpipes import commands; from modelpipes.terminal import output; "
+            "output.PROGRESS_S = 0; commands.main()"
+        )
         python, *_ = run.command("find")
         said = on_terminal(run, 80, [python, "-P", "-c", every_scan_is_long, "find", str(models), CARD])
         assert re.search(r"\r\d+ files, now /.*\x1b\[K", said)

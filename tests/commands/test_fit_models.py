@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from modelpipes import gpu
+from modelpipes.machine import cards as gpu
 from tests.commands.conftest import Commands
 from tests.fit.shapes import SHAPES, write_model
 from tests.models import scripted_model

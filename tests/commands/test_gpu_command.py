@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 
-from modelpipes import errors, fifo
+from modelpipes import errors
 from modelpipes.commands import gpu
-from modelpipes.gpuwatch import Alarm, Gpu, Share
-from modelpipes.serving import record
+from modelpipes.gateway import record
+from modelpipes.machine.watch import Alarm, Gpu, Share
+from modelpipes.pipe import fifo
 from tests.commands.conftest import LIMIT_S, QUICK_ENGINE, Commands
 from tests.engine.conftest import ENGINES
 from tests.nvml.driver import build_driver

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelpipes.commands import VERBS, completion, load, manpage, share
-from modelpipes.commands.manpage import ENVIRONMENT, escape, page, pages
+from modelpipes.commands import VERBS, completion, load
+from modelpipes.commands.cli import manpage, share
+from modelpipes.commands.cli.manpage import ENVIRONMENT, escape, page, pages
 from tests.commands.conftest import LIMIT_S, Commands
 from tests.shell import CHECKOUT
 

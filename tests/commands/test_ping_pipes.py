@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from modelpipes import fifo
-from modelpipes.deadline import Deadline
-from modelpipes.pingpeer import PEER
-from modelpipes.room import HUB, Room
+from modelpipes import lockfile
+from modelpipes.pipe.pingpeer import PEER
+from modelpipes.pipe.room import HUB, Room
+from modelpipes.values.deadline import Deadline
 from tests.commands.conftest import LIMIT_S, Commands
 from tests.peers import eventually
 from tests.test_startup import HEAVY, imported
@@ -213,7 +213,7 @@ def test_a_seat_that_nobody_takes_ends_at_the_deadline(run: Commands) -> None:
 
 def test_it_waits_its_turn_behind_another_asker(run: Commands) -> None:
     run.attach("bob", "--filter", "cat")
-    with fifo.Lock.take(run.room.asker_lock(HUB, "bob"), Deadline.after(LIMIT_S)):
+    with lockfile.Lock.take(run.room.asker_lock(HUB, "bob"), Deadline.after(LIMIT_S)):
         told = run("ping", "bob", "--timeout", "100ms")
     assert (told.code, told.stdout) == (124, "")
     assert "held by another process" in told.stderr

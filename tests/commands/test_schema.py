@@ -16,8 +16,21 @@ import pytest
 from modelpipes.commands.build_engine import Made
 from modelpipes.commands.schema import DIALECT, SCHEMAS, schema
 from modelpipes.fit.listing import Line
-from modelpipes.gpuwatch import Gpu
-from modelpipes.message import Bye, Cancel, Delta, Failure, Heard, Message, Ping, Pong, Progress, Reply, Say, Timing
+from modelpipes.machine.watch import Gpu
+from modelpipes.pipe.message import (
+    Bye,
+    Cancel,
+    Delta,
+    Failure,
+    Heard,
+    Message,
+    Ping,
+    Pong,
+    Progress,
+    Reply,
+    Say,
+    Timing,
+)
 from tests.commands.conftest import Commands
 from tests.shell import CHECKOUT
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from modelpipes.room import Room, Sitting
+from modelpipes.pipe.room import Room, Sitting
 from tests.peers import Peer, modelpipes, peer
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.deadline import Deadline
+from modelpipes.values.deadline import Deadline
 from tests.drill.processes import eventually
 from tests.serving.daemons import KEY, LIMIT_S, NAMES, Said, Served, write_models
 from tests.shell import Ended

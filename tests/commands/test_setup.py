@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.room import Room
+from modelpipes.pipe.room import Room
 from tests.peers import LIMIT_S, Peer, modelpipes, peer
 
 

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
-from modelpipes.deadline import Deadline
-from modelpipes.message import Timing, Usage
+from modelpipes.pipe.message import Timing, Usage
+from modelpipes.values.deadline import Deadline
 from tests.commands.conftest import LIMIT_S, Commands
 from tests.shell import Ended
 

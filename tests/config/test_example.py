@@ -14,8 +14,8 @@ from modelpipes.config.reading import load, read
 from modelpipes.config.settings import SECTIONS, Config, Use, keys
 from modelpipes.fit import Settings, predict_memory
 from modelpipes.gguf import read_model
-from modelpipes.gpu import _TOTAL_MIB, parse_gpu
-from modelpipes.units import parse_count
+from modelpipes.machine.cards import _TOTAL_MIB, parse_gpu
+from modelpipes.values.units import parse_count
 from tests.fit.shapes import SHAPES, TensorType, write_model
 
 FOLDER = Path(__file__).parent.parent.parent / "config"

@@ -19,8 +19,8 @@ from modelpipes.config.reading import load, read_key
 from modelpipes.config.settings import SECTIONS, Budget, Config, Limit, Memory, Model, Seconds, Server, Size
 from modelpipes.errors import UsageError
 from modelpipes.fit.context import CACHE_TYPES
-from modelpipes.safetext import make_line
-from modelpipes.units import MAX_SECONDS
+from modelpipes.terminal.safetext import make_line
+from modelpipes.values.units import MAX_SECONDS
 
 EXAMPLES = Path(__file__).parent.parent.parent / "config"
 QWEN = "[models.qwen]\nfile = '/q.gguf'\n"

@@ -13,7 +13,7 @@ from modelpipes.config.reading import read
 from modelpipes.config.settings import Limit, Seconds, Size
 from modelpipes.config.writing import schema, write_value
 from modelpipes.errors import UsageError
-from modelpipes.units import MAX_SECONDS
+from modelpipes.values.units import MAX_SECONDS
 
 FOLDER = Path(__file__).parent.parent.parent / "config"
 TEXT = st.text(st.characters(codec="utf-8"))

@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from modelpipes.deadline import Deadline
 from modelpipes.engine.locate import find_engine
 from modelpipes.errors import DeadlineError
-from modelpipes.room import Room, Sitting
+from modelpipes.pipe.room import Room, Sitting
+from modelpipes.values.deadline import Deadline
 from tests.drill.checks import Book, Violation
 from tests.drill.processes import Id, Process, command_line, descendants, eventually, living, marked, wait_for_end
 from tests.drill.ptrace import Tracer, why_not

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from modelpipes.deadline import Deadline
+from modelpipes.values.deadline import Deadline
 
 LOOK_S = 0.002  # between looks into /proc, which has no events for strangers
 

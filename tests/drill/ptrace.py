@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from modelpipes.deadline import Deadline
+from modelpipes.values.deadline import Deadline
 
 PTRACE_SYSCALL = 24
 PTRACE_SEIZE = 0x4206

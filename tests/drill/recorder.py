@@ -15,7 +15,7 @@ import sys
 import threading
 
 from modelpipes.child import Child
-from modelpipes.deadline import Deadline
+from modelpipes.values.deadline import Deadline
 
 CHUNK_BYTES = 65536
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from modelpipes.deadline import Deadline
+from modelpipes.values.deadline import Deadline
 
 PIECES = 6  # of an answer; each is a chunk of the stream
 PIECE_S = 0.001  # between two of them: a model takes its time, and a moment amid an answer can be hit

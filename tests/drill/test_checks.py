@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.deadline import Deadline
+from modelpipes.values.deadline import Deadline
 from tests.drill import ptrace
 from tests.drill.checks import Book, Violation
 from tests.drill.processes import descendants, eventually, living

@@ -12,7 +12,7 @@ import pytest
 
 from modelpipes.chat.voices import Finish, Work
 from modelpipes.errors import EngineError, PeerFailed
-from modelpipes.room import Room
+from modelpipes.pipe.room import Room
 from tests.chat.conftest import LIMIT_S, ScriptedVoice, Seat, ask, room, seat
 
 __all__ = ["room", "seat"]  # fixtures

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.deadline import Deadline
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import EngineChoice, engines
+from modelpipes.values.deadline import Deadline
 from tests import models
 
 START_LIMIT_S = 30.0  # tiny models are ready in 50 ms; a busy machine may take its time

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from modelpipes.deadline import Deadline
 from modelpipes.engine.client import Cancelled, ChatStream, Client, Piece, Reading, Refused, TokenUsage, root_of
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import EngineChoice
 from modelpipes.errors import DeadlineError, EngineError
+from modelpipes.values.deadline import Deadline
 from tests.server import Scripted, piece
 
 LIMIT_S = 30.0

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelpipes.child import Child
-from modelpipes.deadline import Deadline
 from modelpipes.engine.logs import FOLLOWED_LINES, KEPT_LINE_BYTES, KEPT_LINES, Log, RotatedFile
+from modelpipes.values.deadline import Deadline
 
 LIMIT_S = 30.0
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.deadline import Deadline
 from modelpipes.engine.causes import Cause
 from modelpipes.engine.client import figure_of
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import EngineChoice, engines
 from modelpipes.engine.pulse import IDLE_PROOF_S, Pulse
+from modelpipes.values.deadline import Deadline
 
 LIMIT_S = 30.0
 PROBE_S = 0.3  # tiny models have a token in 3 ms; a wedged engine has none ever

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from modelpipes.deadline import Deadline
 from modelpipes.engine import slots
 from modelpipes.engine.client import Client
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import EngineChoice, engines
 from modelpipes.errors import DeadlineError
+from modelpipes.values.deadline import Deadline
 
 LIMIT_S = 30.0
 TALKS = [

@@ -21,11 +21,11 @@ from unittest import mock
 
 import pytest
 
-from modelpipes.deadline import Deadline
 from modelpipes.engine import sdist
 from modelpipes.engine.sdist import RELEASE, SHA256
 from modelpipes.engine.source import Source, local_source, packaged_source
 from modelpipes.errors import DeadlineError, EngineError
+from modelpipes.values.deadline import Deadline
 
 LIMIT_S = 30.0
 OTHER = 12345

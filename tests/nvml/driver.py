@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.gpu import NVML_LIBRARY
+from modelpipes.machine.cards import NVML_LIBRARY
 
 SOURCE = Path(__file__).parent / "fake_nvml.c"
 

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from modelpipes.deadline import Deadline
 from modelpipes.serving import budget
+from modelpipes.values.deadline import Deadline
 from tests.drill.processes import Id, command_line, descendants, eventually, living
 from tests.models import scripted_model
 from tests.shell import Home

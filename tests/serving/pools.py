@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from modelpipes.deadline import Deadline
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import EngineChoice
 from modelpipes.errors import EngineError
@@ -29,6 +28,7 @@ from modelpipes.serving.grant import (
     WaitingReport,
 )
 from modelpipes.serving.listening import Server
+from modelpipes.values.deadline import Deadline
 
 LIMIT_S = 30.0  # far more than anything here takes; the deadline of every wait
 ENGINE_KEY = "of-the-engine"

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelpipes import gpu, hostmemory
 from modelpipes.engine.arguments import batch_tokens
 from modelpipes.engine.locate import find_model
 from modelpipes.errors import FileError, UsageError
@@ -23,11 +22,13 @@ from modelpipes.fit import Settings, predict_memory
 from modelpipes.fit.cuda import OVERHEAD_BYTES
 from modelpipes.fit.settings import Backend
 from modelpipes.gguf.header import read_header
+from modelpipes.machine import cards as gpu
+from modelpipes.machine import memory as hostmemory
 from modelpipes.serving import budget
 from modelpipes.serving.budget import Place, Taken, auto_bytes, charge, find_budget, host_bytes, look, measure, settle
 from modelpipes.serving.residency import Bytes
+from tests.machine.test_cards import build
 from tests.models import scripted_model
-from tests.test_gpu import build
 
 MIB = 1 << 20
 CPU = Place(0, False)

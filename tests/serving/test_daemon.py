@@ -15,8 +15,8 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from modelpipes.deadline import Deadline
-from modelpipes.room import Room
+from modelpipes.pipe.room import Room
+from modelpipes.values.deadline import Deadline
 from tests.drill.processes import eventually, living
 from tests.serving.daemons import KEY, LIMIT_S, NAMES, Refusal, Served, predicted_bytes, words_of, write_models
 

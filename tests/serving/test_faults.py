@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.deadline import Deadline
+from modelpipes.values.deadline import Deadline
 from tests.drill.processes import descendants, eventually, living
 from tests.serving.daemons import LIMIT_S, NAMES, Refusal, Served, predicted_bytes, words_of, write_models
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from modelpipes import gpu
 from modelpipes.config.reading import load
 from modelpipes.config.settings import Config, Model
+from modelpipes.machine import cards as gpu
 from modelpipes.serving.budget import Place, find_budget, predict
 from modelpipes.serving.residency import Bytes
 from tests.fit.shapes import SHAPES, TensorType, write_model

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from modelpipes.deadline import Deadline
 from modelpipes.engine.client import Client
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.pulse import Pulse
@@ -27,6 +26,7 @@ from modelpipes.serving.grant import Grant, ServingError
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.pool import Pool, Servable
 from modelpipes.serving.residency import Bytes
+from modelpipes.values.deadline import Deadline
 from tests.drill.processes import descendants, eventually, living
 from tests.models import scripted_model
 

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import pytest
 import uvloop
 
-from modelpipes.deadline import Deadline
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.serving.grant import Address
 from modelpipes.serving.upstream import HELD_BYTES, MAX_HEAD_BYTES, Lost, ask
+from modelpipes.values.deadline import Deadline
 from tests.models import scripted_model
 from tests.serving.pools import LIMIT_S
 

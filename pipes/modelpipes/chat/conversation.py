@@ -13,15 +13,15 @@ from typing import Protocol
 import msgspec
 from msgspec.structs import replace
 
-from modelpipes.asker import SILENCE_S, Answer, Asker
 from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
 from modelpipes.chat.turns import DEFAULT_ROUNDS, RoundRobin, StopRules, TurnTaking, moderator_question, parse_choice
 from modelpipes.chat.voices import LEAVING_S
-from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, PeerError, PeerFailed, UsageError
-from modelpipes.fifo import RETRY_S
-from modelpipes.message import Delta, Heard, Reply, Say, new_id
-from modelpipes.room import HUB, Room
+from modelpipes.pipe.asker import SILENCE_S, Answer, Asker
+from modelpipes.pipe.fifo import RETRY_S
+from modelpipes.pipe.message import Delta, Heard, Reply, Say, new_id
+from modelpipes.pipe.room import HUB, Room
+from modelpipes.values.deadline import Deadline
 
 RETRY_PAUSE_S = 0.1  # before a turn that failed is asked for again: what was busy or broken may not be any more
 RETELL_BYTES = 8 * 1024 * 1024  # of the newest turns, for a member that knows nothing; no context holds more

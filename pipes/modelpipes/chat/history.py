@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from modelpipes.errors import MessageError
-from modelpipes.message import Heard
+from modelpipes.pipe.message import Heard
 
 # Far more text than any context holds, and little beside a member's 80 MB.
 MAX_HISTORY_BYTES = 8 * 2**20

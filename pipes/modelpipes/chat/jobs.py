@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from modelpipes.chat.voices import Work
-from modelpipes.message import Say
+from modelpipes.pipe.message import Say
 
 
 class Job:

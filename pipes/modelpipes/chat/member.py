@@ -16,17 +16,15 @@ from collections.abc import Callable
 
 import msgspec
 
-from modelpipes import output
 from modelpipes.chat.jobs import Job, Jobs
 from modelpipes.chat.memory import Memory, OutOfStep
 from modelpipes.chat.outbox import DELTA_S, UNSENT_LIMIT_BYTES, Outbox
 from modelpipes.chat.plain import PlainAnswers
 from modelpipes.chat.voices import LOAD_S, Finish, Voice, Work
-from modelpipes.deadline import Deadline
-from modelpipes.endpoint import Arrival, Endpoint, Lost, Readable
 from modelpipes.errors import DeadlineError, EngineError, MessageError, PeerError, PipesError, RoomError
-from modelpipes.framing import encode
-from modelpipes.message import (
+from modelpipes.pipe.endpoint import Arrival, Endpoint, Lost, Readable
+from modelpipes.pipe.framing import encode
+from modelpipes.pipe.message import (
     Bye,
     Cancel,
     Delta,
@@ -40,7 +38,9 @@ from modelpipes.message import (
     Timing,
     new_id,
 )
-from modelpipes.room import Room, Sitting, State
+from modelpipes.pipe.room import Room, Sitting, State
+from modelpipes.terminal import output
+from modelpipes.values.deadline import Deadline
 
 QUEUE_LIMIT = 64  # messages that wait; more are refused as busy, so that an asker learns of it
 TICK_S = 0.5  # progress, lost pipes and dead guards are looked after twice a second, noticed within one

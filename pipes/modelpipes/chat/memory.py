@@ -7,7 +7,7 @@ from collections import OrderedDict
 from msgspec import Struct
 
 from modelpipes.chat.history import History
-from modelpipes.message import Heard, Reply, Say
+from modelpipes.pipe.message import Heard, Reply, Say
 
 CONVERSATIONS = 16  # histories kept; a conversation that was pushed out is told again
 REPLIES = 64  # for askers that ask again under the same id

@@ -6,10 +6,10 @@ import contextlib
 import time
 
 from modelpipes.chat.jobs import Job
-from modelpipes.deadline import Deadline
-from modelpipes.endpoint import Endpoint
 from modelpipes.errors import MessageError, RoomError
-from modelpipes.message import Bye, Delta, Failure, Message, Phase, Progress, Reason
+from modelpipes.pipe.endpoint import Endpoint
+from modelpipes.pipe.message import Bye, Delta, Failure, Message, Phase, Progress, Reason
+from modelpipes.values.deadline import Deadline
 
 DELTA_S = (
     0.004  # between the deltas of an answer: at 1 ms a model of 5,000 tokens/s lost 10 % of its rate, at 4 ms none

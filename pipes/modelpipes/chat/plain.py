@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from modelpipes.endpoint import Endpoint
 from modelpipes.errors import MessageError, RoomError
+from modelpipes.pipe.endpoint import Endpoint
 
 
 class PlainAnswers:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from modelpipes.chat.voices import LEAVING_S, LOAD_S
 from modelpipes.child import Child
-from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, PeerError, PeerGone, UsageError
-from modelpipes.fifo import RETRY_S
-from modelpipes.room import Room
+from modelpipes.pipe.fifo import RETRY_S
+from modelpipes.pipe.room import Room
+from modelpipes.values.deadline import Deadline
 
 PATIENCE_S = 30.0  # for a person who starts a member again by hand
 _READY = ("ready", "busy")

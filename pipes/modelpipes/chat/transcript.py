@@ -21,9 +21,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from modelpipes import fifo
+from modelpipes import lockfile
 from modelpipes.errors import FileError, UsageError
-from modelpipes.message import Stop, Timing, Usage
+from modelpipes.pipe.message import Stop, Timing, Usage
 
 VERSION = 1
 KEPT_TURNS = 64  # the newest, in memory; who must be told more is told from the file
@@ -199,7 +199,7 @@ class Transcript:
 
     def _lock(self) -> None:
         try:
-            is_ours = fifo.try_lock(self._descriptor)
+            is_ours = lockfile.try_lock(self._descriptor)
         except OSError as error:
             raise FileError(f"{self.path}: cannot lock the transcript: {error.strerror}") from error
         if not is_ours:

@@ -74,7 +74,7 @@ def run(verb: str | None, args: list[str], name: str) -> int:
     try:
         import click
 
-        from modelpipes import output
+        from modelpipes.terminal import output
 
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # as output writes, whatever the locale
@@ -108,7 +108,7 @@ def run(verb: str | None, args: list[str], name: str) -> int:
         _abandon_stdout()
         return 1
     except click.ClickException as e:
-        from modelpipes.commands import options
+        from modelpipes.commands.cli import options
 
         output.say(f"{name}: {e.format_message()} ({options.origin(e) or f'see {name} --help'})")
         return 2

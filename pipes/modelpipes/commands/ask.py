@@ -12,13 +12,13 @@ import click
 from msgspec import UNSET, Struct, UnsetType, field
 from msgspec.structs import astuple
 
-from modelpipes import output
-from modelpipes.asker import Answer, Asker, require_pipes
-from modelpipes.commands import options, values
-from modelpipes.deadline import Deadline
+from modelpipes.commands.cli import options, values
 from modelpipes.errors import PeerFailed, UsageError
-from modelpipes.message import Delta, Reply, Say, Stop, Timing, Usage, new_id
-from modelpipes.room import HUB, PipePair, Room, check_seat, seat_variable
+from modelpipes.pipe.asker import Answer, Asker, require_pipes
+from modelpipes.pipe.message import Delta, Reply, Say, Stop, Timing, Usage, new_id
+from modelpipes.pipe.room import HUB, PipePair, Room, check_seat, seat_variable
+from modelpipes.terminal import output
+from modelpipes.values.deadline import Deadline
 
 if TYPE_CHECKING:
     from modelpipes.chat.transcript import Transcript

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelpipes import output
-from modelpipes.commands import ENDING_SIGNALS, options, values
+from modelpipes.commands import ENDING_SIGNALS
+from modelpipes.commands.cli import options, values
 from modelpipes.errors import Ended, EngineError, UsageError
-from modelpipes.room import Room, check_seat
+from modelpipes.pipe.room import Room, check_seat
+from modelpipes.terminal import output
 
 if TYPE_CHECKING:
     from modelpipes.chat.voices import Voice
-    from modelpipes.commands.fitcheck import Asked
+    from modelpipes.engine.admission import Asked
 
 # Of the options of a voice: those that programs, engines of ours and servers alone can use.
 FOR_PROGRAMS = ("parallel",)
@@ -153,7 +154,7 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
 
     def start_engine() -> Engine:
         if not given["no_fit_check"]:
-            from modelpipes.commands.fitcheck import check_fit
+            from modelpipes.engine.admission import check_fit
 
             check_fit([asked_of(seat, given)], given["engine"] or "auto")
         return Engine(
@@ -175,7 +176,7 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
 
 def asked_of(seat: str, given: dict[str, Any]) -> Asked:
     """What the fit check needs to know of an engine that these options describe."""
-    from modelpipes.commands.fitcheck import Asked
+    from modelpipes.engine.admission import Asked
 
     return Asked(
         seat,

@@ -10,11 +10,11 @@ from typing import Any
 import click
 from msgspec import Struct
 
-from modelpipes import output
-from modelpipes.commands import options, values
-from modelpipes.deadline import Deadline
+from modelpipes.commands.cli import options, values
 from modelpipes.engine import build, builds, hardware, locate, sdist, source, variants
 from modelpipes.errors import DeadlineError, Ended, PipesError, UsageError
+from modelpipes.terminal import output
+from modelpipes.values.deadline import Deadline
 
 NAME = "build-engine"
 LIMIT_S = 3 * 3600.0  # a build for a card, on a few cores

@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelpipes import output
-from modelpipes.asker import SILENCE_S
 from modelpipes.chat.conversation import Conversation
 from modelpipes.chat.member import Member
 from modelpipes.chat.seating import Seating
 from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
 from modelpipes.chat.turns import DEFAULT_ROUNDS, Random, RoundRobin, StopRules
 from modelpipes.chat.voices.terminal import TerminalVoice
-from modelpipes.cleanup import clean_up
-from modelpipes.commands import options, values
-from modelpipes.commands.members import ME, InOrder, Members, read_members
-from modelpipes.deadline import Deadline
+from modelpipes.commands.cli import options, values
+from modelpipes.commands.cli.members import ME, InOrder, Members, read_members
 from modelpipes.errors import Ended, MessageError, PipesError, UsageError
-from modelpipes.fifo import RETRY_S
-from modelpipes.message import new_id
-from modelpipes.room import HUB, Room, star
+from modelpipes.pipe.asker import SILENCE_S
+from modelpipes.pipe.cleanup import clean_up
+from modelpipes.pipe.fifo import RETRY_S
+from modelpipes.pipe.message import new_id
+from modelpipes.pipe.room import HUB, Room, star
+from modelpipes.terminal import output
+from modelpipes.values.deadline import Deadline
 
 if TYPE_CHECKING:
-    from modelpipes.commands.gateway import Gateway
+    from modelpipes.gateway.private import Gateway
 
 SIT_DOWN_S = 5.0  # for the person's seat to be taken; a dying holder is waited for a part of it
 
@@ -112,7 +112,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     with contextlib.ExitStack() as stack:
         gateway = None
         if given["serve"]:
-            from modelpipes.commands.gateway import serving
+            from modelpipes.gateway.private import serving
 
             _check_served(given["seats"])
             gateway = stack.enter_context(serving(given["serve"], options.configured(ctx).variables))

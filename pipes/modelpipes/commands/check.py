@@ -16,21 +16,25 @@ from typing import Any
 import click
 import msgspec
 
-from modelpipes import checks, hostmemory, output, paths
-from modelpipes.checks import Check
 from modelpipes.child import Child
-from modelpipes.cleanup import clean_up
-from modelpipes.commands import options
+from modelpipes.commands.cli import options
 from modelpipes.config.settings import DEFAULT_LISTEN
-from modelpipes.deadline import Deadline
 from modelpipes.engine import locate
 from modelpipes.errors import EngineError, PipesError, ProgramError, RoomError
+from modelpipes.gateway import record
 from modelpipes.gguf import places
-from modelpipes.gpu import Cards, find_visible_cards
-from modelpipes.paths import cache_dir, data_dir
-from modelpipes.room import HUB, Room, resolve, star
-from modelpipes.serving import record
-from modelpipes.version import __version__
+from modelpipes.machine import checks
+from modelpipes.machine import memory as hostmemory
+from modelpipes.machine.cards import Cards, find_visible_cards
+from modelpipes.machine.checks import Check
+from modelpipes.pipe.cleanup import clean_up
+from modelpipes.pipe.fifo import WIDE_BYTES
+from modelpipes.pipe.room import HUB, Room, resolve, star
+from modelpipes.terminal import output
+from modelpipes.values import paths
+from modelpipes.values.deadline import Deadline
+from modelpipes.values.paths import cache_dir, data_dir
+from modelpipes.values.version import __version__
 
 # A question that may take long: ["cards"], ["engine", KIND, ARGV…] or ["folder", PATH].
 Question = list[str]
@@ -86,8 +90,8 @@ def draw(found: list[Check], width: int | None) -> str:
     """A table of checks, each advice on lines of its own below; lines are broken where a terminal is too narrow."""
     import textwrap
 
-    from modelpipes.safetext import make_line
-    from modelpipes.table import draw_table
+    from modelpipes.terminal.safetext import make_line
+    from modelpipes.terminal.table import draw_table
 
     last = max(FOUND_COLUMN, (width or 0) - len("missing  stale-rooms  "))
 
@@ -156,8 +160,8 @@ def _check_pipes() -> list[Check]:
     data, cache = data_dir(), cache_dir()
     pages = [_number(f"{PROC_FS}/pipe-user-pages-{kind}") for kind in ("soft", "hard")]
     return [
-        checks.judge_pipe_size(_number(f"{PROC_FS}/pipe-max-size")),
-        checks.judge_pipe_pages(pages[0], pages[1], os.sysconf("SC_PAGESIZE")),
+        checks.judge_pipe_size(_number(f"{PROC_FS}/pipe-max-size"), WIDE_BYTES),
+        checks.judge_pipe_pages(pages[0], pages[1], WIDE_BYTES // os.sysconf("SC_PAGESIZE")),
         checks.judge_runtime(_read_runtime()),
         _check_rooms(),
         _check_default_room(),

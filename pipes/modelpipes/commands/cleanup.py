@@ -6,11 +6,11 @@ import os
 
 import click
 
-from modelpipes import output
-from modelpipes.cleanup import clean_up, pipes_of_prefix
-from modelpipes.commands import options
+from modelpipes.commands.cli import options
 from modelpipes.errors import RoomError
-from modelpipes.room import Room, resolve
+from modelpipes.pipe.cleanup import clean_up, pipes_of_prefix
+from modelpipes.pipe.room import Room, resolve
+from modelpipes.terminal import output
 
 
 @click.command(context_settings=options.settings)

@@ -15,10 +15,11 @@ import click
 from click import shell_completion
 from click.shell_completion import BashComplete, CompletionItem, FishComplete, ShellComplete, ZshComplete
 
-from modelpipes import output
 from modelpipes.commands import COMPLETION as VARIABLE
-from modelpipes.commands import VERBS, load, options
+from modelpipes.commands import VERBS, load
+from modelpipes.commands.cli import options
 from modelpipes.errors import PipesError, UsageError
+from modelpipes.terminal import output
 
 LIMIT_S = 3  # for a folder on a disk that does not answer; then there is nothing to offer
 CURSOR = "\0"  # stands where the person is typing; no word of a command line has one

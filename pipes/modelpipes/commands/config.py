@@ -10,14 +10,16 @@ import click
 import msgspec
 from click.core import ParameterSource
 
-from modelpipes import output, paths
-from modelpipes.commands import attach, options
+from modelpipes.commands import attach
+from modelpipes.commands.cli import options
 from modelpipes.config.example import write_example
 from modelpipes.config.reading import Loaded
 from modelpipes.config.settings import SECTIONS, Config, keys
 from modelpipes.config.writing import as_written, write_value
 from modelpipes.errors import UsageError
-from modelpipes.safetext import make_line
+from modelpipes.terminal import output
+from modelpipes.terminal.safetext import make_line
+from modelpipes.values import paths
 
 SHOW, EXAMPLE = "show", "example"
 # The variables that beat a key.
@@ -130,7 +132,7 @@ def _write(settings: list[Setting], path: str) -> str:
 
 
 def _example(gpu: str) -> str:
-    from modelpipes.gpu import parse_gpu
+    from modelpipes.machine.cards import parse_gpu
 
     if gpu == "cpu":
         return write_example("cpu", None)

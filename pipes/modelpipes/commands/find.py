@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from modelpipes import output
-from modelpipes.commands import cards, listview, options, values
+from modelpipes.commands.cli import cards, options, values
+from modelpipes.commands.views import listing as listview
 from modelpipes.errors import UsageError
 from modelpipes.fit.listing import SORTS, Filter, Line, list_files, sort_lines
 from modelpipes.fit.settings import Settings
 from modelpipes.fit.survey import Survey
 from modelpipes.gguf import places
+from modelpipes.terminal import output
 
 if TYPE_CHECKING:
     from modelpipes.config.settings import Use
@@ -113,7 +114,7 @@ def command(
 
 def advise(lines: list[Line], use: Use) -> None:
     """Tell for each model the quantisation that the use case has for its number of parameters."""
-    from modelpipes.units import parse_count
+    from modelpipes.values.units import parse_count
 
     quants = sorted((parse_count(size), quant) for size, quant in use.quant.items())
     for i, line in enumerate(lines):

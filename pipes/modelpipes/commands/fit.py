@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelpipes.commands import cards, options, planview, values
+from modelpipes.commands.cli import cards, options, values
+from modelpipes.commands.views import plan as planview
 from modelpipes.engine.locate import find_model
 from modelpipes.errors import PipesError, UsageError
 from modelpipes.fit.context import CACHE_TYPES

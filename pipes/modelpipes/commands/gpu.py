@@ -11,13 +11,12 @@ from typing import Any
 import click
 import msgspec
 
-from modelpipes import output
 from modelpipes.child import Child
-from modelpipes.commands import options, values
-from modelpipes.commands.gpuview import FORMATS, Destination, Report
-from modelpipes.deadline import Deadline
+from modelpipes.commands.cli import options, values
+from modelpipes.commands.views.gpu import FORMATS, Destination, Report
 from modelpipes.errors import DeadlineError, ProgramError, RoomError, UsageError
-from modelpipes.gpuwatch import (
+from modelpipes.gateway import record
+from modelpipes.machine.watch import (
     Alarm,
     Alarms,
     Keeper,
@@ -26,10 +25,11 @@ from modelpipes.gpuwatch import (
     is_named,
     name_shares,
 )
-from modelpipes.room import Room, resolve
-from modelpipes.safetext import make_line
-from modelpipes.serving import record
-from modelpipes.units import format_seconds
+from modelpipes.pipe.room import Room, resolve
+from modelpipes.terminal import output
+from modelpipes.terminal.safetext import make_line
+from modelpipes.values.deadline import Deadline
+from modelpipes.values.units import format_seconds
 
 EXEC_LIMIT_S = 30.0  # a command that tells somebody takes seconds; one that hangs must not pile up
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
-from modelpipes import output
-from modelpipes.commands import VERBS, manpage, options, values
+from modelpipes.commands import VERBS
+from modelpipes.commands.cli import manpage, options, values
 from modelpipes.errors import UsageError
+from modelpipes.terminal import output
 
 NAMES = {name: verb for verb, (command, _) in VERBS.items() for name in (command, verb) if name}
 

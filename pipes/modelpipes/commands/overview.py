@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from modelpipes import output
 from modelpipes.commands import VERBS
 from modelpipes.errors import UsageError
-from modelpipes.version import __version__
+from modelpipes.terminal import output
+from modelpipes.values.version import __version__
 
 VERB_LINES = "\n".join(f"  {verb:<13}{command:<14}{text}" for verb, (command, text) in VERBS.items())
 OVERVIEW = f"""\

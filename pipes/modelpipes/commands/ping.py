@@ -8,14 +8,15 @@ from typing import Any
 
 import click
 
-from modelpipes.asker import Asker
-from modelpipes.commands import options, pingview, values
-from modelpipes.deadline import Deadline
-from modelpipes.endpoint import Endpoint
+from modelpipes.commands.cli import options, values
+from modelpipes.commands.views import ping as pingview
 from modelpipes.errors import PeerError, UsageError
-from modelpipes.ping import MAX_SIZE_BYTES, Flood, RoundTrips, flood_one_way, flood_with_pings, measure_round_trips
-from modelpipes.pingpeer import PEER, seated_peer
-from modelpipes.room import HUB, Room
+from modelpipes.pipe.asker import Asker
+from modelpipes.pipe.endpoint import Endpoint
+from modelpipes.pipe.ping import MAX_SIZE_BYTES, Flood, RoundTrips, flood_one_way, flood_with_pings, measure_round_trips
+from modelpipes.pipe.pingpeer import PEER, seated_peer
+from modelpipes.pipe.room import HUB, Room
+from modelpipes.values.deadline import Deadline
 
 SIZE_BYTES = 64
 SWEEP_BYTES = tuple(64 * 4**power for power in range(8))  # to 1 MiB

@@ -10,9 +10,9 @@ from typing import Any
 import click
 import msgspec
 
-from modelpipes import output
-from modelpipes.commands import options, values
+from modelpipes.commands.cli import options, values
 from modelpipes.errors import UsageError
+from modelpipes.terminal import output
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 VERSION = 1  # of what is described, not of the program

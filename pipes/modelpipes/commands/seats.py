@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 import msgspec
 
-from modelpipes import output
-from modelpipes.commands import options, values
-from modelpipes.deadline import Deadline
+from modelpipes.commands.cli import options, values
 from modelpipes.errors import UsageError
-from modelpipes.room import Room, Sitting
+from modelpipes.pipe.room import Room, Sitting
+from modelpipes.terminal import output
+from modelpipes.values.deadline import Deadline
 
 
 class Seat(Sitting, frozen=True, omit_defaults=False, forbid_unknown_fields=True):

@@ -16,14 +16,14 @@ from urllib.parse import quote
 
 import click
 
-from modelpipes import output
-from modelpipes.commands import options, values
-from modelpipes.deadline import Deadline
+from modelpipes.commands.cli import options, values
 from modelpipes.errors import EngineError, UsageError
-from modelpipes.safetext import make_safe
+from modelpipes.terminal import output
+from modelpipes.terminal.safetext import make_safe
+from modelpipes.values.deadline import Deadline
 
 if TYPE_CHECKING:
-    from modelpipes.serving.record import Daemon
+    from modelpipes.gateway.record import Daemon
 
 ACTIONS = ("status", "load", "unload", "pin", "unpin", "logs", "reload")
 OF_A_MODEL = ("load", "unload", "pin", "unpin", "logs")
@@ -34,7 +34,7 @@ LOAD_S = 900.0  # a load waits for its turn, and for the disk
 
 def _meant(ctx: click.Context, incomplete: str) -> values.Meant:
     """What may stand there: a configuration or an action, then the name of a model of the daemon that runs."""
-    from modelpipes.serving import record
+    from modelpipes.gateway import record
 
     words = ctx.params.get("words") or ()
     if not words:
@@ -144,7 +144,7 @@ def _show(residency: dict[str, Any], models: dict[str, Any], as_json: bool) -> N
     if as_json:
         output.write_json(residency)
         return
-    from modelpipes.units import format_bytes, format_seconds
+    from modelpipes.values.units import format_bytes, format_seconds
 
     used, budget = residency["used_bytes"], residency["budget_bytes"]
     host_used, host_budget = residency["host_used_bytes"], residency["host_budget_bytes"]
@@ -182,7 +182,7 @@ class _Daemon:
 
     def find(self) -> None:
         """Find it. EngineError where none runs, UsageError where several do and nobody said which."""
-        from modelpipes.serving.record import running
+        from modelpipes.gateway.record import running
 
         while not (found := [one for one in running() if self._is_meant(one)]):
             if self._deadline.has_passed():

@@ -6,11 +6,11 @@ import shlex
 
 import click
 
-from modelpipes import output
-from modelpipes.cleanup import clean_up
-from modelpipes.commands import options, values
+from modelpipes.commands.cli import options, values
 from modelpipes.errors import RoomError, UsageError
-from modelpipes.room import HUB, Room, check_seat, seat_variable, star
+from modelpipes.pipe.cleanup import clean_up
+from modelpipes.pipe.room import HUB, Room, check_seat, seat_variable, star
+from modelpipes.terminal import output
 
 
 @click.command(context_settings=options.settings)

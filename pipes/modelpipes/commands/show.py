@@ -7,11 +7,12 @@ import stat
 
 import click
 
-from modelpipes import output, rendering
+from modelpipes.chat import rendering
 from modelpipes.chat.contents import read
-from modelpipes.commands import options, values
-from modelpipes.deadline import Deadline
+from modelpipes.commands.cli import options, values
 from modelpipes.errors import FileError
+from modelpipes.terminal import output
+from modelpipes.values.deadline import Deadline
 
 READ_BYTES = 1 << 20
 

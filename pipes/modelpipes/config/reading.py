@@ -35,8 +35,8 @@ from modelpipes.config.settings import (
     Use,
 )
 from modelpipes.errors import UsageError
-from modelpipes.safetext import make_line
-from modelpipes.units import MAX_SECONDS, parse_bytes, parse_count, parse_seconds
+from modelpipes.terminal.safetext import make_line
+from modelpipes.values.units import MAX_SECONDS, parse_bytes, parse_count, parse_seconds
 
 AUTO = "auto"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}", re.ASCII)

@@ -11,7 +11,7 @@ import msgspec
 
 from modelpipes.config.settings import LEAST_AMOUNT, SECTIONS, Amount, Budget, Limit, Seconds, Section, Size
 from modelpipes.errors import UsageError
-from modelpipes.units import MAX_SECONDS, format_seconds, parse_seconds
+from modelpipes.values.units import MAX_SECONDS, format_seconds, parse_seconds
 
 _SIZE = r"^\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kKmMgGtTpPeE]([iI]?[bB])?|[bB])?\s*$"
 _TIME = r"^\s*(([0-9]+\.?[0-9]*|\.[0-9]+)\s*(us|ms|s|m|min|h|d)?|none)\s*$"

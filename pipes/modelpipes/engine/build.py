@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from modelpipes.child import Child
-from modelpipes.deadline import Deadline
 from modelpipes.engine import builds
 from modelpipes.engine.builds import Build
 from modelpipes.engine.client import Client
@@ -31,8 +30,9 @@ from modelpipes.engine.locate import Binary
 from modelpipes.engine.source import Source
 from modelpipes.engine.variants import Choice
 from modelpipes.errors import EngineError
-from modelpipes.hostmemory import available_bytes
-from modelpipes.paths import cache_dir
+from modelpipes.machine.memory import available_bytes
+from modelpipes.values.deadline import Deadline
+from modelpipes.values.paths import cache_dir
 
 # The folder of llama.cpp's tree in which each program is made, and what b11434 calls it: names have changed.
 TOOLS = {"server": "llama-server", "fit-params": "llama-fit-params", "rpc": "ggml-rpc-server"}

@@ -13,7 +13,7 @@ import shutil
 import msgspec
 
 from modelpipes.errors import UsageError
-from modelpipes.paths import data_dir
+from modelpipes.values.paths import data_dir
 
 # What the driver of a card makes; a build for a card serves where it is.
 DEVICES = {"cuda": "/dev/nvidiactl", "rocm": "/dev/kfd", "vulkan": "/dev/dri"}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from modelpipes import gpu
+from modelpipes.machine import cards as gpu
 
 Version: TypeAlias = tuple[int, ...]
 

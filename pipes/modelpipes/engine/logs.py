@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
-from modelpipes.deadline import Deadline
+from modelpipes.values.deadline import Deadline
 
 KEPT_LINES = 1000  # some hundred requests of llama-server's chatter, also from before a restart
 KEPT_LINE_BYTES = 2000  # a line that never ends must not fill our memory

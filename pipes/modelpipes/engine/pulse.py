@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from modelpipes.deadline import Deadline
 from modelpipes.engine.client import figure_of
 from modelpipes.engine.lifecycle import Engine, State
 from modelpipes.errors import DeadlineError, EngineError
+from modelpipes.values.deadline import Deadline
 
 QUIET_S = 5.0  # without a token in an engine at work; a batch of a large prompt on a CPU takes as long
 # Without work there is nothing to be seen, and each proof costs a slot's conversation a trip to the prompt cache.

@@ -19,9 +19,9 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import msgspec
 
-from modelpipes.deadline import Deadline
 from modelpipes.errors import EngineError
-from modelpipes.safetext import make_line
+from modelpipes.terminal.safetext import make_line
+from modelpipes.values.deadline import Deadline
 
 RELEASE = 11434  # the llama.cpp build that is pinned
 SHA256 = "b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e45"  # of its sdist

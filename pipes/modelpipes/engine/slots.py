@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from modelpipes.deadline import Deadline
 from modelpipes.engine.client import QUERY_LIMIT_S, Client, Refused, figure_of
 from modelpipes.errors import EngineError
+from modelpipes.values.deadline import Deadline
 
 TRIAL = "trial.slot"
 # More than a batch of our engines (32 tokens on a CPU) in any vocabulary, and the same on every model: what a

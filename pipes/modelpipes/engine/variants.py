@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 from modelpipes.engine.hardware import Card, Machine, Tool, Version
 from modelpipes.errors import EngineError
-from modelpipes.units import format_bytes
+from modelpipes.values.units import format_bytes
 
 Variant: TypeAlias = Literal["cpu", "cuda", "vulkan", "rocm"]
 

@@ -14,7 +14,7 @@ from modelpipes.fit.search import Search, Turn, Whole, Wishes
 from modelpipes.fit.settings import Settings
 from modelpipes.fit.shares import Memory
 from modelpipes.gguf.header import Header
-from modelpipes.units import format_bytes
+from modelpipes.values.units import format_bytes
 
 __all__ = ["MAX_MODELS", "Plan", "Planned", "Swap", "Wishes", "plan"]
 

@@ -12,7 +12,7 @@ from modelpipes.fit.arrangement import NOBODY, Arrangement, Arranger, Placed
 from modelpipes.fit.rating import LEAST_CONTEXT, STEP, Space, largest
 from modelpipes.fit.settings import Backend, Settings
 from modelpipes.gguf.header import Header
-from modelpipes.units import format_bytes
+from modelpipes.values.units import format_bytes
 
 KV_TYPES = ("f16", "q8_0", "q4_0")
 NEVER = -(1 << 60)  # bytes, where there is nothing to be missing

@@ -16,8 +16,8 @@ from modelpipes.fit.settings import Settings
 from modelpipes.gguf.cache import Cache
 from modelpipes.gguf.modelfile import ModelFile
 from modelpipes.gguf.types import file_type_name, type_name
-from modelpipes.paths import cache_dir
-from modelpipes.version import __version__
+from modelpipes.values.paths import cache_dir
+from modelpipes.values.version import __version__
 
 if TYPE_CHECKING:
     from modelpipes.gguf.header import Header

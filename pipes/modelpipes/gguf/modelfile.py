@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from modelpipes.safetext import make_line
+from modelpipes.terminal.safetext import make_line
 
 SUFFIX = ".gguf"
 # llama.cpp's llama_split_path (src/llama.cpp): five digits, counted from 1.

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from modelpipes.gguf.smallfile import read_file, replace_file
-from modelpipes.paths import cache_dir
+from modelpipes.values.paths import cache_dir
 
 SEARCH_PATH = "SEARCH_PATH"
 MAX_REMEMBERED = 32  # folders; a scan of one that has nothing costs a millisecond

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from modelpipes import gpu, hostmemory
 from modelpipes.engine.arguments import batch_tokens
 from modelpipes.engine.lifecycle import resident_bytes
 from modelpipes.errors import FileError, ModelFileError
@@ -17,8 +16,10 @@ from modelpipes.fit.hparams import classify
 from modelpipes.fit.memory import predict_memory
 from modelpipes.fit.settings import Settings
 from modelpipes.gguf.shards import read_model
+from modelpipes.machine import cards as gpu
+from modelpipes.machine import memory as hostmemory
 from modelpipes.serving.residency import NOTHING, Bytes
-from modelpipes.units import format_bytes
+from modelpipes.values.units import format_bytes
 
 SETTLE_S = 5.0  # a driver gives memory back within seconds, or it is somebody else's now
 SETTLE_INTERVAL_S = 0.25

@@ -21,16 +21,16 @@ from modelpipes.engine.locate import find_engine, find_model
 from modelpipes.engine.logs import RotatedFile
 from modelpipes.errors import Ended, FileError, PipesError
 from modelpipes.fit.rating import largest
+from modelpipes.gateway.record import Daemon, is_running, recorded, taken
 from modelpipes.gguf.catalog import Catalog
-from modelpipes.paths import cache_dir
 from modelpipes.serving import budget
 from modelpipes.serving.changes import difference
 from modelpipes.serving.gateway import Settings, make_app
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.listening import GRACE_S, Server
 from modelpipes.serving.pool import Pool, Servable
-from modelpipes.serving.record import Daemon, is_running, recorded, taken
 from modelpipes.serving.residency import NOTHING, Bytes
+from modelpipes.values.paths import cache_dir
 
 LEAST_CONTEXT = 512  # tokens; with fewer, nobody talks
 MOST_LAYERS = 200

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 
-from modelpipes.deadline import Deadline
 from modelpipes.engine import slots
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.errors import PipesError
+from modelpipes.values.deadline import Deadline
 
 LIMIT_S = 10.0  # a gigabyte to a disk; longer is not worth it
 

@@ -18,12 +18,10 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from modelpipes.deadline import Deadline
 from modelpipes.engine.causes import Cause, EngineFailure
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.pulse import Pulse
 from modelpipes.errors import PipesError
-from modelpipes.safetext import make_line
 from modelpipes.serving.budget import free_on_cards, settle
 from modelpipes.serving.failures import Failures, Stamp, stamp_of
 from modelpipes.serving.figures import PoolFigures
@@ -53,6 +51,8 @@ from modelpipes.serving.residency import (
     decide,
     wake_at,
 )
+from modelpipes.terminal.safetext import make_line
+from modelpipes.values.deadline import Deadline
 
 LOG_LINES = 100  # of the past, where a log is asked for
 # Between two looks at an engine. llama-server looks for clients that left when nothing came for a second: any other

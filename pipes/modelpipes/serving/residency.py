@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from modelpipes.units import format_bytes, format_seconds
+from modelpipes.values.units import format_bytes, format_seconds
 
 KEEP_LOADS = 3.0
 """While others are served, an idle model is kept, and a newcomer held back, for this many times its load time: its

@@ -17,8 +17,8 @@ from __future__ import annotations
 import importlib
 from typing import Any, NamedTuple
 
-from modelpipes.framing import encode
-from modelpipes.message import Delta, Message, Ping
+from modelpipes.pipe.framing import encode
+from modelpipes.pipe.message import Delta, Message, Ping
 
 ASKING, ANSWERING = "hub", "peer"
 LIMIT_S = 30.0  # for anything here; whoever waits longer has been left

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from modelpipes.message import Message, Pong
+from modelpipes.pipe.message import Message, Pong
 from tests.bench.rivals import ANSWERING, ASKING, Rival, Task, content, piece, question
 
 # What anybody would write who has typed messages; not our own framing.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from modelpipes.deadline import Deadline
-from modelpipes.endpoint import Arrival, Endpoint
-from modelpipes.message import Bye, Reply, Say
-from modelpipes.room import Room
+from modelpipes.pipe.endpoint import Arrival, Endpoint
+from modelpipes.pipe.message import Bye, Reply, Say
+from modelpipes.pipe.room import Room
+from modelpipes.values.deadline import Deadline
 from tests.bench.rivals import ANSWERING, ASKING, LIMIT_S, Task
 from tests.bench.rivals.carrier import Carrier
 from tests.bench.rivals.fifos import set_packets

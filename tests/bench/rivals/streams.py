@@ -6,7 +6,7 @@ import asyncio
 from time import perf_counter_ns
 from typing import Any
 
-from modelpipes.framing import MAX_MESSAGE_BYTES
+from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
 from tests.bench.rivals import Task, content
 from tests.bench.rivals.carrier import Carrier, decode, encode
 from tests.bench.rivals.sockets import listen

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from modelpipes.chat.voices import Finish, Voice, Work
-from modelpipes.deadline import Deadline
 from modelpipes.errors import PipesError
-from modelpipes.message import Heard
+from modelpipes.pipe.message import Heard
+from modelpipes.values.deadline import Deadline
 
 LIMIT_S = 20.0  # of anything that a test waits for
 CANCEL_LIMIT_S = 0.1  # what the project promises

@@ -15,11 +15,11 @@ import pytest
 
 from modelpipes.chat.history import render
 from modelpipes.chat.voices.engine import EngineVoice, Sampling
-from modelpipes.deadline import Deadline
 from modelpipes.engine.client import Refused
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.errors import DeadlineError, EngineError, MessageError
-from modelpipes.message import Heard, Usage
+from modelpipes.pipe.message import Heard, Usage
+from modelpipes.values.deadline import Deadline
 from tests import models
 from tests.chat.conftest import Seat
 from tests.chat.voices.conftest import CANCEL_LIMIT_S, LIMIT_S, Asked, prepared
@@ -387,9 +387,9 @@ def test_closing_right_after_a_cancel_does_not_wait(voice_of: MakeVoice) -> None
 
 
 def test_a_member_with_an_open_stream_leaves_at_once(voice_of: MakeVoice, seat: Seat, room: Any) -> None:
-    from modelpipes.asker import Asker
     from modelpipes.errors import PeerError
-    from modelpipes.message import Delta, Say, new_id
+    from modelpipes.pipe.asker import Asker
+    from modelpipes.pipe.message import Delta, Say, new_id
 
     voice = voice_of(" on and on", endless=True)
     seated = seat(voice)

@@ -15,10 +15,10 @@ import pytest
 
 from modelpipes.chat.voices import Finish, Work
 from modelpipes.chat.voices.program import ExecVoice, FilterVoice, split_command
-from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, MessageError, ProgramError, UsageError
-from modelpipes.framing import MAX_MESSAGE_BYTES
-from modelpipes.message import Heard
+from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
+from modelpipes.pipe.message import Heard
+from modelpipes.values.deadline import Deadline
 from tests.chat.voices.conftest import CANCEL_LIMIT_S, LIMIT_S, Asked, prepared
 from tests.peers import eventually, open_descriptors
 

@@ -11,7 +11,7 @@ import pytest
 from modelpipes.chat.voices import Finish, terminal
 from modelpipes.chat.voices.terminal import TerminalVoice
 from modelpipes.errors import MessageError, ProgramError
-from modelpipes.framing import MAX_MESSAGE_BYTES
+from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
 from tests.chat.voices.conftest import CANCEL_LIMIT_S, Asked, prepared
 from tests.peers import eventually, open_descriptors
 

@@ -13,10 +13,10 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from modelpipes.deadline import Deadline
 from modelpipes.errors import MessageError
-from modelpipes.framing import MAX_MESSAGE_BYTES
-from modelpipes.message import Heard, Phase, Stop, Usage
+from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
+from modelpipes.pipe.message import Heard, Phase, Stop, Usage
+from modelpipes.values.deadline import Deadline
 
 LEAVING_S = 3.0  # for a member that said it leaves, and its engine, to be gone
 LOAD_S = 600.0  # for a voice to be ready: a large model from a slow disk

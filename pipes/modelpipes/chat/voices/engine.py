@@ -10,12 +10,12 @@ from msgspec import Struct
 
 from modelpipes.chat.history import NameStripper, ThoughtSplitter, trim
 from modelpipes.chat.voices import Finish, Work
-from modelpipes.deadline import Deadline
 from modelpipes.engine.client import Cancelled, ChatStream, Client, Piece, Refused
-from modelpipes.engine.lease import Lease, is_gateway
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.errors import MessageError, UsageError
-from modelpipes.message import Stop, Usage
+from modelpipes.gateway.lease import Lease, is_gateway
+from modelpipes.pipe.message import Stop, Usage
+from modelpipes.values.deadline import Deadline
 
 HISTORY_BYTES_PER_TOKEN = 16  # four times what text has: more than this never fits a prompt
 HISTORY_LIMIT_BYTES = 2 * 1024 * 1024  # half a million tokens of English; a member keeps several conversations

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 from modelpipes.chat.voices import Finish, Work
 from modelpipes.child import Child, open_log
-from modelpipes.deadline import Deadline
 from modelpipes.errors import DeadlineError, MessageError, ProgramError, UsageError
-from modelpipes.framing import MAX_MESSAGE_BYTES
+from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
+from modelpipes.values.deadline import Deadline
 
 READ_BYTES = 65536  # a pipe's capacity
 LAST_READ_BYTES = 1024 * 1024  # the most that a pipe's capacity can be set to: all that a dead program left

@@ -6,11 +6,11 @@ import os
 import select
 from collections.abc import Callable
 
-from modelpipes import output
 from modelpipes.chat.voices import Finish, Work
-from modelpipes.deadline import Deadline
 from modelpipes.errors import MessageError, ProgramError
-from modelpipes.framing import MAX_MESSAGE_BYTES
+from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
+from modelpipes.terminal import output
+from modelpipes.values.deadline import Deadline
 
 LIFE_S = 0.5  # a person thinks for as long as they like; their peers are told so
 READ_BYTES = 65536

@@ -1,0 +1,1 @@
+"""What commands share: options, the types of their values, completion, manual pages."""

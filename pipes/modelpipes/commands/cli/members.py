@@ -1,0 +1,168 @@
+"""The members of a conversation, as the options of chat-models name them: who, in which order, seated how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+from msgspec import Struct
+
+from modelpipes.commands import attach
+from modelpipes.commands.cli import options
+from modelpipes.errors import FileError, UsageError
+from modelpipes.pipe.room import HUB, check_seat, is_seat
+
+if TYPE_CHECKING:
+    from modelpipes.gateway.private import Gateway
+
+ME = "me"  # the member who is the person at the terminal
+VOICES = ("model", "server", "exec", "filter")
+
+
+class Members(Struct, frozen=True):
+    """Who takes part, in the order of the command line."""
+
+    names: tuple[str, ...]
+    commands: dict[str, list[str]]  # of those seated here: what attach-model is given
+    voices: dict[str, str]  # of those seated here, and of the person: as the transcript has it
+
+    @property
+    def joined(self) -> list[str]:
+        """Those who sit already, seated by somebody else."""
+        return [name for name in self.names if name not in self.voices]
+
+    def check_fit(self) -> None:
+        """Raise FileError where the engines that are to be started have no room side by side."""
+        options_of = [_parse(name, arguments) for name, arguments in self.commands.items()]
+        for engine in {given["engine"] for given in options_of if given["model"]}:
+            from modelpipes.engine.admission import check_fit
+
+            together = [given for given in options_of if given["model"] and given["engine"] == engine]
+            check_fit([attach.asked_of(given["seat"], given) for given in together], engine or "auto")
+
+
+class InOrder(click.Command):
+    """Keeps the names of members in the order typed: click gives arguments and options apart."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["names"] = list(self._names(iter(args)))
+        return super().parse_args(ctx, args)
+
+    def _names(self, words: Iterator[str]) -> Iterator[str]:
+        flags = {name for option in self.params if getattr(option, "is_flag", False) for name in option.opts}
+        for word in words:
+            if word == "--":
+                yield from words
+            elif not word.startswith("-") or word == "-":
+                yield word
+            else:
+                # --option=VALUE, --option VALUE, -oVALUE or -o VALUE
+                option, has_value, value = word.partition("=") if word[1] == "-" else (word[:2], word[2:], word[2:])
+                if not has_value and option not in flags:
+                    value = next(words, "")
+                if option[2:] in VOICES:
+                    yield value.partition("=")[0]
+
+
+def read_members(given: Mapping[str, Any], names: Sequence[str], gateway: Gateway | None = None) -> Members:
+    """The members that the options ask for; UsageError, or FileError for a model file, before anything is started.
+
+    With a `gateway` names may be NAME=MODEL: a model that it serves.
+    """
+    served = [word.partition("=")[::2] for word in names if "=" in word]
+    if served:
+        if gateway is None:
+            word = next(word for word in names if "=" in word)
+            raise UsageError(f"{word}: a seat that is taken has a NAME; to seat a model give --model {word}")
+        there = gateway.models()
+        for name, model in served:
+            if model not in there:
+                raise UsageError(f"{name}={model}: no such model is served; there are {', '.join(there)}")
+        names = [word.partition("=")[0] for word in names]
+        given = {
+            **given,
+            "server_": [*given["server_"], *(f"{name}={gateway.url}" for name, _ in served)],
+            "api_key_file": [
+                *given["api_key_file"],
+                *(f"{name}={gateway.key_file}" for name, _ in served if gateway.key_file),
+            ],
+            "model_name": [*given["model_name"], *(f"{name}={model}" for name, model in served)],
+        }
+    seated = {name: (kind, value) for kind in VOICES for name, value in _pairs(kind, given[f"{kind}_"])}
+    for name in names:
+        if name == HUB:
+            raise UsageError(f"'{HUB}' is who leads the conversation; give the member another name")
+        if names.count(check_seat(name)) > 1:
+            raise UsageError(f"{name} is named twice; a member has one voice and one seat")
+    if len(names) < 2:
+        raise UsageError("a conversation needs two members: chat-models --model alice=a.gguf --model bob=b.gguf")
+    kinds = {name: seated[name][0] for name in names if name in seated}
+    commands = _commands(kinds, given)
+    for name, arguments in commands.items():
+        kind, value = seated[name]
+        # Models are checked here, all of them at once.
+        arguments[:0] = [f"--{kind}={value}", *(["--no-fit-check"] if kind == "model" else [])]
+        _check(name, kind, value, arguments)
+    voices = {name: " ".join(seated[name]) for name in commands}
+    return Members(tuple(names), commands, voices | ({ME: "the terminal"} if ME in names else {}))
+
+
+def _pairs(kind: str, values: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for value in values:
+        name, _, rest = value.partition("=")
+        if not rest:
+            raise UsageError(f"--{kind} {value}: give it as NAME={'VALUE' if name != value else value or 'VALUE'}")
+        if name == ME:
+            raise UsageError(f"'{ME}' is you at the terminal; give the member another name")
+        yield name, rest
+
+
+def _commands(kinds: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Each member's options as attach-model takes them: NAME=VALUE is its own, VALUE for all that can use it."""
+    silence_s = given["voice_timeout"]
+    everyone = [f"--timeout={'none' if silence_s == float('inf') else silence_s}"] if silence_s else []
+    commands = {name: list(everyone) for name in kinds}
+    for option in options.VOICE:
+        common, own = _shared_and_own(option, given[option.replace("-", "_")], list(kinds))
+        users = [name for name, kind in kinds.items() if attach.can_use(kind, option)]
+        if common and not users and not (option == "seed" and given["taking"] == "random"):
+            raise UsageError(f"--{option} {common[-1]}: no member that is seated here can use it")
+        for name, command in commands.items():
+            values = [*(common if name in users else []), *own[name]]
+            command += [f"--{option}={value}" for value in (values if option == options.REPEATABLE else values[-1:])]
+    return commands
+
+
+def _shared_and_own(option: str, values: Sequence[str], names: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    common: list[str] = []
+    own: dict[str, list[str]] = {name: [] for name in names}
+    for value in values:
+        name, is_pair, rest = value.partition("=")
+        if not is_pair or not is_seat(name):
+            common.append(value)
+        elif name in own:
+            own[name].append(rest)
+        else:
+            there = f"those are {', '.join(names)}" if names else "nobody is"
+            raise UsageError(f"--{option} {name}=…: no member '{name}' is seated here; {there}")
+    return common, own
+
+
+def _parse(name: str, arguments: list[str]) -> dict[str, Any]:
+    """The options of attach-model that these arguments give."""
+    return attach.read_options(attach.command.make_context("attach-model", [name, *arguments]))
+
+
+def _check(name: str, kind: str, value: str, arguments: list[str]) -> None:
+    """Raise what attach-model would, while nothing is started yet."""
+    try:
+        attach.make_voice(name, _parse(name, arguments))
+        if kind == "model":
+            from modelpipes.engine.locate import find_model
+
+            find_model(value)
+    except click.UsageError as e:
+        raise UsageError(f"{name}: {e.format_message()}") from None
+    except (UsageError, FileError) as e:
+        raise type(e)(f"{name}: {e}") from None

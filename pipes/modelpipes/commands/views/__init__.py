@@ -1,0 +1,1 @@
+"""What reports look like: tables, plans, bars, and the structs that they are as JSON."""

@@ -1,0 +1,145 @@
+"""A listing as find-gguf shows it: a table, JSON, JSON Lines, CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from modelpipes.commands.cli.cards import DescribedCards
+from modelpipes.fit.listing import Line, Listing
+from modelpipes.gguf.modelfile import path_base64, printable
+from modelpipes.terminal import output
+
+FORMATS = ("table", "json", "jsonl", "csv")
+UNITS = (("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20))
+COUNTS = (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3))
+
+
+class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the files were rated for: the context in tokens, and the memory that counted."""
+
+    ctx_size: int
+    kv_type: str
+    parallel: int
+    flash_attn: bool
+    reserve_bytes: int
+    host_available_bytes: int | None  # None: nothing was rated
+
+
+class Unread(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file that could not be read, why, and at which byte it shows. The path is as in a line."""
+
+    path: str
+    path_bytes: str | None
+    reason: str
+    offset: int | None
+
+
+class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All of a listing as JSON says it; `gpu` is null where nothing was rated."""
+
+    gpu: DescribedCards | None
+    settings: Asked
+    files: list[Line]
+    problems: list[Unread]
+
+
+def write_listing(listing: Listing, gpu: DescribedCards | None, settings: Asked, format_: str) -> None:
+    """Write the lines to stdout in one of FORMATS; JSON tells also of cards, settings and problems."""
+    if format_ == "json":
+        problems = [
+            Unread(printable(each.path), path_base64(each.path), each.reason, each.offset) for each in listing.problems
+        ]
+        output.write_json(Report(gpu, settings, listing.lines, problems))
+    elif format_ == "jsonl":
+        for line in listing.lines:
+            output.write_json(line)
+    elif format_ == "csv":
+        output.write_text(_csv(listing.lines))
+    else:
+        _write_table(listing.lines, is_rated=gpu is not None)
+
+
+def tell(listing: Listing, searched: Sequence[str], *, verbose: bool) -> None:
+    """Say on stderr what could not be read, and why nothing was found; `verbose`, why each file fits or does not."""
+    for problem in listing.problems:
+        at = "" if problem.offset is None else f" (at byte {problem.offset})"
+        output.say(f"{printable(problem.path) or repr('')}: {problem.reason}{at}")
+    if verbose:
+        for line in listing.lines:
+            if line.reason:
+                output.say(f"{line.path}: {line.reason}")
+    if listing.lines:
+        return
+    if listing.n_files:
+        output.say(f"none of {listing.n_files} files is what was asked for")
+    elif not listing.problems:
+        nowhere = f"no GGUF file in {', '.join(map(printable, searched))}" if searched else "no known model folder here"
+        output.say(f"{nowhere}: name one that has models (find-gguf DIR), or set SEARCH_PATH")
+
+
+def _csv(lines: list[Line]) -> str:
+    """As RFC 4180 has it: a header, CRLF, quotes where needed; the memory as two sums."""
+    fields = [name for name in Line.__struct_fields__ if name != "memory"] + ["device_bytes", "host_bytes"]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow(fields)
+    writer.writerows([_csv_cell(getattr(line, name)) for name in fields] for line in lines)
+    return text.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _write_table(lines: list[Line], *, is_rated: bool) -> None:
+    left_out = (() if is_rated else RATED) + (() if any(line.advised_quantization for line in lines) else ("advised",))
+    headers = [name for name in COLUMNS if name not in left_out]
+    rows = ([COLUMNS[name](line) for name in headers] for line in lines)
+    output.write_table(rows, headers, output.width(), right=NUMBERS, spare=[name for name in SPARE if name in headers])
+
+
+def _amount(size_bytes: int | None) -> str:
+    """A size as people say it: 4.6G, 604M; G is 2^30, as coreutils has it."""
+    if size_bytes is None:
+        return "-"
+    unit, scale = next(((unit, scale) for unit, scale in UNITS if size_bytes >= scale), ("K", 1 << 10))
+    return f"{size_bytes / scale:.{int(size_bytes < 100 * scale)}f}{unit}"
+
+
+def _count(number: int) -> str:
+    """Parameters as people say them: 8.03B, 596M."""
+    # 0.9995: what would round to 1000M is 1B.
+    said = (f"{number / scale:.3g}{letter}" for letter, scale in COUNTS if number >= 0.9995 * scale)
+    return next(said, str(number or "-"))
+
+
+def _verdict(line: Line) -> str:
+    """How it fits, and by what means; or what the file is instead of a model."""
+    if line.fit == "partial":
+        return f"partial {line.gpu_layers}/{line.n_layers}" + " -experts" * bool(line.cpu_moe)
+    if line.fit == "tight":
+        return "tight reserve" if line.fit_context == line.context else "tight ctx"
+    return line.fit or ("-" if line.kind == "model" else line.kind)
+
+
+COLUMNS: dict[str, Callable[[Line], str]] = {
+    "name": lambda line: line.name,
+    "arch": lambda line: line.architecture or "-",
+    "params": lambda line: _count(line.parameters),
+    "quant": lambda line: line.quantization or "-",
+    "advised": lambda line: line.advised_quantization or "-",
+    "size": lambda line: _amount(line.size_bytes),
+    "trained": lambda line: str(line.context_length or "-"),
+    "memory": lambda line: _amount(line.device_bytes) + "~" * (line.estimate == "generic"),
+    "fit": _verdict,
+    "max ctx": lambda line: str(line.max_context or "-"),
+    "path": lambda line: line.path,
+}
+NUMBERS = ("params", "size", "trained", "memory", "max ctx")
+RATED = ("fit", "max ctx")
+SPARE = ("trained", "arch", "size", "params", "quant", "max ctx")  # in a narrow terminal, the least needed first

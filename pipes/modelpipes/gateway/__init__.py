@@ -1,0 +1,1 @@
+"""Our own daemon, from outside: where it is, what it says, leases of its engines."""

@@ -1,0 +1,82 @@
+"""Which daemons of ours run, and where: one small file each, locked as long as its daemon lives."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import msgspec
+
+from modelpipes.errors import FileError, PipesError, UsageError
+from modelpipes.lockfile import Lock, look
+from modelpipes.values.paths import cache_dir, runtime_dir
+
+
+class Daemon(msgspec.Struct, frozen=True):
+    """A daemon: its process, where it listens, the configuration it was given, and the key it demands.
+
+    One that `is_private` belongs to a leader of a conversation, and ends with it.
+    """
+
+    pid: int
+    listen: str
+    config: str = ""
+    key: str = ""
+    is_private: bool = False
+
+
+def folder() -> str:
+    """Where the files are; nobody else may read them."""
+    return os.path.join(runtime_dir() or cache_dir(), "serve")
+
+
+@contextlib.contextmanager
+def recorded(daemon: Daemon) -> Iterator[None]:
+    """Have it found by `running` until the end; UsageError where one listens there already, FileError."""
+    try:
+        for made in (os.path.dirname(folder()), folder()):  # makedirs has a mode for the last one alone
+            os.makedirs(made, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{folder()}: cannot be made: {error.strerror}") from None
+    lock = Lock.try_take(_path(daemon.listen))
+    if lock is None:
+        raise taken(daemon.listen)
+    with lock:
+        lock.clear()  # of one that was killed
+        lock.write(msgspec.json.encode(daemon))
+        yield
+        lock.remove()
+
+
+def taken(listen: str) -> UsageError:
+    """What is said to the second daemon of one address."""
+    return UsageError(f"another serve-models listens on {listen} already: see serve-models status, or choose --listen")
+
+
+def running() -> list[Daemon]:
+    """Those that run now; the file of one that was killed is passed over, and removed where it was private."""
+    try:
+        paths = sorted(entry.path for entry in os.scandir(folder()) if entry.name.endswith(".json"))
+    except OSError:
+        return []
+    found = []
+    for path in paths:
+        with contextlib.suppress(PipesError, msgspec.DecodeError):
+            is_alive, text = look(path)
+            daemon = msgspec.json.decode(text, type=Daemon)
+            if is_alive:
+                found.append(daemon)
+            elif daemon.is_private and (lock := Lock.try_take(path)):  # nobody else will listen on its port
+                with lock:
+                    lock.remove()
+    return found
+
+
+def is_running(listen: str) -> bool:
+    """Whether a daemon of ours listens there."""
+    return any(one.listen == listen for one in running())
+
+
+def _path(listen: str) -> str:
+    return os.path.join(folder(), f"{listen.replace('/', '%')}.json")

@@ -1,0 +1,418 @@
+"""One seat's open ends: poll, framing and a deadline.
+
+Reading never stops while it waits to write, so two full pipes cannot deadlock. A ping is answered here.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Collection, Iterable
+from typing import TypeAlias
+
+import msgspec
+
+from modelpipes.errors import DeadlineError, MessageError, PeerGone, RoomError
+from modelpipes.lockfile import is_same
+from modelpipes.pipe import fifo
+from modelpipes.pipe.framing import MAX_MESSAGE_BYTES, READ_BYTES, LineSplitter, encode, encode_plain
+from modelpipes.pipe.message import Malformed, Message, Ping, Plain, Pong
+from modelpipes.pipe.room import Room
+from modelpipes.values.deadline import Deadline
+
+LINGER_S = 0.1  # a pipe closes this long after its last use, if no newer line came: see close_idle
+DYING_S = 0.02  # a killed process's pipes may be closed before its locks: it is not yet known that it died
+CHECK_S = 1.0  # between looks at whether the pipes are still the ones that their paths name
+PONGS_BYTES = MAX_MESSAGE_BYTES  # that wait for a peer that pings and does not read; further pings go unanswered
+
+# glibc gives each block above 128 KiB fresh pages, and takes them back, until a larger one was freed
+# (mallopt(3), M_MMAP_THRESHOLD): once is enough, touches no page, and saves a quarter of a round trip of 64 KiB.
+bytes(2 << 20)
+
+
+class Arrival(msgspec.Struct, frozen=True):
+    """A line came from a seat."""
+
+    sender: str
+    item: Message | Plain | Malformed
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """The last reader of our pipe to a seat has gone; the pipe is closed, what it held for the reader dropped."""
+
+    receiver: str
+    unsent_bytes: int
+
+
+class Readable(msgspec.Struct, frozen=True):
+    """A watched descriptor can be read."""
+
+    fd: int
+
+
+Event: TypeAlias = Arrival | Lost | Readable
+
+
+class _Inlet:
+    """The read end of a pipe that leads to us."""
+
+    __slots__ = ("_splitter", "fd", "keep_fd", "path", "sender")
+
+    def __init__(self, sender: str, path: str) -> None:
+        self.sender = sender
+        self.path = path
+        self.fd, self.keep_fd = fifo.open_read(path)
+        self._splitter = LineSplitter()
+
+    def read(self) -> list[Message | Plain | Malformed]:
+        """What has come, as far as its lines have ended."""
+        try:
+            return self._splitter.feed(os.read(self.fd, READ_BYTES))
+        except BlockingIOError:
+            return []
+        except OSError as e:
+            raise RoomError(f"{self.path}: cannot be read: {e.strerror}") from None
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            os.close(self.keep_fd)
+        self.fd = self.keep_fd = -1
+
+
+class _Outlet:
+    """The write end of a pipe that leads away from us, and what waits for room in it."""
+
+    __slots__ = ("closes", "fd", "is_fresh", "is_polled", "is_wide", "path", "receiver", "unsent", "unsent_bytes")
+
+    def __init__(self, receiver: str, path: str, fd: int) -> None:
+        self.receiver = receiver
+        self.path = path
+        self.fd = fd
+        self.is_fresh = True  # nothing typed was written: a dead predecessor's half line may stand in the pipe
+        self.unsent: deque[memoryview] = deque()
+        self.unsent_bytes = 0
+        self.closes: Deadline | None = None  # when it may close: a plain answer was its last
+        self.is_polled = True
+        self.is_wide = False
+
+    def add(self, data: memoryview) -> None:
+        self.unsent.append(data)
+        self.unsent_bytes += len(data)
+
+    def widen(self) -> None:
+        """Make the pipe hold more, once: a large message then takes one write and one read, not one in 16."""
+        if not self.is_wide:
+            self.is_wide = True
+            fifo.widen(self.fd)
+
+    def flush(self) -> None:
+        """Write what fits now; BrokenPipeError where the reader has gone."""
+        while self.unsent:
+            data = self.unsent[0]
+            try:
+                written = os.write(self.fd, data)
+            except BlockingIOError:
+                return
+            self.unsent_bytes -= written
+            if written == len(data):
+                self.unsent.popleft()
+            else:
+                self.unsent[0] = data[written:]
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+
+
+class Endpoint:
+    """One seat's open ends. Used by one thread; `with` closes them all.
+
+        with Endpoint(room, "hub") as hub:
+            hub.listen("bob")
+            hub.connect("bob", Deadline.after(5))
+            hub.send("bob", Say(new_id(), "hub", "bob", "Hello"), Deadline.after(5))
+            event = hub.receive(Deadline.after(30))
+
+    `modelpipes.pipe.message` has what is sent and comes. To take a seat before others, hold `room.take_seat`.
+    """
+
+    def __init__(self, room: Room, seat: str) -> None:
+        """Nothing is opened yet, and not looked whether the room has this seat."""
+        self.room = room
+        self.seat = seat
+        self._poll = select.poll()
+        self._ready = self._poll.poll
+        self._first = 0  # of several ends that are ready, the one served first
+        self._inlets: dict[str, _Inlet] = {}
+        self._outlets: dict[str, _Outlet] = {}
+        self._by_fd: dict[int, _Inlet | _Outlet | None] = {}  # None: a watched descriptor
+        self._events: deque[Event] = deque()
+
+    def __enter__(self) -> Endpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every end; what had not yet gone is lost."""
+        ends: list[_Inlet | _Outlet] = [*self._inlets.values(), *self._outlets.values()]
+        for end in ends:
+            self._close(end)
+
+    def listen(self, sender: str) -> None:
+        """Open the pipe that leads here from a seat, unless it is open; RoomError where that cannot be."""
+        if sender not in self._inlets:
+            inlet = _Inlet(sender, self.room.pipe(sender, self.seat))
+            self._inlets[sender] = inlet
+            self._by_fd[inlet.fd] = inlet
+            self._poll.register(inlet.fd, select.POLLIN)
+
+    def listens_to(self) -> Iterable[str]:
+        """The seats whose pipes to us are open."""
+        return self._inlets.keys()
+
+    def watch(self, fd: int) -> None:
+        """Report a foreign descriptor as Readable for as long as it is."""
+        self._by_fd[fd] = None
+        self._poll.register(fd, select.POLLIN)
+
+    def try_connect(self, receiver: str) -> bool:
+        """Open the pipe to a seat, unless it is open; False while nobody reads there."""
+        if outlet := self._outlets.get(receiver):
+            return outlet.is_polled or self._use_again(outlet)
+        path = self.room.pipe(self.seat, receiver)
+        fd = fifo.open_write(path)
+        if fd < 0:
+            return False
+        outlet = _Outlet(receiver, path, fd)
+        self._outlets[receiver] = outlet
+        self._by_fd[fd] = outlet
+        self._poll.register(fd, 0)  # POLLERR, which tells that the reader died, needs no asking
+        return True
+
+    def connect(self, receiver: str, deadline: Deadline, *, was_taken: bool = False) -> None:
+        """Open the pipe to a seat, waiting for its reader.
+
+        A seat that nobody ever took is waited for; one whose member died, or is known to have been there
+        (`was_taken`) and has left, raises PeerGone at once.
+        """
+        while not self.try_connect(receiver):
+            who = self.room.sitting(receiver)
+            if who.state == "died" and not self.try_connect(receiver):
+                raise PeerGone(f"{who.name()} died; seat it again with attach-model")
+            if who.state == "free" and was_taken and not self.try_connect(receiver):
+                raise PeerGone(f"{receiver} has left; seat it again with attach-model")
+            if deadline.has_passed():
+                why = "nobody took the seat" if who.state == "free" else f"it is {who.state}, but did not listen"
+                raise DeadlineError(f"{who.seat}: {why} before the deadline")
+            self._wait(deadline.earlier(Deadline.after(fifo.RETRY_S)))
+
+    def _use_again(self, outlet: _Outlet) -> bool:
+        """Take a pipe that lingers into use, if it has a reader again; False while it has none."""
+        if not fifo.has_reader(outlet.fd):
+            return False
+        self._poll.register(outlet.fd, 0)  # from now on its end is to be noticed, before anything is sent as well
+        outlet.is_polled = True
+        outlet.closes = None
+        return True
+
+    def is_typed(self, receiver: str) -> bool:
+        """Does somebody read there who was not just given a plain answer?"""
+        outlet = self._outlets.get(receiver)
+        return outlet is not None and outlet.is_polled and not outlet.closes
+
+    def is_connected(self, receiver: str) -> bool:
+        """Is our pipe to a seat open, and was its reader there when last looked?"""
+        outlet = self._outlets.get(receiver)
+        return outlet is not None and outlet.is_polled
+
+    def unsent_bytes(self, receiver: str) -> int:
+        """What waits for room in the pipe to a seat."""
+        outlet = self._outlets.get(receiver)
+        return outlet.unsent_bytes if outlet else 0
+
+    def post(self, receiver: str, message: Message) -> bool:
+        """Send without waiting: what does not fit now goes while we receive. False where nobody reads.
+
+        MessageError for what is over 16 MiB as JSON, or is no Unicode text; the same for `send`.
+        """
+        line = encode(message)
+        outlet = self._outlets.get(receiver)
+        if outlet is None:
+            return False
+        outlet.closes = None
+        if outlet.is_fresh:
+            outlet.is_fresh = False
+            line = b"\n" + line
+        return self._post(outlet, line)
+
+    def post_plain(self, receiver: str, text: str) -> bool:
+        """Send one plain line without waiting; the pipe then closes in `close_idle`. False where nobody reads."""
+        line = encode_plain(text)
+        outlet = self._outlets.get(receiver)
+        if not outlet:
+            return False
+        outlet.closes = Deadline.after(LINGER_S)
+        return self._post(outlet, line)
+
+    def has_unread(self, sender: str) -> bool:
+        """Did a seat write something that is not read yet?"""
+        inlet = self._inlets.get(sender)
+        return inlet is not None and fifo.is_readable(inlet.fd)
+
+    def close_idle(self, owed: Collection[str] = ()) -> bool:
+        """Close the pipes that were used no more for a while; False where one will soon be due.
+
+        Closing at once would end the file for the next plain asker too, who may open the pipe as soon as
+        the one before it has gone, having written its line: as long as that may be, or an answer is `owed`
+        to a seat, the pipe stays open.
+        """
+        idle = [outlet for outlet in self._outlets.values() if outlet.closes and not outlet.unsent]
+        lingering = [outlet for outlet in idle if outlet.receiver not in owed]
+        for outlet in list(lingering):
+            is_due = outlet.closes and outlet.closes.has_passed()
+            if is_due and not self.has_unread(outlet.receiver):
+                self._close(outlet)
+                lingering.remove(outlet)
+        return not lingering
+
+    def _post(self, outlet: _Outlet, line: bytes) -> bool:
+        if outlet.unsent:
+            outlet.add(memoryview(line))
+            return True
+        try:
+            written = os.write(outlet.fd, line)
+        except BlockingIOError:
+            written = 0
+        except BrokenPipeError:
+            outlet.add(memoryview(line))  # lost with what it carried
+            self._lose(outlet)
+            return False
+        if written < len(line):
+            outlet.widen()
+            outlet.add(memoryview(line)[written:])
+            return self._flush(outlet)
+        if outlet.closes:
+            outlet.closes = Deadline.after(LINGER_S)
+        return True
+
+    def _flush(self, outlet: _Outlet) -> bool:
+        try:
+            outlet.flush()
+        except BrokenPipeError:
+            self._lose(outlet)
+            return False
+        if outlet.unsent:
+            self._poll.modify(outlet.fd, select.POLLOUT)
+        elif outlet.closes:
+            outlet.closes = Deadline.after(LINGER_S)
+        return True
+
+    def send(self, receiver: str, message: Message, deadline: Deadline) -> None:
+        """Send and wait until the pipe took it all; PeerGone where the reader goes, DeadlineError."""
+        is_sent = self.post(receiver, message)
+        while is_sent and self._outlets[receiver].unsent:
+            if not self._wait(deadline):
+                raise DeadlineError(f"{receiver} did not read before the deadline")
+            is_sent = self.is_connected(receiver)
+        if not is_sent:
+            raise self.gone(receiver)
+
+    def gone(self, receiver: str) -> PeerGone:
+        """The error that says who no longer reads."""
+        dying = Deadline.after(DYING_S)
+        while (who := self.room.sitting(receiver)).state not in ("free", "died") and not dying.has_passed():
+            time.sleep(fifo.RETRY_S)
+        fate = {"free": "has left", "died": "died"}.get(who.state, "closed its pipe")
+        return PeerGone(f"{who.name() if who.pid else who.seat} {fate}; seat it again with attach-model")
+
+    def receive(self, deadline: Deadline) -> Event | None:
+        """The next event; None where the deadline passes first. RoomError where a pipe cannot be read."""
+        events = self._events
+        while not events:
+            if not self._wait(deadline) and not events:
+                return None
+        return events.popleft()
+
+    def refresh(self) -> list[str]:
+        """Notice pipes that were removed or replaced: reopen these, close those; the senders that are gone."""
+        gone = []
+        for inlet in [i for i in self._inlets.values() if not is_same(i.fd, i.path)]:
+            self._close(inlet)
+            try:
+                self.listen(inlet.sender)
+            except RoomError:
+                gone.append(inlet.sender)
+        for outlet in [o for o in self._outlets.values() if not is_same(o.fd, o.path)]:
+            self._lose(outlet)
+        return gone
+
+    def _wait(self, deadline: Deadline) -> bool:
+        """One poll; what it tells becomes events. False if the deadline had passed before."""
+        timeout_ms = deadline.poll_ms()
+        ready = self._ready(timeout_ms)
+        if len(ready) > 1:  # poll reports them in one order: let another be the first each time
+            self._first = first = (self._first + 1) % len(ready)
+            ready = ready[first:] + ready[:first]
+        for fd, mask in ready:
+            end = self._by_fd.get(fd, -1)
+            if type(end) is _Inlet:
+                sender = end.sender
+                for item in end.read():
+                    if type(item) is Ping:
+                        self._answer(item, sender)
+                    else:
+                        self._events.append(Arrival(sender, item))
+            elif type(end) is _Outlet:
+                if mask & (select.POLLERR | select.POLLNVAL):
+                    if not self.has_unread(end.receiver):  # what it said before it left comes first
+                        self._reader_left(end)
+                else:
+                    self._poll.modify(fd, 0)
+                    self._flush(end)
+            elif end is None:
+                self._events.append(Readable(fd))
+        return timeout_ms != 0
+
+    def _answer(self, ping: Ping, sender: str) -> None:
+        try:
+            outlet = self._outlets.get(sender)
+            if outlet is None or not outlet.is_polled:
+                if not self.try_connect(sender):
+                    return
+                outlet = self._outlets[sender]
+            if outlet.unsent_bytes < PONGS_BYTES:
+                self.post(sender, Pong(ping.id, self.seat, sender, ping.content))
+        except (MessageError, RoomError):
+            pass  # too large to go back, or no way back: its sender's own doing, who hears nothing
+
+    def _reader_left(self, outlet: _Outlet) -> None:
+        """Close the pipe of a reader that has gone: at once, if it left something that the next one must not read."""
+        if outlet.unsent or fifo.unread_bytes(outlet.fd):
+            self._lose(outlet)
+            return
+        self._poll.unregister(outlet.fd)  # POLLERR stays set
+        outlet.is_polled = False
+        if not outlet.closes:
+            self._events.append(Lost(outlet.receiver, 0))
+            outlet.closes = Deadline.after(LINGER_S)
+
+    def _lose(self, outlet: _Outlet) -> None:
+        self._events.append(Lost(outlet.receiver, outlet.unsent_bytes))
+        self._close(outlet)
+
+    def _close(self, end: _Inlet | _Outlet) -> None:
+        if end.fd >= 0:
+            if isinstance(end, _Inlet) or end.is_polled:
+                self._poll.unregister(end.fd)
+            del self._by_fd[end.fd]
+        if isinstance(end, _Inlet):
+            self._inlets.pop(end.sender, None)
+        else:
+            self._outlets.pop(end.receiver, None)
+        end.close()

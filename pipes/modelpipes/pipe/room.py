@@ -1,0 +1,356 @@
+"""A directory of FIFOs: its seats, their names, and who sits where."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from modelpipes import lockfile
+from modelpipes.errors import DeadlineError, LockError, PeerGone, RoomError, UsageError
+from modelpipes.pipe import fifo
+from modelpipes.values.deadline import Deadline
+from modelpipes.values.paths import runtime_dir
+
+HUB = "hub"
+SEAT_RULE = "a seat's name is 1 to 32 of a-z, 0-9, '.' and '-', begins with a letter or digit, and ends not in .lock"
+_SEAT_CHARS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789.-")
+_SEAT_LENGTH = 32
+MADE_BY_US = stat.S_ISVTX | 0o700  # the sticky bit changes nothing in a 0700 directory; it tells clean-up whose it is
+_DYING_S = 2.0  # how long a second member waits for the first to be gone
+_COMMAND_CHARS = 80  # of a command, for a message to a person
+_ADVICE = {  # by the kind of a LockError
+    "missing": "; run setup-pipes first, or name the room with -d",
+    "strange": " and run setup-pipes again",
+    "refused": "",
+}
+
+State: TypeAlias = Literal["free", "died", "loading", "ready", "busy"]
+
+
+class Sitting(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Who sits in a seat and what it does; the one line of the seat's lock file."""
+
+    seat: str
+    state: State
+    pid: int | None = None
+    voice: str = ""  # what makes the answers: "model tiny-chat", "filter cat"
+    queue: int = 0  # messages waiting
+    answers: int = 0  # given so far
+    command: str = ""
+
+    def name(self) -> str:
+        """The seat, its process and its command, for a message to a person."""
+        command = self.command if len(self.command) <= _COMMAND_CHARS else f"{self.command[: _COMMAND_CHARS - 1]}…"
+        about = ([f"pid {self.pid}"] if self.pid else []) + ([command] if command else [])
+        return f"{self.seat} ({', '.join(about)})" if about else self.seat
+
+
+_sitting = msgspec.json.Decoder(Sitting)
+
+
+def is_seat(name: str) -> bool:
+    """May a seat have this name? Not one in .lock: a_to_b.lock is the lock of b's asker, and no pipe to b.lock."""
+    is_short = 0 < len(name) <= _SEAT_LENGTH
+    return is_short and name[0] not in ".-" and _SEAT_CHARS.issuperset(name) and not name.endswith(".lock")
+
+
+def parse_pipe(name: str) -> tuple[str, str] | None:
+    """(sender, receiver) of a pipe's name; None where it is no pipe's."""
+    sender, separator, receiver = name.partition("_to_")
+    return (sender, receiver) if separator and is_seat(sender) and is_seat(receiver) else None
+
+
+def check_seat(name: str) -> str:
+    """The name, if a seat may have it; UsageError otherwise."""
+    if not is_seat(name):
+        raise UsageError(f"'{name}' cannot be a seat: {SEAT_RULE}")
+    return name
+
+
+def seat_variable(seat: str) -> str:
+    """A seat's name as it stands in a shell variable."""
+    return seat.upper().replace(".", "_").replace("-", "_")
+
+
+def star(hub: str, seats: Sequence[str], *, mesh: bool = False) -> list[tuple[str, str]]:
+    """(sender, receiver) of every pipe between the hub and each seat; with mesh, also of seats among each other."""
+    if hub in seats:
+        raise UsageError(f"'{hub}' is the hub; name another seat, or another --hub")
+    seats = list(dict.fromkeys(seats))
+    pairs = [pair for seat in seats for pair in ((hub, seat), (seat, hub))]
+    return pairs + [(a, b) for a in seats for b in seats if mesh and a != b]
+
+
+def resolve(path: str | None) -> str:
+    """The directory that is meant by what a person named: theirs, and nobody else's to write.
+
+    None is $PIPE_DIR, else the default room. A directory that others can write, such as /tmp, gives a
+    per-user directory inside it.
+    """
+    path = path or os.environ.get("PIPE_DIR")
+    if not path:
+        return os.path.join(_rooms(), "default")
+    path = os.path.abspath(os.path.expanduser(path))
+    try:
+        found = os.stat(path)
+    except OSError:
+        return path
+    if stat.S_ISDIR(found.st_mode) and found.st_mode & 0o022:
+        return os.path.join(_per_user(path), "default")
+    return path
+
+
+def _rooms() -> str:
+    return runtime_dir() or _per_user(os.path.abspath(os.environ.get("TMPDIR") or "/tmp"))
+
+
+def _per_user(shared: str) -> str:
+    return os.path.join(shared, f"modelpipes-{os.geteuid()}")
+
+
+def is_per_user(path: str) -> bool:
+    """Is it the directory of ours inside one that others can write?"""
+    return path == _per_user(os.path.dirname(path))
+
+
+def _check_directory(path: str) -> None:
+    """Raise RoomError unless the path is a directory of ours that nobody else can write."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        raise RoomError(f"{path}: no room there; run setup-pipes first, or name the room with -d") from None
+    parent = os.path.dirname(path)
+    if is_per_user(parent):
+        _check_directory(parent)  # its name can be guessed: somebody else may have made it first
+    if stat.S_ISLNK(found.st_mode):
+        raise RoomError(f"{path}: a symbolic link, which is never followed; name the directory itself with -d")
+    if not stat.S_ISDIR(found.st_mode):
+        raise RoomError(f"{path}: not a directory")
+    if found.st_uid != os.geteuid():
+        raise RoomError(f"{path}: belongs to user {found.st_uid}, not to us")
+    if found.st_mode & 0o022:
+        raise RoomError(f"{path}: others can write there; chmod go-w it, or name another room with -d")
+
+
+class Room:
+    """A directory that holds the FIFOs of one conversation; `path` is its absolute path.
+
+        room = Room.make("talk", ["alice", "bob"])
+        for seat in room.seats():
+            print(room.sitting(seat))
+
+    It holds nothing open. `clean_up` removes it.
+    """
+
+    keeps_asker_locks = True  # for the next asker; clean-up removes them
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, path: str | None = None) -> Room:
+        """The room that is there; RoomError where there is none, or it is not ours."""
+        room = cls(resolve(path))
+        _check_directory(room.path)
+        return room
+
+    @classmethod
+    def make_fresh(cls) -> Room:
+        """A new room beside the default one, for one conversation of this process."""
+        return cls.make(os.path.join(_rooms(), f"chat-{os.getpid()}-{os.urandom(4).hex()}"))
+
+    @classmethod
+    def all(cls) -> list[Room]:
+        """Our rooms in the folder where they lie unless another is named, by path."""
+        paths: list[str] = []
+        with contextlib.suppress(OSError, RoomError):  # no such directory, or not ours alone: nothing there is ours
+            _check_directory(_rooms())
+            paths = [os.path.join(_rooms(), name) for name in sorted(os.listdir(_rooms()))]
+        return [room for room in map(cls, paths) if room.is_ours()]
+
+    @classmethod
+    def orphans(cls) -> list[Room]:
+        """The fresh rooms of processes that were killed before they could remove them."""
+        rooms = []
+        for room in cls.all():
+            kind, _, rest = os.path.basename(room.path).partition("-")
+            pid, _, _ = rest.partition("-")
+            if kind == "chat" and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+                rooms.append(room)
+        return rooms
+
+    def is_ours(self) -> bool:
+        """Is it a directory of ours that nobody else can write?"""
+        try:
+            _check_directory(self.path)
+        except RoomError:
+            return False
+        return True
+
+    @classmethod
+    def make(cls, path: str | None = None, seats: Sequence[str] = (), *, hub: str = HUB) -> Room:
+        """The room, made with mode 0700 where it is missing, with pipes between the hub and each of these seats.
+
+        None is $PIPE_DIR, else the default room. What is there already stays. Raises RoomError where it cannot be
+        made or others can write there, UsageError for a name that no seat can have.
+        """
+        pairs = star(check_seat(hub), [check_seat(seat) for seat in seats])
+        room = cls(resolve(path))
+        try:
+            try:
+                room._make_directory()
+            except FileNotFoundError:
+                room._make_directory()  # a clean-up took the empty parent in that moment
+        except OSError as e:
+            raise RoomError(f"{room.path}: cannot be made: {(e.strerror or str(e)).lower()}") from None
+        _check_directory(room.path)
+        room.make_pipes(pairs)
+        return room
+
+    def _make_directory(self) -> None:
+        parent = os.path.dirname(self.path)
+        os.makedirs(parent, mode=0o700, exist_ok=True)
+        if is_per_user(parent):
+            _check_directory(parent)  # before anything is made in it
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self.path, MADE_BY_US)
+
+    def pipe(self, sender: str, receiver: str) -> str:
+        """The path of a FIFO, which may not be there."""
+        return os.path.join(self.path, f"{sender}_to_{receiver}")
+
+    def seat_lock(self, seat: str) -> str:
+        """The path of the lock file that a member holds."""
+        return os.path.join(self.path, f"{seat}.lock")
+
+    def asker_lock(self, asker: str, seat: str) -> str:
+        """The path of the lock file that an asker holds for one exchange."""
+        return os.path.join(self.path, f"{asker}_to_{seat}.lock")
+
+    @contextlib.contextmanager
+    def _locking(self) -> Iterator[None]:
+        """Within, what is wrong with a lock file is wrong with the room."""
+        try:
+            yield
+        except LockError as error:
+            raise RoomError(f"{error}{_ADVICE[error.kind]}") from None
+
+    def look(self, lock: str) -> tuple[bool, bytes]:
+        """Whether somebody holds a lock file of the room, and what it says; (False, b"") where there is none."""
+        with self._locking():
+            return lockfile.look(lock)
+
+    def take(self, lock: str, deadline: Deadline) -> lockfile.Lock:
+        """Wait for a lock of the room; DeadlineError where its holder keeps it."""
+        with self._locking():
+            return lockfile.Lock.take(lock, deadline)
+
+    def try_take(self, lock: str) -> lockfile.Lock | None:
+        """Take a lock of the room if it is free, whoever waits for it."""
+        with self._locking():
+            return lockfile.Lock.try_take(lock)
+
+    def make_pipes(self, pairs: Iterable[tuple[str, str]]) -> list[str]:
+        """Make the pipes that are missing; their paths, in the order given."""
+        paths = [self.pipe(*pair) for pair in pairs]
+        for path in paths:
+            fifo.make(path)
+        return paths
+
+    def pipes(self) -> list[tuple[str, str]]:
+        """(sender, receiver) of every pipe, sorted."""
+        return sorted(pair for name in self.names() if (pair := parse_pipe(name)))
+
+    def senders_to(self, seat: str) -> list[str]:
+        """Every seat with a pipe to this one, sorted."""
+        return [sender for sender, receiver in self.pipes() if receiver == seat]
+
+    def seats(self) -> list[str]:
+        """Every seat that a pipe leads to, sorted."""
+        return sorted({receiver for _, receiver in self.pipes()})
+
+    def names(self) -> list[str]:
+        """Everything that lies in the room."""
+        try:
+            return os.listdir(self.path)
+        except OSError:
+            raise RoomError(f"{self.path}: the room is gone; run setup-pipes again") from None
+
+    def require(self, seat: str) -> None:
+        """Raise RoomError, naming the seats there are, unless a pipe leads to this one."""
+        check_seat(seat)
+        seats = self.seats()
+        if seat not in seats:
+            there = f"its seats are {', '.join(seats)}" if seats else "it has no seats"
+            raise RoomError(f"{self.path}: no seat '{seat}'; {there}; add it with setup-pipes")
+
+    def sitting(self, seat: str) -> Sitting:
+        """Who sits there now; state "died" where the last one was killed, "free" where nobody is."""
+        is_held, line = self.look(self.seat_lock(seat))
+        try:
+            who = _sitting.decode(line)
+        except msgspec.DecodeError:
+            return Sitting(seat, "loading") if is_held else Sitting(seat, "free")
+        return who if is_held else msgspec.structs.replace(who, state="died", queue=0)
+
+    def is_asked(self, asker: str, seat: str) -> bool:
+        """Does a typed asker hold this seat's lock towards the other now?"""
+        return self.look(self.asker_lock(asker, seat))[0]
+
+    def take_seat(self, seat: str) -> lockfile.Lock:
+        """Take a seat for this process; RoomError, naming the holder, where it is taken."""
+        self.require(seat)
+        try:
+            lock = self.take(self.seat_lock(seat), Deadline.after(_DYING_S))
+        except DeadlineError:
+            who = self.sitting(seat).name()
+            raise RoomError(f"{self.path}: the seat is taken by {who}; end it, or take another seat") from None
+        lock.clear()  # what a dead member left there must not pass for ours
+        return lock
+
+    def wait_for(self, seats: Iterable[str], deadline: Deadline, *, grace_s: float = _DYING_S) -> None:
+        """Return when these seats are ready or busy; DeadlineError at the deadline.
+
+        PeerGone where a member died and nobody took its seat again within `grace_s`: a script that
+        restarts a member and then waits for it finds the dead one's traces at first.
+        """
+        grace = Deadline.after(grace_s)
+        waiting = list(seats)
+        while waiting:
+            who = self.sitting(waiting[0])
+            if who.state in ("ready", "busy"):
+                waiting.pop(0)
+                continue
+            if who.state == "died" and grace.has_passed():
+                raise PeerGone(f"{who.name()} died; seat it again with attach-model")
+            self.require(who.seat)  # in a room that was removed nobody will ever be ready
+            if deadline.has_passed():
+                is_what = {"free": "nobody took it", "died": "its member died"}.get(who.state, f"it is {who.state}")
+                raise DeadlineError(f"{self.path}: seat {who.seat} was not ready before the deadline: {is_what}")
+            time.sleep(fifo.RETRY_S)
+
+
+class PipePair(Room):
+    """Two FIFOs named directly, wherever they lie: one that we write to, one that we read from."""
+
+    def __init__(self, to_pipe: str, from_pipe: str) -> None:
+        super().__init__(os.path.dirname(os.path.abspath(to_pipe)))
+        self._paths = os.path.abspath(to_pipe), os.path.abspath(from_pipe)
+        names = parse_pipe(os.path.basename(to_pipe))
+        self.sender, self.receiver = names or (HUB, "peer")
+        self.keeps_asker_locks = names is not None  # else no clean-up would find it
+
+    def pipe(self, sender: str, receiver: str) -> str:
+        return self._paths[sender != self.sender]
+
+    def asker_lock(self, asker: str, seat: str) -> str:
+        return super().asker_lock(asker, seat) if self.keeps_asker_locks else f"{self._paths[0]}.lock"
+
+    def sitting(self, seat: str) -> Sitting:
+        return super().sitting(seat) if self.keeps_asker_locks else Sitting(self._paths[0], "free")

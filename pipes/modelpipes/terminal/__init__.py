@@ -1,0 +1,1 @@
+"""What a person sees: the only writer to stdout, tables, widths, text made safe."""

@@ -1,0 +1,1 @@
+"""What all need and nobody's subject is: moments, quantities, paths, percentiles, the version."""
