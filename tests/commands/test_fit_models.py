@@ -83,7 +83,7 @@ def test_without_a_card_it_reckons_with_another_and_says_so_on_stderr(run: Comma
 
 def test_the_processes_that_hold_the_cards_memory_are_named(run: Commands, models: Path) -> None:
     compiler = shutil.which("cc") or pytest.skip("no C compiler to build the fake NVML library with")
-    source = Path(__file__).parents[1] / "fake_nvml.c"
+    source = Path(__file__).parents[1] / "machine" / "fake_nvml.c"
     subprocess.run([compiler, "-shared", "-fPIC", "-o", run.temporary / gpu.NVML_LIBRARY, source], check=True)
     driver = {"LD_LIBRARY_PATH": str(run.temporary), "CUDA_VISIBLE_DEVICES": "0"}
     ended = run("fit", "qwen3-0.6b.gguf", **driver)
