@@ -6,6 +6,7 @@ PipesError                1  what failed, where, and what to do next, in one lin
 ├── MessageError          1  a message cannot travel: too large, or not Unicode text
 ├── FileError             1  a model file or transcript cannot be read or written
 │   ├── ModelFileError    1  a model file is damaged, incomplete or none at all
+│   │   └── ContradictionError 1  its numbers contradict each other
 │   └── LockError         1  a lock file cannot be used
 ├── EngineError           1  an engine cannot be found, started or spoken to
 ├── DriverError           1  the driver of the cards cannot be asked, or does not answer
@@ -59,6 +60,10 @@ class ModelFileError(FileError):
         self.path = path
         self.reason = reason
         self.offset = offset
+
+
+class ContradictionError(ModelFileError):
+    """The numbers of a model file's header contradict each other: it was made up, or is damaged."""
 
 
 class LockError(FileError):

@@ -14,16 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import modelpipes
+from modelpipes.engine import admission
 from modelpipes.engine.arguments import batch_tokens
 from modelpipes.engine.locate import find_model
 from modelpipes.errors import FileError, UsageError
 from modelpipes.fit import Settings, predict_memory
 from modelpipes.fit.cuda import OVERHEAD_BYTES
-from modelpipes.fit.settings import Backend
+from modelpipes.fit.spec import Backend, spec_of
 from modelpipes.gguf.header import read_header
-from modelpipes.machine import cards as gpu
-from modelpipes.machine import memory as hostmemory
+from modelpipes.machine.cards import Card, Cards
 from modelpipes.machine.holdings import Taken
+from modelpipes.machine.memory import available_bytes, total_bytes
 from modelpipes.serving import budget
 from modelpipes.serving.budget import Place, auto_bytes, charge, find_budget, measure, settle
 from modelpipes.serving.residency import Bytes
@@ -34,7 +36,7 @@ MIB = 1 << 20
 CPU = Place(0, False)
 IN_NAME_ONLY = Place(0, True)
 CARD = Place(1, True)
-PACKAGE = Path(gpu.__file__).parent.parent
+PACKAGE = Path(modelpipes.__file__).parent.parent
 
 
 @dataclass
@@ -77,7 +79,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_without_a_card_the_hosts_free_memory_but_for_the_reserve_is_the_budget() -> None:
-    free = hostmemory.available_bytes()
+    free = available_bytes()
     limits, place, words = find_budget(None, None, free // 2, has_gpu=False)
     assert (limits.card, place) == (0, CPU)
     assert limits.host == pytest.approx(free / 2, rel=0.2)
@@ -124,27 +126,27 @@ def test_an_automatic_budget_is_never_more_than_there_is(free: int, held: int, t
 
 
 def test_pages_of_our_model_files_that_are_available_at_once_are_not_counted_twice() -> None:
-    total = hostmemory.total_bytes()
+    total = total_bytes()
     assert find_budget(None, None, 0, has_gpu=False, held=Bytes(0, total))[0].host == total
 
 
 def test_nvml_without_a_card_leaves_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "find_visible_cards", gpu.Cards)
+    monkeypatch.setattr(admission, "find_visible_cards", Cards)
     limits, place, words = find_budget(None, 7, 10**9, has_gpu=True)
     assert (limits, place, words) == (Bytes(0, 7), CPU, "7 B of host memory")
 
 
 def test_a_number_beside_a_card_is_the_budget_and_the_words_name_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = gpu.Card(index=0, name="NVIDIA GeForce RTX 4080", total_bytes=16 << 30, free_bytes=15 << 30)
-    monkeypatch.setattr(gpu, "find_visible_cards", lambda: gpu.Cards((card,)))
+    card = Card(index=0, name="NVIDIA GeForce RTX 4080", total_bytes=16 << 30, free_bytes=15 << 30)
+    monkeypatch.setattr(admission, "find_visible_cards", lambda: Cards((card,)))
     limits, place, words = find_budget(8 << 30, 1 << 30, 10**9, has_gpu=True)
     assert (limits, place) == (Bytes(8 << 30, 1 << 30), CARD)
     assert words == "8.0 GiB of NVIDIA GeForce RTX 4080, 1.0 GiB of host memory"
 
 
 def test_a_card_that_others_have_filled_leaves_nothing_rather_than_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = gpu.Card(index=0, name="RTX 4080", total_bytes=16 << 30, free_bytes=5)
-    monkeypatch.setattr(gpu, "find_visible_cards", lambda: gpu.Cards((card,)))
+    card = Card(index=0, name="RTX 4080", total_bytes=16 << 30, free_bytes=5)
+    monkeypatch.setattr(admission, "find_visible_cards", lambda: Cards((card,)))
     assert find_budget(None, 7, 10**9, has_gpu=True)[0].card == 0
 
 
@@ -152,8 +154,7 @@ def test_a_card_that_others_have_filled_leaves_nothing_rather_than_less(monkeypa
 
 
 def predict(path: str, place: Place, **more: Any) -> Bytes:
-    given = {"ctx_size": 4096, "parallel": 1, "kv_type": "f16", "gpu_layers": None, "cpu_moe": False, **more}
-    return budget.predict(path, place, **given)
+    return budget.Demand(spec_of(path, **more), place)()
 
 
 def test_on_a_card_the_prediction_has_the_runtimes_overhead(model: str) -> None:

@@ -20,13 +20,12 @@ from modelpipes.fit.placement import (
     cuda_row_padding,
 )
 from modelpipes.fit.settings import Settings
-from modelpipes.gguf.types import TENSOR_TYPES, TYPE_IDS, row_bytes
+from modelpipes.gguf.types import CACHE_TYPES, TENSOR_TYPES, TYPE_IDS, row_bytes
 
 N_BATCH = 2048  # tokens of a logical batch: llama.cpp's default
 PADDING = 256  # cells; contexts and windows are padded so (llama_context, llama_kv_cache_iswa)
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")  # common/arg.cpp
 STATE_TYPE = "f32"
 
 # DeepSeek V4 keeps every token within the window, and beyond it one for every 4 or 128 (llama-kv-cache-dsv4.cpp).

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -88,7 +88,7 @@ class Placement:
     layer_bytes: tuple[int, ...]  # of every layer, the output last; experts on the host included
     model_bytes: tuple[int, ...]  # of every device
     host_model_bytes: int
-    cpu_moe: bool
+    keeps_experts: Callable[[int], bool]  # of a layer, on the host
 
     def device_of(self, name: str, hparams: Hparams) -> Device:
         """Where a tensor lies; of the tables that are copied, the first layer's copy.
@@ -96,7 +96,7 @@ class Placement:
         A tied `token_embd.weight` lies on the host; its copy is where `output` is.
         """
         home = locate(name, hparams)
-        if home in (INPUT, UNUSED) or (self.cpu_moe and EXPERTS.search(name)):
+        if home in (INPUT, UNUSED) or (EXPERTS.search(name) and self.keeps_experts(home)):
             return None
         if home == TABLE:
             home = 0
@@ -154,10 +154,10 @@ def place(weights: Weights, hparams: Hparams, settings: Settings) -> Placement:
         totals[device] += n_bytes
         return n_bytes
 
-    for device, size, experts in zip(devices, weights.layers, weights.experts, strict=True):
+    for layer, (device, size, experts) in enumerate(zip(devices, weights.layers, weights.experts, strict=True)):
         held = put(device, size)
         if experts.plain:
-            held += put(None if settings.cpu_moe else device, experts)
+            held += put(None if settings.keeps_experts(layer) else device, experts)
         layer_bytes.append(held)
     output = devices[-1]
     if weights.tied.plain and (output is not None or weights.tied_always_copied):
@@ -165,7 +165,7 @@ def place(weights: Weights, hparams: Hparams, settings: Settings) -> Placement:
     if weights.tables.plain:
         for device in {devices[layer] for layer in weights.table_layers}:
             put(device, weights.tables)
-    return Placement(devices[:-1], output, tuple(layer_bytes), tuple(totals), host, settings.cpu_moe)
+    return Placement(devices[:-1], output, tuple(layer_bytes), tuple(totals), host, settings.keeps_experts)
 
 
 def locate(name: str, hparams: Hparams) -> int:

@@ -16,11 +16,13 @@ from msgspec.structs import replace
 
 from modelpipes.config.reading import load, read_key
 from modelpipes.config.settings import Budget, Config, Model
+from modelpipes.engine.admission import uncounted
 from modelpipes.engine.lifecycle import Engine
-from modelpipes.engine.locate import find_engine, find_model
+from modelpipes.engine.locate import EngineChoice, find_engine, find_model
 from modelpipes.engine.logs import RotatedFile
 from modelpipes.errors import Ended, FileError, PipesError
-from modelpipes.fit.rating import largest
+from modelpipes.fit.flags import in_force
+from modelpipes.fit.spec import EngineSpec, Given, spec_of
 from modelpipes.gateway.record import Daemon, is_running, recorded, taken
 from modelpipes.gguf.catalog import Catalog
 from modelpipes.serving import budget
@@ -32,8 +34,6 @@ from modelpipes.serving.pool import Pool, Servable
 from modelpipes.serving.residency import NOTHING, Bytes
 from modelpipes.values.paths import cache_dir
 
-LEAST_CONTEXT = 512  # tokens; with fewer, nobody talks
-MOST_LAYERS = 200
 Say = Callable[[str], None]
 
 
@@ -190,32 +190,42 @@ class _Daemon:
             path = find_model(model.file)
             if model.engine != "auto":
                 place = place.for_engine(has_gpu=find_engine(model.engine).has_gpu)
-            predict = Predict(path, place, model)
-            needs = predict()
+            spec = spec_of(path, **given_of(model))
+            demand = budget.Demand(spec, place)
+            needs = demand()
         except PipesError as error:
             self._say(f"{name} is left out: {error}")
             return None
+        for line in uncounted(name, spec):
+            self._say(line)
+        told = in_force(spec)
         return Servable(
             name=name,
             file=path,
-            # What leaves a running engine as it is makes no other one.
-            start=Start(
-                name,
-                path,
-                replace(model, pin=False, idle_unload_s=None, aliases=()),
-                self._logs,
-            ),
+            start=Start(name, spec, model.engine, self._logs),
             needs=needs,
             file_bytes=budget.file_bytes(path),
             created=int(os.path.getmtime(path)) if os.path.exists(path) else int(time.time()),
-            context_length=model.ctx_size,
-            sequences=model.parallel,
+            context_length=told.n_ctx_seq,
+            sequences=told.n_parallel,
             aliases=model.aliases,
             is_pinned=model.pin,
             idle_unload_s=model.idle_unload_s,
             measure=Measure(needs, place),
-            advise=predict.advise,
+            advise=demand.advise,
         )
+
+
+def given_of(model: Model) -> Given:
+    """What a model's table says of its engine."""
+    return {
+        "ctx_size": model.ctx_size,
+        "parallel": model.parallel,
+        "kv_type": model.kv_type,
+        "gpu_layers": model.gpu_layers,
+        "cpu_moe": model.cpu_moe,
+        "engine_args": model.engine_args,
+    }
 
 
 def _count(pool: Pool) -> str:
@@ -227,65 +237,22 @@ class Start(msgspec.Struct, frozen=True):
     """How the engine of a model is made; two that are equal make the same."""
 
     name: str
-    path: str
-    model: Model
+    spec: EngineSpec
+    engine: EngineChoice
     logs: str
 
     def __call__(self, slot_folder: str | None) -> Engine:
         """An engine that does not run yet."""
-        model = self.model
         with contextlib.suppress(OSError):  # the engine has no file for its log then, and runs all the same
             os.makedirs(self.logs, mode=0o700, exist_ok=True)
         return Engine(
-            self.path,
-            ctx_size=model.ctx_size,
-            kv_type=model.kv_type,
-            gpu_layers=model.gpu_layers,
-            parallel=model.parallel,
-            engine=model.engine,
-            engine_args=(*(["--cpu-moe"] if model.cpu_moe else []), *model.engine_args),
+            self.spec,
+            engine=self.engine,
             name=self.name,
             log=RotatedFile(os.path.join(self.logs, f"{self.name.replace('/', '%')}.log")),
             with_key=True,
             slot_folder=slot_folder,
         )
-
-
-class Predict(msgspec.Struct, frozen=True):
-    """What the engine of a model will take."""
-
-    path: str
-    place: budget.Place
-    model: Model
-
-    def __call__(self, ctx_size: int | None = None, gpu_layers: int | None = None) -> Bytes:
-        """With these settings, or the model's own. PipesError where that cannot be told."""
-        model = self.model
-        return budget.predict(
-            self.path,
-            self.place,
-            ctx_size=model.ctx_size if ctx_size is None else ctx_size,
-            parallel=model.parallel,
-            kv_type=model.kv_type,
-            gpu_layers=model.gpu_layers if gpu_layers is None else gpu_layers,
-            cpu_moe=model.cpu_moe,
-        )
-
-    def advise(self, limits: Bytes) -> str:
-        """The plan that would fit: a smaller context, fewer layers on the card, or another model."""
-
-        def spare(needs: Bytes) -> int:
-            card = limits.card - needs.card if self.place.is_charged else limits.host
-            return min(card, limits.host - needs.host)
-
-        tokens = largest(LEAST_CONTEXT, self.model.ctx_size, lambda n: spare(self(ctx_size=n)))
-        if tokens >= LEAST_CONTEXT:
-            return f"ctx_size = {tokens} would fit"
-        if self.place.n_devices:
-            layers = largest(0, MOST_LAYERS, lambda n: spare(self(gpu_layers=n)))
-            if layers >= 0:
-                return f"gpu_layers = {layers} would fit"
-        return "a smaller model, or a smaller quantisation, would fit (find-gguf --fits)"
 
 
 class Measure(msgspec.Struct, frozen=True):

@@ -130,9 +130,7 @@ class Builder:
         if len(sizes) != 1 or heads[0] % ROTATION:
             return None
         head = sizes.pop()
-        rows = ROTATION
-        while grows and head % (2 * rows) == 0:
-            rows *= 2
+        rows = max(ROTATION, head & -head) if grows else ROTATION  # the largest power of two that divides it
         return t.graph_input(F32, rows, rows)
 
     # norms
