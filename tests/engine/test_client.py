@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from modelpipes.engine.client import Cancelled, ChatStream, Client, Piece, Reading, Refused, TokenUsage, root_of
+from modelpipes.engine.client import ChatStream, Client, Piece, Reading, TokenUsage
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import EngineChoice
-from modelpipes.errors import DeadlineError, EngineError
+from modelpipes.errors import Cancelled, DeadlineError, EngineError, Refused
 from modelpipes.values.deadline import Deadline
 from tests.server import Scripted, piece
 
@@ -336,14 +336,3 @@ def test_nobody_at_the_address_is_told() -> None:
             list(client.chat(HELLO, silence_s=5))
         with pytest.raises(EngineError, match="no server answers at"):
             client.count_tokens(HELLO)
-
-
-@pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/", " http://h:1/v1 "])
-def test_an_address_may_end_as_it_likes(url: str) -> None:
-    assert root_of(url) == "http://h:1"
-
-
-@pytest.mark.parametrize("url", ["", "h:1", "ftp://h", "http://", "http://h:x", "http://h:99999"])
-def test_what_is_no_address_is_told(url: str) -> None:
-    with pytest.raises(EngineError, match="is no server address"):
-        root_of(url)

@@ -15,18 +15,10 @@ import uvloop
 
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import EngineChoice
-from modelpipes.errors import EngineError
+from modelpipes.errors import EngineError, ServingError
+from modelpipes.gateway.wire import DecisionReport, Residency, ResidentReport, WaitingReport
 from modelpipes.serving.gateway import Gateway, Settings, make_app
-from modelpipes.serving.grant import (
-    Address,
-    DecisionReport,
-    Grant,
-    ModelReport,
-    Residency,
-    ResidentReport,
-    ServingError,
-    WaitingReport,
-)
+from modelpipes.serving.grant import Address, Grant, ModelReport
 from modelpipes.serving.listening import Server
 from modelpipes.values.deadline import Deadline
 

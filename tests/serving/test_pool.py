@@ -21,8 +21,9 @@ import pytest
 from modelpipes.engine.client import Client
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.pulse import Pulse
+from modelpipes.errors import ServingError
 from modelpipes.serving import failures
-from modelpipes.serving.grant import Grant, ServingError
+from modelpipes.serving.grant import Grant
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.pool import Pool, Servable
 from modelpipes.serving.residency import Bytes

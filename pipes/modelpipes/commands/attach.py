@@ -122,8 +122,8 @@ def make_voice(seat: str, given: dict[str, Any]) -> Voice:
 
 def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> Voice:
     from modelpipes.chat.voices.engine import EngineVoice, Sampling
-    from modelpipes.engine.client import root_of
     from modelpipes.engine.lifecycle import Engine
+    from modelpipes.web.site import root_of
 
     common: dict[str, Any] = {
         "system": options.read_text(given["system"]) if given["system"] else None,

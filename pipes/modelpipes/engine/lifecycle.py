@@ -20,11 +20,20 @@ import msgspec
 
 from modelpipes.child import Child
 from modelpipes.engine.arguments import HOST, make_arguments, value_of
-from modelpipes.engine.causes import Cause, EngineFailure, cause_of, explain, oom_kills, port_taken
-from modelpipes.engine.client import Client, Refused
+from modelpipes.engine.causes import cause_of, explain, oom_kills, port_taken
+from modelpipes.engine.client import Client
 from modelpipes.engine.locate import Binary, EngineChoice, find_engine, find_model
 from modelpipes.engine.logs import Log, RotatedFile
-from modelpipes.errors import DeadlineError, EngineError, FileError, PipesError, ProgramError
+from modelpipes.errors import (
+    Cause,
+    DeadlineError,
+    EngineError,
+    EngineFailure,
+    FileError,
+    PipesError,
+    ProgramError,
+    Refused,
+)
 from modelpipes.values.deadline import Deadline
 
 HEALTH_INTERVAL_S = 0.005  # tiny models are ready in 25 ms; a refused connection costs 0.1 ms

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import msgspec
 from starlette.exceptions import HTTPException
 
+from modelpipes.errors import EngineLost, ServingError
+from modelpipes.gateway.wire import Failure, Fault
 from modelpipes.serving import upstream
 from modelpipes.serving.figures import GatewayFigures
-from modelpipes.serving.grant import Grant, Pool, ServingError
+from modelpipes.serving.grant import Grant, Pool
 from modelpipes.serving.job import CONNECTION, JSON, Headers, Job, Receive, Scope, Send
-from modelpipes.serving.openapi import PASSED_ON, Asked, Failure, Fault
+from modelpipes.serving.openapi import PASSED_ON, Asked
 from modelpipes.serving.pages import Pages
 
 LOST_LIMIT_S = 0.5  # a socket closes some milliseconds before its process counts as dead
@@ -151,12 +153,12 @@ class Gateway:
             job.asked_at = job.loop.time()
             try:
                 await self._ask_once(job, path, name, body)
-            except upstream.Lost:
+            except EngineLost:
                 # Once more: a second engine that dies of the same request says that the request is the cause.
                 self._figures.again.inc()
                 try:
                     await self._ask_once(job, path, name, body)
-                except upstream.Lost as error:
+                except EngineLost as error:
                     raise ServingError(f"{name}: {error}", 502, "engine_lost") from None
         finally:
             self._body_bytes -= job.body_bytes
@@ -216,7 +218,7 @@ class Gateway:
             self._waiting -= 1
 
     async def _ask_once(self, job: Job, path: str, name: str, body: bytes) -> None:
-        """Have it answered by one engine; Lost where that died before its answer began for the client."""
+        """Have it answered by one engine; EngineLost where that died before its answer began for the client."""
         grant = await self._acquire(name)
         try:
             async with await upstream.ask(grant.address, path, body) as answer:
@@ -224,7 +226,7 @@ class Gateway:
                     await self._relay_stream(job, answer, grant)
                 else:
                     await self._relay_whole(job, answer, grant)
-        except upstream.Lost:
+        except EngineLost:
             # Released too early, the pool would grant the same dead engine again.
             waited_until = job.loop.time() + LOST_LIMIT_S
             while not grant.is_lost and job.loop.time() < waited_until:
@@ -239,7 +241,7 @@ class Gateway:
         while True:
             try:
                 piece = await answer.read()
-            except upstream.Lost as error:
+            except EngineLost as error:
                 if not job.status:
                     raise
                 self._figures.broken.inc()
@@ -276,7 +278,7 @@ class Gateway:
         try:
             while piece := await answer.read():
                 await job.write(piece)
-        except upstream.Lost:
+        except EngineLost:
             self._figures.broken.inc()
             job.break_off()
             return

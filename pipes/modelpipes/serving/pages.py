@@ -10,10 +10,12 @@ from urllib.parse import parse_qs
 import msgspec
 from starlette.routing import Route, Router
 
+from modelpipes.errors import ServingError
+from modelpipes.gateway.wire import LeaseLine, LeaseNews, Model, ModelList, ModelState
 from modelpipes.serving.figures import GatewayFigures
-from modelpipes.serving.grant import Grant, ModelReport, Pool, ServingError
+from modelpipes.serving.grant import Grant, ModelReport, Pool
 from modelpipes.serving.job import JSON, Headers, Job, Receive, Scope, Send
-from modelpipes.serving.openapi import Health, LeaseLine, LeaseNews, Model, ModelList, ModelState, document
+from modelpipes.serving.openapi import Health, document
 
 LEASE_LOOK_S = 1.0  # between two looks at whether a lease's engine lives
 LOG_START_S = 0.1  # time for the pool to refuse a log before it counts as begun

@@ -18,23 +18,14 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from modelpipes.engine.causes import Cause, EngineFailure
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.pulse import Pulse
-from modelpipes.errors import PipesError
+from modelpipes.errors import Cause, EngineFailure, PipesError, ServingError
+from modelpipes.gateway.wire import DecisionReport, Residency, ResidentReport, WaitingReport
 from modelpipes.serving.budget import free_on_cards, settle
 from modelpipes.serving.failures import Failures, Stamp, stamp_of
 from modelpipes.serving.figures import PoolFigures
-from modelpipes.serving.grant import (
-    Address,
-    DecisionReport,
-    Grant,
-    ModelReport,
-    Residency,
-    ResidentReport,
-    ServingError,
-    WaitingReport,
-)
+from modelpipes.serving.grant import Address, Grant, ModelReport
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.residency import (
     Action,

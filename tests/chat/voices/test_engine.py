@@ -15,9 +15,8 @@ import pytest
 
 from modelpipes.chat.history import render
 from modelpipes.chat.voices.engine import EngineVoice, Sampling
-from modelpipes.engine.client import Refused
 from modelpipes.engine.lifecycle import Engine
-from modelpipes.errors import DeadlineError, EngineError, MessageError
+from modelpipes.errors import DeadlineError, EngineError, MessageError, Refused
 from modelpipes.pipe.message import Heard, Usage
 from modelpipes.values.deadline import Deadline
 from tests import models

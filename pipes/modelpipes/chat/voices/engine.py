@@ -10,9 +10,9 @@ from msgspec import Struct
 
 from modelpipes.chat.history import NameStripper, ThoughtSplitter, trim
 from modelpipes.chat.voices import Finish, Work
-from modelpipes.engine.client import Cancelled, ChatStream, Client, Piece, Refused
+from modelpipes.engine.client import ChatStream, Client, Piece
 from modelpipes.engine.lifecycle import Engine
-from modelpipes.errors import MessageError, UsageError
+from modelpipes.errors import Cancelled, MessageError, Refused, UsageError
 from modelpipes.gateway.lease import Lease, is_gateway
 from modelpipes.pipe.message import Stop, Usage
 from modelpipes.values.deadline import Deadline
