@@ -19,7 +19,7 @@ from modelpipes.serving.figures import GatewayFigures
 from modelpipes.serving.grant import Grant, Pool
 from modelpipes.serving.job import CONNECTION, JSON, Headers, Job, Receive, Scope, Send
 from modelpipes.serving.openapi import PASSED_ON, Asked
-from modelpipes.serving.pages import Pages
+from modelpipes.serving.pages import Mounts, Pages
 
 LOST_LIMIT_S = 0.5  # a socket closes some milliseconds before its process counts as dead
 LOST_INTERVAL_S = 0.005
@@ -52,7 +52,7 @@ class Settings:
 class Gateway:
     """The ASGI application; run it with `Server`, which holds the deadlines and notices clients that leave."""
 
-    def __init__(self, pool: Pool, settings: Settings) -> None:
+    def __init__(self, pool: Pool, settings: Settings, mounts: Mounts = ()) -> None:
         self.pool = pool
         self.settings = settings
         self._key = settings.key.encode()
@@ -62,7 +62,7 @@ class Gateway:
         self._body_bytes = 0
         self._closing = asyncio.Event()
         self._asked = msgspec.json.Decoder(Asked)
-        self._pages = Pages(pool, self._figures, self._acquire, self._closing, settings.max_lease_s)
+        self._pages = Pages(pool, self._figures, self._acquire, self._closing, settings.max_lease_s, mounts)
 
     def close(self) -> None:
         """Tell the holders of leases to come to an end, and refuse new work."""
@@ -332,9 +332,9 @@ class Gateway:
         await self._refuse(job, ServingError(text, status, code, RETRY_AFTER_S if status == 503 else None))
 
 
-def make_app(pool: Pool, settings: Settings | None = None) -> Gateway:
-    """The ASGI application in front of a pool."""
-    return Gateway(pool, settings or Settings())
+def make_app(pool: Pool, settings: Settings | None = None, mounts: Mounts = ()) -> Gateway:
+    """The ASGI application in front of a pool, with what else is mounted into it."""
+    return Gateway(pool, settings or Settings(), mounts)
 
 
 def split_events(data: bytes) -> tuple[bytes, bytes]:
