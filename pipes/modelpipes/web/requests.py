@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelpipes.errors import DeadlineError, EngineError, PipesError
+from modelpipes.terminal.safetext import make_line
 from modelpipes.web.site import Site
 from modelpipes.web.stream import Stream
 
@@ -55,4 +56,4 @@ def explain_transport(root: str, error: Exception) -> str:
         return f"no server answers at {root}: is it running?"
     if isinstance(error, ConnectionError | http.client.IncompleteRead | http.client.RemoteDisconnected):
         return f"the server at {root} closed the connection"
-    return f"the server at {root} cannot be spoken to: {error or type(error).__name__}"
+    return f"the server at {root} cannot be spoken to: {make_line(str(error)) or type(error).__name__}"
