@@ -11,25 +11,22 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
+from modelpipes.engine.refusal import SHOWN_BODY_CHARS, refusal
 from modelpipes.errors import DeadlineError, EngineError, PipesError, Refused
 from modelpipes.web.requests import Response, exchange, explain_transport
 from modelpipes.web.site import Site, root_of
 from modelpipes.web.sse import EventParser, ServerEvent
 from modelpipes.web.stream import Stream
 
-if TYPE_CHECKING:
-    from modelpipes.errors import Refusal
-
 CHAT = "/v1/chat/completions"
 DONE = b"[DONE]"
 FAULT = "error"  # a field of older llama-servers for what broke the answer off
 CONNECT_LIMIT_S = 10.0  # a handshake across any network is over by then
 QUERY_LIMIT_S = 30.0  # counting tokens and the like; llama-server answers them beside a running answer
-SHOWN_BODY_CHARS = 300  # of an error answer that is no JSON
 
 
 @dataclass
@@ -312,17 +309,16 @@ class ChatStream:
             raise refusal(root, stream.status, stream.read_all())
         if "event-stream" not in stream.content_type:
             raise EngineError(f"the server at {root} does not stream: it is no chat server")
-        parser, data, is_over = EventParser(alone=(FAULT,)), b"-", False
-        while data and not is_over:
-            data = stream.read()
+        parser, is_over = EventParser(alone=(FAULT,)), False
+        while not is_over and (data := stream.read()):
             events = parser.feed(data)
-            begun = parser.rest()
-            # Some servers forget the last blank line, and [DONE] is the end also where the connection stays open.
-            if begun and (not data or begun.data.strip() == DONE):
-                events.append(begun)
+            if (begun := parser.rest()) and begun.data.strip() == DONE:
+                events.append(begun)  # the end, also where neither a blank line nor the connection's end follows
             is_over = yield from self._pass_on(events)
-            if data:
-                self._check_silence()
+            self._check_silence()
+        if not is_over and (begun := parser.rest()):  # the standard drops it, and some servers forget the blank line
+            is_over = yield from self._pass_on([begun])
+        stream.check_cancelled()
         if not is_over and self.finish is None:
             raise EngineError(f"the server at {root} closed the connection amid its answer")
 
@@ -383,50 +379,6 @@ class ChatStream:
 
     def _silent(self) -> DeadlineError:
         return DeadlineError(f"the server at {self._client.root} was silent for {self._silence_s:g} s")
-
-
-def refusal(root: str, status: int, body: bytes) -> Refused:
-    """The error that a server's answer stands for, with the server's own words."""
-    text, type_name, code = _server_words(body)
-    # An error inside a stream comes with its own code (llama-server: error.code).
-    if isinstance(code, int) and 400 <= code < 600:
-        status = code
-    kind = _kind_of(status, type_name, text)
-    # A template's own complaint comes after pages of its source.
-    said = " ".join(text.rpartition("Jinja Exception:")[2].split()) or f"HTTP {status}"
-    return Refused(f"the server at {root} refuses: {said}", status, kind)
-
-
-def _server_words(body: bytes) -> tuple[str, str, Any]:
-    """Message, type and code of an error in any of the usual forms."""
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
-        return body.decode("utf-8", "replace")[:SHOWN_BODY_CHARS], "", None
-    error = answer.get("error", answer) if isinstance(answer, dict) else answer
-    if isinstance(error, dict):
-        message = error.get("message") or error.get("detail") or json.dumps(error)
-        return str(message), str(error.get("type", "")), error.get("code")
-    return str(error), "", None
-
-
-def _kind_of(status: int, type_name: str, text: str) -> Refusal:
-    words = text.lower()
-    # llama-server names it; the others (vLLM, LM Studio, Ollama) only write of it.
-    if type_name == "exceed_context_size_error" or any(
-        phrase in words for phrase in ("context length", "context size", "context window", "maximum context")
-    ):
-        return "context"
-    # From minja and Jinja: raise_exception in the template, or an error of its own.
-    if any(word in words for word in ("template", "jinja", "roles must alternate", "system role", "system message")):
-        return "template"
-    if status in (401, 403):
-        return "auth"
-    if status == 404:
-        return "missing"
-    if status == 503:
-        return "loading"
-    return "other"
 
 
 def figure_of(metrics: str, name: str) -> float | None:

@@ -9,7 +9,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from modelpipes.engine.client import Client, refusal
+from modelpipes.engine.client import Client
+from modelpipes.engine.refusal import refusal
 from modelpipes.errors import DeadlineError, EngineError, PipesError, Refused
 from modelpipes.gateway.wire import LeaseLine
 from modelpipes.values.deadline import Deadline
