@@ -8,7 +8,11 @@ PipesError                1  what failed, where, and what to do next, in one lin
 │   ├── ModelFileError    1  a model file is damaged, incomplete or none at all
 │   │   └── ContradictionError 1  its numbers contradict each other
 │   └── LockError         1  a lock file cannot be used
-├── EngineError           1  an engine cannot be found, started or spoken to
+├── EngineError           1  an engine, or another server, cannot be found, started or spoken to
+│   ├── EngineFailure     1  an engine of ours does not run, and why
+│   ├── EngineLost        1  it broke off before its answer was whole
+│   └── Refused           1  a server answered with an error
+├── ServingError          1  a request to the gateway gets no engine
 ├── DriverError           1  the driver of the cards cannot be asked, or does not answer
 ├── ProgramError          1  a program we started failed
 ├── PeerError             1  the process at the other end of a pipe failed
@@ -16,13 +20,19 @@ PipesError                1  what failed, where, and what to do next, in one lin
 │   └── PeerFailed        1  it answered with a failure
 ├── DeadlineError       124  a moment that must not pass has passed
 └── Ended           128 + n  signal n ended us
+
+Cancelled                    no failure, so `except PipesError` lets it pass: who cancelled a wait gets it
 """
 
 from __future__ import annotations
 
+import enum
+
 TYPE_CHECKING = False  # typing itself takes 5 ms to import
 if TYPE_CHECKING:
-    from typing import Literal
+    from typing import Literal, TypeAlias
+
+    Refusal: TypeAlias = Literal["context", "template", "auth", "missing", "loading", "other"]
 
 
 class PipesError(Exception):
@@ -75,7 +85,58 @@ class LockError(FileError):
 
 
 class EngineError(PipesError):
-    """An engine cannot be found, started or spoken to."""
+    """An engine, or another server, cannot be found, started or spoken to."""
+
+
+class Cause(enum.Enum):
+    """Why an engine does not run."""
+
+    STOPPED = "stopped"  # by us
+    MEMORY = "out-of-memory"  # the card's or the machine's
+    FILE = "bad-file"
+    FLAG = "bad-flag"
+    PORT = "busy-port"
+    KILLED = "killed"  # by a signal that somebody sent
+    WEDGED = "wedged"  # it ran, and computed nothing
+    CRASHED = "crashed"  # a fault of its own
+    ENDED = "ended"  # with exit code 0, unasked: somebody sent it a TERM
+    NO_START = "cannot-start"  # no such program, no descriptor or process to be had
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether the same start would fail the same way: somebody must change something first."""
+        return self in (Cause.FILE, Cause.FLAG)
+
+
+class EngineFailure(EngineError):
+    """An engine does not run, and its `cause`."""
+
+    def __init__(self, text: str, cause: Cause) -> None:
+        super().__init__(text)
+        self.cause = cause
+
+
+class EngineLost(EngineError):
+    """An engine cannot be reached, or broke off before its answer was whole."""
+
+
+class Refused(EngineError):
+    """A server answered with an error: its HTTP `status`, and what `kind` of fault it names, as far as that is read."""
+
+    def __init__(self, text: str, status: int, kind: Refusal = "other") -> None:
+        super().__init__(text)
+        self.status = status
+        self.kind = kind
+
+
+class ServingError(PipesError):
+    """A request to the gateway gets no engine: `status` is its HTTP status, `code` OpenAI's word for the fault."""
+
+    def __init__(self, text: str, status: int, code: str, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.code = code
+        self.retry_after_s = retry_after_s
 
 
 class DriverError(PipesError):
@@ -119,3 +180,7 @@ class Ended(PipesError):
     def __init__(self, signum: int) -> None:
         super().__init__(f"ended by signal {signum}")
         self.exit_code = 128 + signum
+
+
+class Cancelled(Exception):
+    """We cancelled what is waited for, so nothing failed."""

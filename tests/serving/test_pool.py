@@ -21,8 +21,10 @@ import pytest
 from modelpipes.engine.client import Client
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.pulse import Pulse
+from modelpipes.errors import ServingError
+from modelpipes.events import EngineFailed, Event, Trouble
 from modelpipes.serving import failures
-from modelpipes.serving.grant import Grant, ServingError
+from modelpipes.serving.grant import Grant
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.pool import Pool, Servable
 from modelpipes.serving.residency import Bytes
@@ -261,14 +263,14 @@ def test_what_is_pinned_and_cannot_be_loaded_for_a_cause_that_lasts_is_left_alon
     file.write_bytes(b"GGUF" + b"\0" * 100)
 
     async def test() -> None:
-        said: list[str] = []
-        async with pool_of(servable("alpha", str(file), is_pinned=True), say=said.append) as pool:
+        told: list[Event] = []
+        async with pool_of(servable("alpha", str(file), is_pinned=True), sink=told.append) as pool:
             pool.load_pinned()
-            await until(lambda: any("not before its file or the configuration has changed" in line for line in said))
+            await until(lambda: any(isinstance(event, EngineFailed) and event.is_lasting for event in told))
             before = loads(pool)
             pool.load_pinned()
-            await until(lambda: any("tried again when the file" in line for line in said))
-            assert loads(pool) == before, said
+            await until(lambda: any(isinstance(event, Trouble) and "tried again when" in event.why for event in told))
+            assert loads(pool) == before, told
 
     runs(test)
 

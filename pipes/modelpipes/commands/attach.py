@@ -124,8 +124,8 @@ def make_voice(seat: str, given: dict[str, Any]) -> Voice:
 def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> Voice:
     from modelpipes.chat.voices.engine import EngineVoice, Sampling
     from modelpipes.engine.admission import Candidate, admit
-    from modelpipes.engine.client import root_of
     from modelpipes.engine.lifecycle import Engine
+    from modelpipes.web.site import root_of
 
     spec = spec_of_options(given)
     common: dict[str, Any] = {

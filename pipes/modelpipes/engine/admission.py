@@ -107,18 +107,18 @@ def admit(candidates: Sequence[Candidate], engine: EngineChoice = "auto") -> lis
     plan = _Plan(candidates, predictors, find_site(has_gpu=find_engine(engine).has_gpu))
     if plan.missing_bytes() > 0:
         raise FileError(plan.refusal())
-    return [line for one in candidates for line in uncounted(one.name, one.spec)]
+    return [f"{one.name}: {what}" for one in candidates for what in uncounted(one.spec)]
 
 
-def uncounted(name: str, spec: EngineSpec) -> Iterator[str]:
-    """A line for each of an engine's own arguments whose memory is not, or not wholly, in the prediction."""
+def uncounted(spec: EngineSpec) -> Iterator[str]:
+    """What of an engine's own arguments is not, or not wholly, in the prediction, in words."""
     from modelpipes.fit.flags import in_force
 
     told = in_force(spec)
     for flag in told.uncounted:
-        yield f"{name}: what {flag} moves or adds is not counted"
+        yield f"what {flag} moves or adds is not counted"
     if told.projector:
-        yield f"{name}: of --mmproj the weights are counted, not what it computes with"
+        yield "of --mmproj the weights are counted, not what it computes with"
 
 
 def _predictor(one: Candidate) -> EnginePredictor:

@@ -21,11 +21,20 @@ import msgspec
 
 from modelpipes.child import Child
 from modelpipes.engine.arguments import HOST, make_arguments, value_of
-from modelpipes.engine.causes import Cause, EngineFailure, cause_of, explain, port_taken
-from modelpipes.engine.client import Client, Refused
+from modelpipes.engine.causes import cause_of, explain, port_taken
+from modelpipes.engine.client import Client
 from modelpipes.engine.locate import Binary, EngineChoice, find_engine, find_model
 from modelpipes.engine.logs import Log, RotatedFile
-from modelpipes.errors import DeadlineError, EngineError, FileError, PipesError, ProgramError
+from modelpipes.errors import (
+    Cause,
+    DeadlineError,
+    EngineError,
+    EngineFailure,
+    FileError,
+    PipesError,
+    ProgramError,
+    Refused,
+)
 from modelpipes.fit.spec import EngineSpec, Given, spec_of
 from modelpipes.machine.kernel import count_oom_kills
 from modelpipes.machine.processes import resident_bytes

@@ -18,23 +18,16 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from modelpipes.engine.causes import Cause, EngineFailure
+from modelpipes import events
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.pulse import Pulse
-from modelpipes.errors import PipesError
+from modelpipes.errors import Cause, EngineFailure, PipesError, ServingError
+from modelpipes.events import Sink
+from modelpipes.gateway.wire import DecisionReport, Residency, ResidentReport, WaitingReport
 from modelpipes.serving.budget import free_on_cards, settle
 from modelpipes.serving.failures import Failures, Stamp, stamp_of
 from modelpipes.serving.figures import PoolFigures
-from modelpipes.serving.grant import (
-    Address,
-    DecisionReport,
-    Grant,
-    ModelReport,
-    Residency,
-    ResidentReport,
-    ServingError,
-    WaitingReport,
-)
+from modelpipes.serving.grant import Address, Grant, ModelReport
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.residency import (
     Action,
@@ -133,17 +126,17 @@ class Pool:
         max_wait_s: float = 60.0,
         kept: Kept | None = None,
         settles: bool = False,
-        say: Callable[[str], None] = lambda line: None,
+        sink: Sink = lambda event: None,
     ) -> None:
         """`kept` keeps conversations across swaps; `settles`: memory of a card is waited for after an engine's end;
-        `say` gets a line for each decision and each failure.
+        `sink` is told of each decision, each load and each failure.
         """
         self.budget = budget
         self.min_resident_s = min_resident_s
         self.max_wait_s = max_wait_s
         self._kept = kept
         self._settles = settles
-        self._say = say
+        self._tell = sink
         self._loop = asyncio.get_running_loop()
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="engine")
         self._servables: dict[str, Servable] = {}
@@ -459,7 +452,7 @@ class Pool:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._decisions.append(DecisionReport(at, what, action.name, action.reason))
         self._figures.decisions.labels(what).inc()
-        self._say(f"{what} {action.name}: {action.reason}")
+        self._tell(events.Decided(what, action.name, action.reason))
 
     def _refuse(self, waiter: _Waiter, error: ServingError) -> None:
         self._waiters.pop(waiter.waiting.id, None)
@@ -506,7 +499,7 @@ class Pool:
             held.bytes = self._measured[name] = taken
         held.state = "ready"
         self._loop.add_reader(held.engine.pidfd, self._died, held)
-        self._say(f"{name} is ready after {now - began:.2f} s (pid {held.engine.pid})")
+        self._tell(events.EngineReady(name, now - began, held.engine.pid))
         held.watch = self._spawn(self._look_after(held))
         self._consider()
 
@@ -516,7 +509,7 @@ class Pool:
         while True:
             await asyncio.sleep(LOOK_INTERVAL_S)
             if not await self._blocking(pulse.is_alive, Deadline.after(LOOK_LIMIT_S)):
-                self._say(f"{held.servable.name} hangs: it is there and computes nothing")
+                self._tell(events.EngineStuck(held.servable.name))
                 self._lose(held)
                 await self._quietly(self._blocking(partial(held.engine.stop, cause=Cause.WEDGED, why="it hung")))
                 self._forget(held)
@@ -533,9 +526,9 @@ class Pool:
             before = await self._blocking(free_on_cards) if self._settles else 0
             await self._blocking(held.engine.stop)
             if self._settles and not await self._blocking(settle, held.bytes.card, before, free_on_cards):
-                self._say(f"{name} has ended, and its memory on the card is not free")
+                self._tell(events.MemoryNotFreed(name))
         except PipesError as error:
-            self._say(f"{name}: {error}")
+            self._tell(events.StopFailed(name, str(error)))
         self._figures.stop.observe(time.monotonic() - began)
         self._failures.forget(name)  # its life was no failure
         self._forget(held)
@@ -570,13 +563,10 @@ class Pool:
         name, why = servable.name, make_line(why)
         self._figures.failures.inc()
         if self._servables.get(name) is not servable:  # says nothing about the one that has its name now
-            self._say(f"{name}, as it was configured before, failed: {why}")
+            self._tell(events.EngineFailed(name, why))
             return
         failure = self._failures.count(name, why, time.monotonic(), stamp)
-        then = f"; not before {failure.pause_s:g} s" if failure.pause_s else ""
-        if stamp is not None:
-            then = "; not before its file or the configuration has changed"
-        self._say(f"{name} failed ({failure.in_a_row} in a row): {why}{then}")
+        self._tell(events.EngineFailed(name, why, failure.in_a_row, failure.pause_s, is_lasting=stamp is not None))
         if name in self._pinned and stamp is None:
             # The loop's clock counts milliseconds: on the moment may be before it, and nobody asks a second time.
             self._loop.call_later(failure.pause_s + CLOCK_S, self.load_pinned)
@@ -613,7 +603,7 @@ class Pool:
         try:
             await work
         except PipesError as error:
-            self._say(str(error))
+            self._tell(events.Trouble(str(error)))
 
     def _spawn(self, work: Any) -> asyncio.Task[Any]:
         task = self._loop.create_task(work)
