@@ -61,6 +61,9 @@ class EngineSpec:
         return self.n_ctx // self.n_parallel
 
 
+Settings = EngineSpec  # its name in programs that were written before engines took it, too
+
+
 class Given(TypedDict, total=False):
     """What a person says of an engine, in the words of options and of the configuration; None: nothing was said."""
 
