@@ -15,7 +15,7 @@ from modelpipes.config.reading import load
 from modelpipes.config.settings import Config, Model
 from modelpipes.machine import cards as gpu
 from modelpipes.serving.budget import Place, find_budget, predict
-from modelpipes.serving.residency import Bytes
+from modelpipes.serving.bytes import Bytes
 from tests.fit.shapes import SHAPES, TensorType, write_model
 
 FOLDER = Path(__file__).parent.parent.parent / "config"

@@ -18,7 +18,7 @@ from modelpipes.fit.settings import Settings
 from modelpipes.gguf.shards import read_model
 from modelpipes.machine import cards as gpu
 from modelpipes.machine import memory as hostmemory
-from modelpipes.serving.residency import NOTHING, Bytes
+from modelpipes.serving.bytes import NOTHING, Bytes
 from modelpipes.values.units import format_bytes
 
 SETTLE_S = 5.0  # a driver gives memory back within seconds, or it is somebody else's now
@@ -67,7 +67,7 @@ def find_budget(
         card_bytes = card
     if cards or card is not None:
         words = f"{format_bytes(card_bytes)} of {name}, {words}"
-    return Bytes(int(card_bytes), int(host)), Place(len(cards), bool(cards) or card is not None), words
+    return Bytes.of(int(card_bytes), int(host)), Place(len(cards), bool(cards) or card is not None), words
 
 
 def auto_bytes(free: int, held: int, total: int, reserve: int) -> int:
@@ -110,7 +110,7 @@ def predict(
         raise ModelFileError(path, f"its numbers contradict each other ({error})") from None
     except FileError:  # no language model, or of a kind that we do not know: it is its weights, mostly
         return _guess(header.file_size, place, gpu_layers)
-    return Bytes(on_card, on_host)
+    return Bytes.of(on_card, on_host)
 
 
 def _guess(file_size: int, place: Place, gpu_layers: int | None) -> Bytes:
@@ -118,10 +118,10 @@ def _guess(file_size: int, place: Place, gpu_layers: int | None) -> Bytes:
     whole = int(file_size * UNKNOWN_SHARE)
     overhead = OVERHEAD_BYTES * place.n_devices
     if gpu_layers == 0:  # the runtime still takes its part of each card
-        return Bytes(overhead, whole)
+        return Bytes.of(overhead, whole)
     on_card = whole + overhead if place.is_charged else 0
     # Of some layers on the card nobody knows how large they are: both pay.
-    return Bytes(on_card, 0 if place.n_devices and gpu_layers is None else whole)
+    return Bytes.of(on_card, 0 if place.n_devices and gpu_layers is None else whole)
 
 
 def is_model(path: str) -> bool:
@@ -153,9 +153,9 @@ def charge(predicted: Bytes, taken: Taken | None) -> Bytes:
     if taken is None:
         return predicted
     if taken.card is None:
-        return Bytes(predicted.card, max(predicted.host, taken.host))
+        return Bytes.of(predicted.card, max(predicted.host, taken.host))
     growth = min(max(predicted.card - taken.card, 0), OVERHEAD_BYTES)
-    return Bytes(taken.card + growth, max(predicted.host, taken.host))
+    return Bytes.of(taken.card + growth, max(predicted.host, taken.host))
 
 
 def look(pid: int, place: Place) -> Taken:

@@ -24,12 +24,12 @@ from modelpipes.fit.rating import largest
 from modelpipes.gateway.record import Daemon, is_running, recorded, taken
 from modelpipes.gguf.catalog import Catalog
 from modelpipes.serving import budget
+from modelpipes.serving.bytes import NOTHING, Bytes
 from modelpipes.serving.changes import difference
 from modelpipes.serving.gateway import Settings, make_app
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.listening import GRACE_S, Server
 from modelpipes.serving.pool import Pool, Servable
-from modelpipes.serving.residency import NOTHING, Bytes
 from modelpipes.values.paths import cache_dir
 
 LEAST_CONTEXT = 512  # tokens; with fewer, nobody talks
