@@ -17,8 +17,8 @@ from modelpipes.engine import admission
 from modelpipes.fit.spec import spec_of
 from modelpipes.machine.cards import Cards, parse_gpu
 from modelpipes.serving.budget import Demand, Place, find_budget
+from modelpipes.serving.bytes import Bytes
 from modelpipes.serving.daemon import given_of
-from modelpipes.serving.residency import Bytes
 from tests.fit.shapes import SHAPES, TensorType, write_model
 
 FOLDER = Path(__file__).parent.parent.parent / "config"

@@ -19,7 +19,7 @@ from modelpipes.gguf.shards import read_model
 from modelpipes.machine.cards import find_visible_cards
 from modelpipes.machine.holdings import Taken, look
 from modelpipes.machine.memory import total_bytes
-from modelpipes.serving.residency import NOTHING, Bytes
+from modelpipes.serving.bytes import NOTHING, Bytes
 from modelpipes.values.units import format_bytes
 
 SETTLE_S = 5.0  # a driver gives memory back within seconds, or it is somebody else's now
@@ -61,7 +61,7 @@ def find_budget(
         card_bytes = card
     if cards or card is not None:
         words = f"{format_bytes(card_bytes)} of {name}, {words}"
-    return Bytes(int(card_bytes), int(host)), Place(len(cards), bool(cards) or card is not None), words
+    return Bytes.of(int(card_bytes), int(host)), Place(len(cards), bool(cards) or card is not None), words
 
 
 def auto_bytes(free: int, held: int, total: int, reserve: int) -> int:
@@ -105,8 +105,8 @@ class Demand:
         memory = self._predict(spec)
         if self._place.is_charged and not self._place.n_devices:  # a card in name only, beside the host
             charged = self._predict(replace(spec, n_devices=1, n_gpu_layers=layers))
-            return Bytes(charged.device_bytes, memory.host.total_bytes)
-        return Bytes(memory.device_bytes, memory.host.total_bytes)
+            return Bytes.of(charged.device_bytes, memory.host.total_bytes)
+        return Bytes.of(memory.device_bytes, memory.host.total_bytes)
 
     def advise(self, limits: Bytes) -> str:
         """The plan that would fit: a smaller context, fewer layers on the card, or another model."""
@@ -133,10 +133,10 @@ def _guess(file_size: int, place: Place, gpu_layers: int | None) -> Bytes:
     whole = int(file_size * UNKNOWN_SHARE)
     overhead = OVERHEAD_BYTES * place.n_devices
     if gpu_layers == 0:  # the runtime still takes its part of each card
-        return Bytes(overhead, whole)
+        return Bytes.of(overhead, whole)
     on_card = whole + overhead if place.is_charged else 0
     # Of some layers on the card nobody knows how large they are: both pay.
-    return Bytes(on_card, 0 if place.n_devices and gpu_layers is None else whole)
+    return Bytes.of(on_card, 0 if place.n_devices and gpu_layers is None else whole)
 
 
 def is_model(path: str) -> bool:
@@ -168,9 +168,9 @@ def charge(predicted: Bytes, taken: Taken | None) -> Bytes:
     if taken is None:
         return predicted
     if taken.card is None:
-        return Bytes(predicted.card, max(predicted.host, taken.host))
+        return Bytes.of(predicted.card, max(predicted.host, taken.host))
     growth = min(max(predicted.card - taken.card, 0), OVERHEAD_BYTES)
-    return Bytes(taken.card + growth, max(predicted.host, taken.host))
+    return Bytes.of(taken.card + growth, max(predicted.host, taken.host))
 
 
 def settle(

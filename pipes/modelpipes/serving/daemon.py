@@ -27,13 +27,13 @@ from modelpipes.fit.flags import in_force
 from modelpipes.fit.spec import EngineSpec, Given, spec_of
 from modelpipes.gateway.record import Daemon, is_running, recorded, taken
 from modelpipes.serving import budget
+from modelpipes.serving.bytes import NOTHING, Bytes
 from modelpipes.serving.changes import difference
 from modelpipes.serving.gateway import Settings, make_app
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.listening import GRACE_S, Server
 from modelpipes.serving.pages import Mounts
 from modelpipes.serving.pool import Pool, Servable
-from modelpipes.serving.residency import NOTHING, Bytes
 from modelpipes.serving.sources import Source
 from modelpipes.values.paths import cache_dir
 
