@@ -23,7 +23,7 @@ MULTI_ROPE = frozenset(
     ["qwen2vl", "paddleocr", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "clef", "qwen4exp", "qwen3tts"]
 )
 MAYBE_MULTI_ROPE = frozenset(["glm4", "glm4moe", "hunyuan_vl", "bailingmoe3"])
-NO_MIXED_BATCH = frozenset({"cogvlm", "deepseek4", "granite-switch", "eagle3", "dflash", "gemma4-assistant"})
+NO_MIXED_BATCH = frozenset({"cogvlm", "deepseek4", "graniteswitch", "eagle3", "dflash", "gemma4-assistant"})
 
 
 class Builder:

@@ -1,0 +1,28 @@
+"""The table of architectures: whatever `fit/` knows of one, it knows under the name that llama.cpp has."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+
+from modelpipes import fit
+from modelpipes.fit.architectures import ARCHITECTURES
+
+
+def modules() -> Iterator[ModuleType]:
+    for found in pkgutil.walk_packages(fit.__path__, f"{fit.__name__}."):
+        yield importlib.import_module(found.name)
+
+
+@pytest.mark.parametrize("module", list(modules()), ids=lambda module: module.__name__)
+def test_no_table_names_an_architecture_that_nobody_has(module: ModuleType) -> None:
+    # "granite-switch" stood where llama.cpp says "graniteswitch": a rule that never held.
+    for name, table in vars(module).items():
+        if isinstance(table, dict | frozenset | tuple | list) and not ARCHITECTURES.keys().isdisjoint(
+            texts := {text for text in table if isinstance(text, str)}
+        ):
+            assert texts <= ARCHITECTURES.keys(), name
