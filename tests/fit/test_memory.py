@@ -64,6 +64,21 @@ def test_a_model_without_a_weight_that_its_architecture_needs_is_a_rough_estimat
     assert found.devices[0].compute_bytes > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "cache"),
+    [("glm-dsa-moe", "attention.indexer.key_length", "f16"), ("llama-3.2-1b", "attention.key_length", "q8_0")],
+)
+def test_heads_without_elements_are_planned_for_as_well(name: str, key: str, cache: str) -> None:
+    # What turns their rows was doubled for ever.
+    known = CASES[name][0].header
+    metadata = {**known.metadata, f"{known.architecture}.{key}": 0}
+    header = replace(known, metadata=metadata, signature=f"no {key}".encode())
+    wanted = Settings(n_ctx=1024, type_k=cache)
+    assert (
+        predict_memory(header, wanted).devices[0].context_bytes < predict_memory(known, wanted).devices[0].context_bytes
+    )
+
+
 def test_a_projector_is_no_language_model() -> None:
     known = shape_header("llama-3.2-1b")
     header = replace(known, metadata={"general.architecture": "clip"}, signature=b"projector")

@@ -131,7 +131,7 @@ class Builder:
             return None
         head = sizes.pop()
         rows = ROTATION
-        while grows and head % (2 * rows) == 0:
+        while grows and 2 * rows <= head and head % (2 * rows) == 0:  # a header may say that heads have no elements
             rows *= 2
         return t.graph_input(F32, rows, rows)
 

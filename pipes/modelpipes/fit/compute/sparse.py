@@ -50,7 +50,7 @@ def sparse_inputs(b: Builder) -> SparseInputs:
 def hadamard(head: int) -> Tensor:
     """The largest matrix that rows of keys can be turned with (the constructor of `llama_kv_cache`)."""
     rows = ROTATION
-    while head % (2 * rows) == 0:
+    while 2 * rows <= head and head % (2 * rows) == 0:  # a header may say that heads have no elements
         rows *= 2
     return t.graph_input(F32, rows, rows)
 
