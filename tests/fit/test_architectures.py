@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Iterator
 from types import ModuleType
@@ -26,3 +28,11 @@ def test_no_table_names_an_architecture_that_nobody_has(module: ModuleType) -> N
             texts := {text for text in table if isinstance(text, str)}
         ):
             assert texts <= ARCHITECTURES.keys(), name
+
+
+@pytest.mark.parametrize("module", list(modules()), ids=lambda module: module.__name__)
+def test_no_rule_asks_for_an_architecture_by_its_name(module: ModuleType) -> None:
+    # A new architecture is an entry of the table and a graph: nobody looks through the rules for names like its own.
+    functions = [node for node in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(node, ast.FunctionDef)]
+    named = {node.value for function in functions for node in ast.walk(function) if isinstance(node, ast.Constant)}
+    assert ARCHITECTURES.keys().isdisjoint(named)

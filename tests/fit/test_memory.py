@@ -14,7 +14,7 @@ from tests.fit.accuracy import MIB, misses, report
 from tests.fit.shapes import SHAPES
 from tests.fit.table import CASES, shape_header
 
-# Drafters and routers that lean on another model (`compute.APPROXIMATE`), and a test's mixture that no such
+# Drafters and routers that lean on another model (`Architecture.approximate`), and a test's mixture that no such
 # model is: the general rule stands in.
 GENERIC = {"dflash-qwen3-8b", "eagle3-llama-3.1-8b", "granite-switch-3b", "refact-moe"}
 
