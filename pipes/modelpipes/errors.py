@@ -14,6 +14,8 @@ PipesError                1  what failed, where, and what to do next, in one lin
 │   └── PeerFailed        1  it answered with a failure
 ├── DeadlineError       124  a moment that must not pass has passed
 └── Ended           128 + n  signal n ended us
+
+MisuseError                  a program uses us as it must not: mend the program; nobody is to catch it
 """
 
 from __future__ import annotations
@@ -105,3 +107,7 @@ class Ended(PipesError):
     def __init__(self, signum: int) -> None:
         super().__init__(f"ended by signal {signum}")
         self.exit_code = 128 + signum
+
+
+class MisuseError(RuntimeError):
+    """A program uses us as it must not; no failure of what it does, so that nothing which expects those hides it."""
