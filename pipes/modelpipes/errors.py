@@ -20,9 +20,18 @@ MisuseError                  a program uses us as it must not: mend the program;
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # typing itself takes 5 ms to import
-if TYPE_CHECKING:
-    from typing import Literal
+from typing import Literal, TypeAlias  # nothing of ours; and click and msgspec load it for every command anyway
+
+# Why a peer has no answer, as its `failure` says it.
+Reason: TypeAlias = Literal[
+    "busy",  # the queue is full
+    "malformed",  # a line that is no message
+    "too-large",  # one message does not fit the context, or the pipe
+    "out-of-step",  # the member knows less of the conversation than the leader believes; see `have`
+    "silent",  # the voice showed no life for the member's own limit
+    "voice",  # the engine or program failed
+    "leaving",  # the member ends
+]
 
 
 class PipesError(Exception):
@@ -87,9 +96,9 @@ class PeerGone(PeerError):
 
 
 class PeerFailed(PeerError):
-    """The peer answered with a failure; `reason` is one of `message.Reason`."""
+    """The peer answered with a failure, for this reason; `have` goes with out-of-step, as in `message.Failure`."""
 
-    def __init__(self, text: str, reason: str, have: int | None = None) -> None:
+    def __init__(self, text: str, reason: Reason, have: int | None = None) -> None:
         super().__init__(text)
         self.reason = reason
         self.have = have

@@ -21,7 +21,7 @@ from modelpipes.chat.memory import Memory, OutOfStep
 from modelpipes.chat.outbox import DELTA_S, UNSENT_LIMIT_BYTES, Outbox
 from modelpipes.chat.plain import PlainAnswers
 from modelpipes.chat.voices import LOAD_S, Finish, Voice, Work
-from modelpipes.errors import DeadlineError, EngineError, MessageError, PeerError, PipesError, RoomError
+from modelpipes.errors import DeadlineError, EngineError, MessageError, PeerError, PipesError, Reason, RoomError
 from modelpipes.pipe.endpoint import Arrival, Endpoint, Lost, Readable
 from modelpipes.pipe.framing import encode
 from modelpipes.pipe.message import (
@@ -31,7 +31,6 @@ from modelpipes.pipe.message import (
     Malformed,
     Message,
     Plain,
-    Reason,
     Reply,
     Say,
     Stop,
