@@ -19,7 +19,8 @@ def test_the_drawing_shows_every_error_at_its_place_with_its_exit_code() -> None
             depth = len(found[1]) // 4
             above[depth + 1 :] = [found[2]]
             drawn[found[2]] = above[depth], found[3]
-    drawn["Cancelled"] = "Exception", ""  # beside the tree
+    drawn["Cancelled"] = "Exception", ""  # beside the tree, as the next
+    drawn["MisuseError"] = "RuntimeError", ""
     drawn["Ended"] = "PipesError", "1"  # 128 and the signal, once there is one
     kinds = {
         name: kind for name, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, BaseException)

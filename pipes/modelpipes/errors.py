@@ -22,17 +22,26 @@ PipesError                1  what failed, where, and what to do next, in one lin
 └── Ended           128 + n  signal n ended us
 
 Cancelled                    no failure, so `except PipesError` lets it pass: who cancelled a wait gets it
+MisuseError                  a program uses us as it must not: mend the program; nobody is to catch it
 """
 
 from __future__ import annotations
 
 import enum
+from typing import Literal, TypeAlias  # nothing of ours; and click and msgspec load it for every command anyway
 
-TYPE_CHECKING = False  # typing itself takes 5 ms to import
-if TYPE_CHECKING:
-    from typing import Literal, TypeAlias
+# Why a peer has no answer, as its `failure` says it.
+Reason: TypeAlias = Literal[
+    "busy",  # the queue is full
+    "malformed",  # a line that is no message
+    "too-large",  # one message does not fit the context, or the pipe
+    "out-of-step",  # the member knows less of the conversation than the leader believes; see `have`
+    "silent",  # the voice showed no life for the member's own limit
+    "voice",  # the engine or program failed
+    "leaving",  # the member ends
+]
 
-    Refusal: TypeAlias = Literal["context", "template", "auth", "missing", "loading", "other"]
+Refusal: TypeAlias = Literal["context", "template", "auth", "missing", "loading", "other"]
 
 
 class PipesError(Exception):
@@ -160,9 +169,9 @@ class PeerGone(PeerError):
 
 
 class PeerFailed(PeerError):
-    """The peer answered with a failure; `reason` is one of `message.Reason`."""
+    """The peer answered with a failure, for this reason; `have` goes with out-of-step, as in `message.Failure`."""
 
-    def __init__(self, text: str, reason: str, have: int | None = None) -> None:
+    def __init__(self, text: str, reason: Reason, have: int | None = None) -> None:
         super().__init__(text)
         self.reason = reason
         self.have = have
@@ -184,3 +193,7 @@ class Ended(PipesError):
 
 class Cancelled(Exception):
     """We cancelled what is waited for, so nothing failed."""
+
+
+class MisuseError(RuntimeError):
+    """A program uses us as it must not; no failure of what it does, so that nothing which expects those hides it."""

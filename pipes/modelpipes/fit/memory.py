@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from modelpipes.errors import ContradictionError, FileError
 from modelpipes.fit import cuda
-from modelpipes.fit.compute import APPROXIMATE, GROWING, build
+from modelpipes.fit.compute import build
 from modelpipes.fit.compute.builder import Builder, MissingWeight
 from modelpipes.fit.compute.repeats import without_repeats
 from modelpipes.fit.compute.schedule import Device, buffer_sizes
@@ -83,7 +83,7 @@ class Predictor:
                 )
             ),
             Share(placement.host_model_bytes, context.host_bytes, compute[-1], logits),
-            "exact" if known and hparams.known and hparams.arch not in APPROXIMATE and is_measured else "generic",
+            "exact" if known and hparams.known and not hparams.facts.approximate and is_measured else "generic",
         )
 
     def host_weights(self, settings: Settings) -> tuple[int, int]:
@@ -232,7 +232,7 @@ def _compute_bytes(model: _Model, placement: Placement, context: Context, settin
         for il in range(hparams.n_layer_trunk)
     ]  # fmt: skip
     try:
-        build(builder, list(range(len(labels))) if hparams.arch in GROWING else without_repeats(labels))
+        build(builder, list(range(len(labels))) if hparams.facts.growing else without_repeats(labels))
     except MissingWeight:
         return _rough_compute_bytes(hparams, homes, context, settings), False
     device = cuda.device() if settings.backend == "cuda" else Device()

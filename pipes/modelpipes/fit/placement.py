@@ -122,7 +122,7 @@ def weigh(header: Header, hparams: Hparams) -> Weights:
         group[home] = _sum(group.get(home, NOTHING), size)
         if name in (EMBEDDING, OUTPUT):
             ends[name] = size
-    if hparams.arch == "codeshell" and EMBEDDING not in ends:
+    if hparams.facts.input_from_output and EMBEDDING not in ends:
         # models/codeshell.cpp makes the input from the output, on the output's device, and then the output.
         rest[output] = _sum(rest.get(output, NOTHING), ends.get(OUTPUT, NOTHING))
     is_tied = OUTPUT not in ends and hparams.facts.ties_output
@@ -176,8 +176,7 @@ def locate(name: str, hparams: Hparams) -> int:
     if name.startswith(INPUTS):
         return INPUT
     if name.startswith(FIRST_LAYER):
-        # LFM2 calls the norm of its output so (LLM_TENSOR_OUTPUT_NORM_LFM2).
-        return hparams.n_layer if hparams.arch.startswith("lfm2") else 0
+        return hparams.n_layer if hparams.facts.norm_at_output else 0
     if name.startswith(TABLES):
         return TABLE
     return UNUSED if name.startswith(NEVER_LOADED) else hparams.n_layer
@@ -256,7 +255,8 @@ def _locate_in_block(layer: int, name: str, hparams: Hparams) -> int:
 
 def _table_layers(hparams: Hparams) -> Iterator[int]:
     """The layers whose loader asks for rope tables."""
-    layers = range(hparams.n_layer if hparams.arch == "step35" else hparams.n_layer_trunk or hparams.n_layer)
-    if hparams.arch in ("gemma4", "gemma4-assistant"):
+    which = hparams.facts.rope_tables
+    layers = range(hparams.n_layer if which == "all" else hparams.n_layer_trunk or hparams.n_layer)
+    if which == "dense":
         return (layer for layer in layers if not hparams.is_swa[layer])
     return iter(layers)
