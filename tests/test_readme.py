@@ -254,7 +254,7 @@ def test_a_program_asks_and_leads_a_conversation(typed: Type) -> None:
 
 
 def test_a_program_predicts_and_plans(typed: Type) -> None:
-    predicted, planned = typed(PYTHON).said_by("from modelpipes import Settings")
+    predicted, planned = typed(PYTHON).said_by("from modelpipes import EngineSpec")
     assert predicted.startswith("llama ")
     assert planned.startswith("all whole at a context of 1024")
 

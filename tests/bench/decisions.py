@@ -18,7 +18,7 @@ from typing import Any
 
 from modelpipes.serving.bytes import Bytes
 from modelpipes.serving.residency import decide, wake_at
-from modelpipes.serving.situation import CLASSES, Model, Resident, Situation, Waiting
+from modelpipes.serving.situation import CLASSES, Loadable, Resident, Situation, Waiting
 from modelpipes.serving.waiters import Waiter, WaitingList
 
 NOW = 1000.0
@@ -34,7 +34,7 @@ def waiting_list(loop: asyncio.AbstractEventLoop, names: list[str], count: int, 
     return waiters
 
 
-def decision(waiters: WaitingList, models: dict[str, Model], residents: tuple[Resident, ...], budget: Bytes) -> None:
+def decision(waiters: WaitingList, models: dict[str, Loadable], residents: tuple[Resident, ...], budget: Bytes) -> None:
     situation = Situation(
         NOW,
         budget,
@@ -50,7 +50,7 @@ def decision(waiters: WaitingList, models: dict[str, Model], residents: tuple[Re
 def cases(loop: asyncio.AbstractEventLoop) -> Iterator[tuple[str, str, Callable[[], None]]]:
     """Kind, name and work of each line."""
     names = [f"model{number}" for number in range(60)]
-    known = {name: Model(name, Bytes.of(5), 4.0, 4) for name in names}
+    known = {name: Loadable(name, Bytes.of(5), 4.0, 4) for name in names}
     busy = tuple(Resident(name, Bytes.of(5), "ready", 4, 0.0, 0.0) for name in names[:4])
     for count, classes in ((40, 1), (5000, 1), (5000, 4)):
         waiters = waiting_list(loop, names[:20], count, classes)
@@ -58,7 +58,7 @@ def cases(loop: asyncio.AbstractEventLoop) -> Iterator[tuple[str, str, Callable[
         yield "waiting", title, partial(decision, waiters, known, busy, Bytes.of(20))
     for places in (("card",), ("card", "host"), ("card 1", "card 2", "host", "box")):
         one, six, ten = (Bytes(dict.fromkeys(places, size)) for size in (1, 6, 10))
-        models = {name: Model(name, one, 4.0) for name in names[:10]} | {"large": Model("large", six, 4.0)}
+        models = {name: Loadable(name, one, 4.0) for name in names[:10]} | {"large": Loadable("large", six, 4.0)}
         idle = tuple(Resident(name, one, "ready", 0, 0.0, float(number)) for number, name in enumerate(names[:10]))
         waiters = waiting_list(loop, ["large"], 1)
         yield "victims", f"6 of 10 go, {len(places)} places", partial(decision, waiters, models, idle, ten)

@@ -30,7 +30,7 @@ from typing import Any
 import uvloop
 
 from modelpipes.engine.locate import EngineChoice
-from modelpipes.serving.gateway import Settings, make_app
+from modelpipes.serving.gateway import GatewaySettings, make_app
 from modelpipes.serving.listening import Server
 from tests.models import scripted_model
 from tests.serving.pools import ENGINE_KEY, SmallPool
@@ -158,7 +158,7 @@ async def _serve(kind: EngineChoice, model: str) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, most), most))
     pool = SmallPool({"endless": model}, kind=kind, parallel=PARALLEL, ctx_size=4096)
-    server = Server(make_app(pool, Settings()), "127.0.0.1:0")
+    server = Server(make_app(pool, GatewaySettings()), "127.0.0.1:0")
     await server.start()
     try:
         (await pool.acquire("endless")).release()

@@ -23,7 +23,7 @@ import pytest
 
 from modelpipes.commands import find
 from modelpipes.fit.listing import Line
-from modelpipes.fit.settings import Settings
+from modelpipes.fit.spec import EngineSpec
 from modelpipes.gguf.shards import read_model
 from tests.commands.conftest import LIMIT_S, Commands
 from tests.fit.shapes import SHAPES, write_model
@@ -98,7 +98,7 @@ class TestFormats:
         from modelpipes.fit import predict_memory
 
         made = found(run, "llama-3.1-8b.gguf", "--ctx-size", "8192", "--kv-type", "q8_0", "--parallel", "2")
-        settings = Settings(n_ctx=8192, type_k="q8_0", type_v="q8_0", n_parallel=2, backend="cuda")
+        settings = EngineSpec(n_ctx=8192, type_k="q8_0", type_v="q8_0", n_parallel=2, backend="cuda")
         memory = predict_memory(read_model(models / "llama-3.1-8b.gguf"), settings)
         [file] = made["files"]
         assert [share["context_bytes"] for share in file["memory"]["devices"]] == [memory.devices[0].context_bytes]

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from modelpipes.gateway import record
-from modelpipes.machine.watch import Gpu, Share
+from modelpipes.machine.watch import Gpu, GpuProcess
 from modelpipes.pipe import fifo
 from tests.commands.conftest import LIMIT_S, QUICK_ENGINE, Commands
 from tests.engine.conftest import ENGINES
@@ -138,7 +138,7 @@ def test_csv_has_a_row_for_each_gpu_and_process(driver: Commands) -> None:
     ]
     assert (found[0]["throttle_reasons"], found[0]["is_present"]) == ("power-cap sw-thermal bit-40", "true")
     assert set(GPU_KEYS) - {"processes"} <= set(found[0])
-    assert set(Share.__struct_fields__) - {"used_bytes"} <= set(found[0])
+    assert set(GpuProcess.__struct_fields__) - {"used_bytes"} <= set(found[0])
 
 
 def test_jsonl_has_a_line_for_each_look(driver: Commands) -> None:

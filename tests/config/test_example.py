@@ -12,7 +12,7 @@ import pytest
 from modelpipes.config.example import CASES, GB, write_example
 from modelpipes.config.reading import load, read
 from modelpipes.config.settings import SECTIONS, Config, Use, keys
-from modelpipes.fit import Settings, predict_memory
+from modelpipes.fit import EngineSpec, predict_memory
 from modelpipes.gguf import read_model
 from modelpipes.machine.cards import _TOTAL_MIB, parse_gpu
 from modelpipes.values.units import parse_count
@@ -113,7 +113,7 @@ def test_a_model_of_the_advised_quantisation_takes_no_more_than_its_share(
         tensors = [replace(one, type=TYPES[quant] if one.type in kinds else one.type) for one in shape.tensors]
         write_model(tmp_path / "model.gguf", replace(shape, tensors=tensors))
         assert use.ctx_size and use.kv_type
-        settings = Settings(
+        settings = EngineSpec(
             n_ctx=use.ctx_size, type_k=use.kv_type, type_v=use.kv_type, n_ubatch=128, backend="cuda", n_devices=1
         )
         memory = predict_memory(read_model(str(tmp_path / "model.gguf")), settings)

@@ -14,27 +14,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from modelpipes.fit.settings import Settings
+from modelpipes.fit.spec import EngineSpec
 from modelpipes.gguf.header import ArrayInfo, Value, read_header
 from tests.fit.archs import MODELS
 from tests.fit.shapes import write_model
 from tests.fit.table import ABORT, ARCHS, NO_MODEL
 
 SETTINGS = [
-    Settings(),
-    Settings(n_gpu_layers=0),
-    Settings(n_gpu_layers=2),
-    Settings(n_devices=2),
-    Settings(n_devices=2, tensor_split=(3, 1)),
-    Settings(n_parallel=4, kv_unified=False, n_ctx=8192),
-    Settings(n_parallel=4, n_ctx=1000),
-    Settings(type_k="q8_0", type_v="q8_0"),
-    Settings(flash_attn=False),
-    Settings(cpu_moe=True, n_gpu_layers=3),
-    Settings(n_ubatch=2048, n_ctx=16384),
-    Settings(flash_attn=False, n_parallel=3, kv_unified=False, n_ctx=3000, n_devices=2, tensor_split=(1, 2)),
-    Settings(type_k="q4_0", n_ctx=300, n_ubatch=1024),
-    Settings(n_outputs=512, n_ubatch=256),
+    EngineSpec(),
+    EngineSpec(n_gpu_layers=0),
+    EngineSpec(n_gpu_layers=2),
+    EngineSpec(n_devices=2),
+    EngineSpec(n_devices=2, tensor_split=(3, 1)),
+    EngineSpec(n_parallel=4, kv_unified=False, n_ctx=8192),
+    EngineSpec(n_parallel=4, n_ctx=1000),
+    EngineSpec(type_k="q8_0", type_v="q8_0"),
+    EngineSpec(flash_attn=False),
+    EngineSpec(cpu_moe=True, n_gpu_layers=3),
+    EngineSpec(n_ubatch=2048, n_ctx=16384),
+    EngineSpec(flash_attn=False, n_parallel=3, kv_unified=False, n_ctx=3000, n_devices=2, tensor_split=(1, 2)),
+    EngineSpec(type_k="q4_0", n_ctx=300, n_ubatch=1024),
+    EngineSpec(n_outputs=512, n_ubatch=256),
 ]
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from modelpipes.fit.hparams import Hparams, read_hparams
 from modelpipes.fit.placement import Weights, weigh
-from modelpipes.fit.settings import Settings
+from modelpipes.fit.spec import EngineSpec
 from modelpipes.gguf.header import Header, Tensor
 from modelpipes.gguf.types import TENSOR_TYPES
 from tests.fit.archs import MODELS
@@ -43,7 +43,7 @@ class Case(NamedTuple):
 
     name: str
     header: Header
-    settings: Settings
+    settings: EngineSpec
     figures: tuple[Figures, ...] | None
 
 
@@ -68,7 +68,7 @@ def shape_header(name: str) -> Header:
 def reference_cases() -> Iterator[Case]:
     for line in REFERENCE.read_text().splitlines():
         row = json.loads(line)
-        settings = Settings(
+        settings = EngineSpec(
             n_ctx=row["n_ctx"],
             n_ubatch=row["n_ubatch"],
             n_parallel=row["n_parallel"],
@@ -100,9 +100,9 @@ def archs_cases() -> Iterator[Case]:
                 yield Case(row["name"], header, settings, measured)
 
 
-def read_settings(row: Mapping[str, Any]) -> Settings:
+def read_settings(row: Mapping[str, Any]) -> EngineSpec:
     split = row["tensor_split"]
-    return Settings(**{**row, "tensor_split": tuple(split) if split else None})
+    return EngineSpec(**{**row, "tensor_split": tuple(split) if split else None})
 
 
 def _read_header(row: Mapping[str, Any]) -> Header:

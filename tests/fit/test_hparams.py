@@ -14,7 +14,7 @@ from modelpipes.fit.architectures import ARCHITECTURES
 from modelpipes.fit.context import plan_context
 from modelpipes.fit.hparams import Hparams, classify, read_hparams
 from modelpipes.fit.placement import place, weigh
-from modelpipes.fit.settings import Settings
+from modelpipes.fit.spec import EngineSpec
 from modelpipes.gguf.header import Header, Shard
 from tests.fit.table import CASES, make_header, weighed
 
@@ -117,8 +117,8 @@ def test_an_unknown_architecture_is_taken_for_a_dense_decoder() -> None:
     header = header_of("llama9", attention__head_count_kv=2)
     hparams = read_hparams(header)
     assert not hparams.known
-    placement = place(weigh(header, hparams), hparams, Settings())
-    assert plan_context(hparams, placement, Settings()).kv_bytes == (4 * 2 * 2 * 8 * 2 * 4096,)
+    placement = place(weigh(header, hparams), hparams, EngineSpec())
+    assert plan_context(hparams, placement, EngineSpec()).kv_bytes == (4 * 2 * 2 * 8 * 2 * 4096,)
 
 
 def test_every_measured_architecture_is_known() -> None:
@@ -184,7 +184,7 @@ def test_no_header_makes_the_reader_stumble(arch: str, odd: dict[str, Any]) -> N
         weights = weigh(header, hparams)
     except ModelFileError:
         return
-    place(weights, hparams, Settings())
+    place(weights, hparams, EngineSpec())
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from modelpipes.fit.listing import SORTS, Filter, Line, describe, list_files, sort_lines
 from modelpipes.fit.rating import Rating, Space
-from modelpipes.fit.settings import Settings
 from modelpipes.fit.shares import Memory, Share
+from modelpipes.fit.spec import EngineSpec
 from modelpipes.fit.survey import Answer, Facts, Survey
 from modelpipes.gguf.modelfile import ModelFile
 from tests.gguf.make import File, llama_entries, llama_tensors
@@ -137,7 +137,7 @@ def test_a_listing_counts_what_could_be_read_asked_for_or_not(tmp_path: Path) ->
     (tmp_path / "damaged.gguf").write_bytes(good[:100])
     os.mkfifo(tmp_path / "pipe.gguf")
     told: list[str] = []
-    with Survey(Settings(), Space((16 * GIB,), GIB), cached=False) as survey:
+    with Survey(EngineSpec(), Space((16 * GIB,), GIB), cached=False) as survey:
         listing = list_files([str(tmp_path)], survey, Filter(max_bytes=len(good)), told.append)
     assert [each.name for each in listing.lines] == ["a"]
     assert sorted(os.path.basename(each.path) for each in listing.problems) == ["damaged.gguf", "pipe.gguf"]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelpipes.errors import FileError
-from modelpipes.fit import Settings, memory, predict_memory
+from modelpipes.fit import EngineSpec, memory, predict_memory
 from tests.fit.accuracy import MIB, misses, report
 from tests.fit.shapes import SHAPES
 from tests.fit.table import CASES, shape_header
@@ -51,7 +51,7 @@ def test_an_unknown_architecture_is_rated_by_the_general_rule_and_says_so() -> N
     known = shape_header("qwen2.5-7b")
     metadata = {key.replace("qwen2.", "newcomer."): value for key, value in known.metadata.items()}
     header = replace(known, metadata={**metadata, "general.architecture": "newcomer"}, signature=b"newcomer")
-    found, like = predict_memory(header, Settings()), predict_memory(known, Settings())
+    found, like = predict_memory(header, EngineSpec()), predict_memory(known, EngineSpec())
     assert (found.estimate, like.estimate) == ("generic", "exact")
     assert found.devices[0].model_bytes == like.devices[0].model_bytes
 
@@ -59,7 +59,7 @@ def test_an_unknown_architecture_is_rated_by_the_general_rule_and_says_so() -> N
 def test_a_model_without_a_weight_that_its_architecture_needs_is_a_rough_estimate() -> None:
     known = shape_header("llama-3.2-1b")
     tensors = tuple(tensor for tensor in known.tensors if "ffn_down" not in tensor.name)
-    found = predict_memory(replace(known, tensors=tensors, signature=b"no ffn_down"), Settings())
+    found = predict_memory(replace(known, tensors=tensors, signature=b"no ffn_down"), EngineSpec())
     assert found.estimate == "generic"
     assert found.devices[0].compute_bytes > 0
 
@@ -73,7 +73,7 @@ def test_heads_without_elements_are_planned_for_as_well(name: str, key: str, cac
     known = CASES[name][0].header
     metadata = {**known.metadata, f"{known.architecture}.{key}": 0}
     header = replace(known, metadata=metadata, signature=f"no {key}".encode())
-    wanted = Settings(n_ctx=1024, type_k=cache)
+    wanted = EngineSpec(n_ctx=1024, type_k=cache)
     assert (
         predict_memory(header, wanted).devices[0].context_bytes < predict_memory(known, wanted).devices[0].context_bytes
     )
@@ -83,7 +83,7 @@ def test_a_projector_is_no_language_model() -> None:
     known = shape_header("llama-3.2-1b")
     header = replace(known, metadata={"general.architecture": "clip"}, signature=b"projector")
     with pytest.raises(FileError, match="projector"):
-        predict_memory(header, Settings())
+        predict_memory(header, EngineSpec())
 
 
 def test_a_tensor_of_an_unknown_type_counts_up_to_the_next() -> None:
@@ -92,11 +92,11 @@ def test_a_tensor_of_an_unknown_type_counts_up_to_the_next() -> None:
         tensor._replace(type=250, n_bytes=None) if "ffn_up" in tensor.name else tensor for tensor in known.tensors
     )
     header = replace(known, tensors=tensors, signature=b"unknown type")
-    assert predict_memory(header, Settings()).devices == predict_memory(known, Settings()).devices
+    assert predict_memory(header, EngineSpec()).devices == predict_memory(known, EngineSpec()).devices
 
 
 settings_of_engines = st.builds(
-    Settings,
+    EngineSpec,
     n_ctx=st.integers(256, 40000),
     n_ubatch=st.sampled_from([64, 512, 1024]),
     n_parallel=st.integers(1, 4),
@@ -112,7 +112,7 @@ settings_of_engines = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(settings_of_engines, st.sampled_from(["llama-3.1-8b", "gemma-3-12b", "qwen3-30b-a3b", "falcon-mamba-7b"]))
-def test_more_context_never_needs_less(wanted: Settings, name: str) -> None:
+def test_more_context_never_needs_less(wanted: EngineSpec, name: str) -> None:
     header = shape_header(name)
     less, more = predict_memory(header, wanted), predict_memory(header, replace(wanted, n_ctx=2 * wanted.n_ctx))
     for small, large in zip((*less.devices, less.host), (*more.devices, more.host), strict=True):
@@ -122,7 +122,7 @@ def test_more_context_never_needs_less(wanted: Settings, name: str) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(settings_of_engines, st.sampled_from(["llama-3.1-8b", "gemma-2-9b", "olmoe-1b-7b"]))
-def test_cuda_never_needs_less_than_the_plain_rules(wanted: Settings, name: str) -> None:
+def test_cuda_never_needs_less_than_the_plain_rules(wanted: EngineSpec, name: str) -> None:
     header = shape_header(name)
     plain = predict_memory(header, replace(wanted, backend="generic", n_gpu_layers=None, cpu_moe=False))
     cuda = predict_memory(header, replace(wanted, backend="cuda", n_gpu_layers=None, cpu_moe=False))
@@ -133,7 +133,7 @@ def test_cuda_never_needs_less_than_the_plain_rules(wanted: Settings, name: str)
 
 @settings(max_examples=25, deadline=None)
 @given(settings_of_engines, st.sampled_from(["llama-3.1-8b", "gemma-3-12b", "gpt-oss-20b", "deepseek-v2-lite"]))
-def test_leaving_out_repeated_blocks_changes_nothing(wanted: Settings, name: str) -> None:
+def test_leaving_out_repeated_blocks_changes_nothing(wanted: EngineSpec, name: str) -> None:
     header = shape_header(name)
     wanted = replace(wanted, backend="generic")
     try:

@@ -23,14 +23,14 @@ from modelpipes.fit.placement import (
     size_of,
     weigh,
 )
-from modelpipes.fit.settings import Settings
+from modelpipes.fit.spec import EngineSpec
 from tests.fit.table import CASES, make_header, weighed
 
 NAMES = st.sampled_from(sorted(CASES))
 LAYERS = st.integers(-1, 100)
 
 
-def placed(name: str, settings: Settings) -> Placement:
+def placed(name: str, settings: EngineSpec) -> Placement:
     hparams, weights = weighed(name)
     return place(weights, hparams, settings)
 
@@ -46,7 +46,7 @@ def test_weights_are_llama_cpps_to_the_byte(name: str) -> None:
 
 @given(name=NAMES, layers=LAYERS, split=st.floats(0, 1), cpu_moe=st.booleans())
 def test_every_tensor_is_counted_where_it_is_said_to_lie(name: str, layers: int, split: float, cpu_moe: bool) -> None:
-    settings = Settings(n_gpu_layers=layers, n_devices=2, tensor_split=(split, 1 - split), cpu_moe=cpu_moe)
+    settings = EngineSpec(n_gpu_layers=layers, n_devices=2, tensor_split=(split, 1 - split), cpu_moe=cpu_moe)
     hparams, weights = weighed(name)
     placement = place(weights, hparams, settings)
     sums = {0: 0, 1: 0, None: 0}
@@ -66,7 +66,7 @@ def test_every_tensor_is_counted_where_it_is_said_to_lie(name: str, layers: int,
 
 @given(name=NAMES, layers=st.integers(0, 100))
 def test_another_layer_on_the_device_never_makes_it_hold_less(name: str, layers: int) -> None:
-    fewer, more = (placed(name, Settings(n_gpu_layers=n)) for n in (layers, layers + 1))
+    fewer, more = (placed(name, EngineSpec(n_gpu_layers=n)) for n in (layers, layers + 1))
     assert fewer.model_bytes <= more.model_bytes
     assert fewer.host_model_bytes >= more.host_model_bytes
 
@@ -74,7 +74,7 @@ def test_another_layer_on_the_device_never_makes_it_hold_less(name: str, layers:
 @given(name=NAMES, layers=LAYERS)
 def test_layers_and_what_is_beside_them_make_the_whole(name: str, layers: int) -> None:
     hparams, weights = weighed(name)
-    placement = place(weights, hparams, Settings(n_gpu_layers=layers))
+    placement = place(weights, hparams, EngineSpec(n_gpu_layers=layers))
     tables = len({placement.layers[layer] for layer in weights.table_layers}) * weights.tables.plain
     held = sum(placement.model_bytes) + placement.host_model_bytes
     assert sum(placement.layer_bytes) + weights.inputs.plain + tables == held
@@ -82,7 +82,7 @@ def test_layers_and_what_is_beside_them_make_the_whole(name: str, layers: int) -
 
 @given(name=NAMES, layers=LAYERS)
 def test_experts_on_the_host_leave_the_rest_where_it_is(name: str, layers: int) -> None:
-    settings = Settings(n_gpu_layers=layers)
+    settings = EngineSpec(n_gpu_layers=layers)
     without, with_experts = placed(name, replace(settings, cpu_moe=True)), placed(name, settings)
     moved = sum(with_experts.model_bytes) - sum(without.model_bytes)
     assert moved == without.host_model_bytes - with_experts.host_model_bytes
@@ -92,7 +92,7 @@ def test_experts_on_the_host_leave_the_rest_where_it_is(name: str, layers: int) 
 
 @given(name=NAMES, layers=LAYERS)
 def test_cuda_never_takes_less_and_the_host_is_the_same(name: str, layers: int) -> None:
-    settings = Settings(n_gpu_layers=layers)
+    settings = EngineSpec(n_gpu_layers=layers)
     generic, cuda = placed(name, settings), placed(name, replace(settings, backend="cuda"))
     assert cuda.model_bytes >= generic.model_bytes
     assert cuda.host_model_bytes == generic.host_model_bytes
@@ -102,7 +102,7 @@ def test_cuda_never_takes_less_and_the_host_is_the_same(name: str, layers: int) 
 def test_layers_go_to_the_devices_in_order_and_the_first_stay_on_the_host(
     n_layer: int, layers: int, split: list[float]
 ) -> None:
-    settings = Settings(n_gpu_layers=layers, n_devices=max(len(split), 1), tensor_split=tuple(split) or None)
+    settings = EngineSpec(n_gpu_layers=layers, n_devices=max(len(split), 1), tensor_split=tuple(split) or None)
     devices = layer_devices(n_layer, settings)
     on_host = [device for device in devices if device is None]
     on_devices = [device for device in devices if device is not None]
@@ -112,23 +112,23 @@ def test_layers_go_to_the_devices_in_order_and_the_first_stay_on_the_host(
 
 
 def test_shares_follow_the_split() -> None:
-    devices = layer_devices(31, Settings(n_devices=3, tensor_split=(2.0, 1.0, 1.0)))
+    devices = layer_devices(31, EngineSpec(n_devices=3, tensor_split=(2.0, 1.0, 1.0)))
     assert [devices.count(device) for device in (0, 1, 2)] == [16, 8, 8]
 
 
 def test_a_split_of_nothing_is_even() -> None:
-    assert layer_devices(9, Settings(n_devices=2, tensor_split=(0.0, 0.0))) == (0,) * 5 + (1,) * 5
+    assert layer_devices(9, EngineSpec(n_devices=2, tensor_split=(0.0, 0.0))) == (0,) * 5 + (1,) * 5
 
 
 def test_no_device_means_that_all_stays_on_the_host() -> None:
-    placement = placed("llama-3.2-1b", Settings(n_devices=0))
+    placement = placed("llama-3.2-1b", EngineSpec(n_devices=0))
     assert placement.model_bytes == ()
     assert placement.output is None
 
 
 def test_a_negative_share_is_refused() -> None:
     with pytest.raises(UsageError, match="cannot be negative"):
-        layer_devices(9, Settings(n_devices=2, tensor_split=(-1.0, 2.0)))
+        layer_devices(9, EngineSpec(n_devices=2, tensor_split=(-1.0, 2.0)))
 
 
 def test_cuda_pads_the_rows_of_quantised_matrices() -> None:

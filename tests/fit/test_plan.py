@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelpipes.errors import FileError, UsageError
-from modelpipes.fit import Settings, predict_memory
+from modelpipes.fit import EngineSpec, predict_memory
 from modelpipes.fit.arrangement import choose_devices
 from modelpipes.fit.plan import MAX_MODELS, Plan, Planned, Wishes, plan
 from modelpipes.fit.rating import LEAST_CONTEXT, STEP, Space
@@ -195,7 +195,7 @@ class TestOnOneCard:
         assert [model.resident for model in made.models] == [True, False, True]
         (swap,) = made.swaps
         assert (swap.enters, swap.leaves) == (1, (0,))
-        weights = [predict_memory(shape_header(name), Settings()) for name in names]
+        weights = [predict_memory(shape_header(name), EngineSpec()) for name in names]
         loads, returns = (
             memory.devices[0].model_bytes + memory.host.model_bytes for memory in (weights[1], weights[0])
         )

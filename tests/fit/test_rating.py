@@ -21,7 +21,7 @@ from modelpipes.fit.rating import (
     rate,
     spare_bytes,
 )
-from modelpipes.fit.settings import Settings
+from modelpipes.fit.spec import EngineSpec
 from modelpipes.gguf.header import Header
 from tests.fit.table import shape_header
 
@@ -33,7 +33,7 @@ ORDER = ("no", "partial", "tight", "fits")
 NAMES = (
     "llama-3.1-8b", "qwen3-0.6b", "gemma-3-12b", "qwen3-30b-a3b", "deepseek-v2-lite", "falcon-mamba-7b", "olmoe-1b-7b",
 )  # fmt: skip
-ASKED = Settings(backend="cuda")
+ASKED = EngineSpec(backend="cuda")
 a_model = st.sampled_from(NAMES)
 a_context = st.sampled_from([100, 512, 2048, 4096, 10_000, 200_000])
 
@@ -48,7 +48,7 @@ def predictor(name: str) -> Predictor:
     return Predictor(header(name))
 
 
-def needed_bytes(name: str, settings: Settings = ASKED) -> int:
+def needed_bytes(name: str, settings: EngineSpec = ASKED) -> int:
     """What all of a model takes of one card."""
     return predictor(name)(settings).device_bytes
 
@@ -57,11 +57,11 @@ def card(free_bytes: int, host_bytes: int = PLENTY, reserve_bytes: int = GIB) ->
     return Space((free_bytes,), host_bytes, reserve_bytes)
 
 
-def rated(name: str, space: Space, settings: Settings = ASKED) -> Rating:
+def rated(name: str, space: Space, settings: EngineSpec = ASKED) -> Rating:
     return rate(header(name), settings, space)
 
 
-def planned(name: str, rating: Rating, space: Space) -> Settings:
+def planned(name: str, rating: Rating, space: Space) -> EngineSpec:
     """The settings that a rating promises to work."""
     return replace(
         ASKED, n_ctx=rating.fit_context, n_gpu_layers=rating.gpu_layers, cpu_moe=rating.cpu_moe,
@@ -240,10 +240,10 @@ def test_a_straight_line_needs_few_questions() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_rating_needs_few_predictions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[Settings] = []
+    calls: list[EngineSpec] = []
     predict = Predictor.__call__
 
-    def counted(self: Predictor, settings: Settings) -> object:
+    def counted(self: Predictor, settings: EngineSpec) -> object:
         calls.append(settings)
         return predict(self, settings)
 

@@ -8,7 +8,7 @@ import pytest
 
 from modelpipes.errors import Ended, ModelFileError
 from modelpipes.fit.rating import Rating, Space, rate
-from modelpipes.fit.settings import Settings
+from modelpipes.fit.spec import EngineSpec
 from modelpipes.fit.survey import Answer, Facts, Survey
 from modelpipes.gguf.header import Header
 from modelpipes.gguf.modelfile import Candidate, ModelFile, model_of
@@ -17,7 +17,7 @@ from tests.gguf.make import File, TensorSpec, llama_entries, llama_tensors
 
 GIB = 1 << 30
 ROOM = Space((16 * GIB,), 8 * GIB)
-SETTINGS = Settings(backend="cuda")
+SETTINGS = EngineSpec(backend="cuda")
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def seen(path: Path) -> ModelFile:
 
 
 def asked(
-    file: ModelFile, space: Space | None = ROOM, settings: Settings = SETTINGS, *, cached: bool = True
+    file: ModelFile, space: Space | None = ROOM, settings: EngineSpec = SETTINGS, *, cached: bool = True
 ) -> tuple[Facts, Answer, int]:
     """A file's facts, the answer, and how many headers were read for it."""
     with Survey(settings, space, cached=cached) as survey:
@@ -68,13 +68,13 @@ def test_an_answer_is_the_same_from_the_cache(model: ModelFile) -> None:
         (Space((16 * GIB, 16 * GIB), 8 * GIB), SETTINGS),
         (Space((16 * GIB,), 8 * GIB, 0), SETTINGS),
         (None, SETTINGS),
-        (ROOM, Settings(backend="cuda", n_ctx=8192)),
-        (ROOM, Settings(backend="cuda", type_k="q8_0")),
-        (ROOM, Settings(backend="cuda", n_parallel=2)),
+        (ROOM, EngineSpec(backend="cuda", n_ctx=8192)),
+        (ROOM, EngineSpec(backend="cuda", type_k="q8_0")),
+        (ROOM, EngineSpec(backend="cuda", n_parallel=2)),
     ],
 )
 def test_another_question_is_answered_anew_and_then_known(
-    model: ModelFile, space: Space | None, settings: Settings
+    model: ModelFile, space: Space | None, settings: EngineSpec
 ) -> None:
     before = asked(model)
     other = asked(model, space, settings)
@@ -87,8 +87,8 @@ def test_another_question_is_answered_anew_and_then_known(
 def test_the_last_questions_are_remembered_and_no_more(model: ModelFile, monkeypatch: pytest.MonkeyPatch) -> None:
     contexts = [1024, 2048, 4096, 8192, 16384]
     for n_ctx in contexts:
-        asked(model, settings=Settings(n_ctx=n_ctx))
-    assert [asked(model, settings=Settings(n_ctx=n_ctx))[2] for n_ctx in reversed(contexts)] == [0, 0, 0, 0, 1]
+        asked(model, settings=EngineSpec(n_ctx=n_ctx))
+    assert [asked(model, settings=EngineSpec(n_ctx=n_ctx))[2] for n_ctx in reversed(contexts)] == [0, 0, 0, 0, 1]
 
 
 def test_a_file_that_has_changed_is_read_again(tmp_path: Path, model: ModelFile) -> None:
@@ -130,7 +130,7 @@ def test_less_host_memory_counts_only_where_it_makes_a_difference(tmp_path: Path
 def test_equal_models_are_rated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Header] = []
 
-    def counted(header: Header, settings: Settings, space: Space | None) -> Rating:
+    def counted(header: Header, settings: EngineSpec, space: Space | None) -> Rating:
         calls.append(header)
         return rate(header, settings, space)
 
@@ -151,7 +151,7 @@ def test_what_cannot_be_read_raises_and_is_not_remembered(tmp_path: Path, cache:
 
 
 def test_what_llama_cpp_would_refuse_is_said_and_not_rated(model: ModelFile) -> None:
-    facts, answer, _ = asked(model, settings=Settings(flash_attn=False, type_v="q8_0"))
+    facts, answer, _ = asked(model, settings=EngineSpec(flash_attn=False, type_v="q8_0"))
     assert (facts.kind, answer) == ("model", Answer(None, "a V cache of type q8_0 needs flash attention"))
 
 

@@ -12,7 +12,7 @@ import pytest
 from modelpipes.engine.client import Client, Piece
 from modelpipes.errors import Cancelled, DeadlineError, EngineError, Refused
 from modelpipes.gateway.lease import Lease, is_gateway
-from modelpipes.serving.gateway import Settings
+from modelpipes.serving.gateway import GatewaySettings
 from modelpipes.values.deadline import Deadline
 from tests.models import scripted_model
 from tests.server import Scripted
@@ -118,7 +118,7 @@ def test_a_gateway_is_known_by_what_it_has_in_memory_and_other_servers_are_none(
 
 
 def test_a_gateway_that_wants_a_key_is_not_taken_for_another_server(tmp_path: Path) -> None:
-    with gateway(SmallPool({}), Settings(key="secret")) as running:
+    with gateway(SmallPool({}), GatewaySettings(key="secret")) as running:
         with pytest.raises(Refused, match="key is missing or wrong") as refused:
             is_gateway(Client(running.url))
         assert refused.value.kind == "auth"

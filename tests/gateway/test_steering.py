@@ -11,7 +11,7 @@ from modelpipes.errors import EngineError, UsageError
 from modelpipes.gateway import steering
 from modelpipes.gateway.record import Daemon, recorded
 from modelpipes.gateway.steering import Steering
-from modelpipes.serving.gateway import Settings
+from modelpipes.serving.gateway import GatewaySettings
 from modelpipes.values.deadline import Deadline
 from tests.models import scripted_model
 from tests.serving.pools import Running, SmallPool, gateway
@@ -24,7 +24,7 @@ KEY = "secret"
 def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]:
     listen = "127.0.0.1:0" if request.param == "port" else f"unix:{tmp_path}/socket"
     pool = SmallPool({"a/b": scripted_model(tmp_path / "model.gguf", "Hello.")})
-    with gateway(pool, Settings(key=KEY), listen) as running:
+    with gateway(pool, GatewaySettings(key=KEY), listen) as running:
         yield running
 
 

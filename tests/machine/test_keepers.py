@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelpipes.machine.keepers import Keeper, model_of, name_shares
-from modelpipes.machine.watch import Gpu, Share
+from modelpipes.machine.watch import Gpu, GpuProcess
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,9 @@ def test_a_process_below_a_keeper_is_its_and_others_are_nobodys() -> None:
             Gpu(
                 index=0,
                 processes=(
-                    Share(pid=child.pid, program="python", used_bytes=7),
-                    Share(pid=os.getppid(), program=None, used_bytes=None),
-                    Share(pid=2**22 + 1, program=None, used_bytes=None),  # above the kernel's greatest
+                    GpuProcess(pid=child.pid, program="python", used_bytes=7),
+                    GpuProcess(pid=os.getppid(), program=None, used_bytes=None),
+                    GpuProcess(pid=2**22 + 1, program=None, used_bytes=None),  # above the kernel's greatest
                 ),
             ),
             Gpu(index=1),

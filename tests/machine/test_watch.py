@@ -12,8 +12,8 @@ from modelpipes.errors import UsageError
 from modelpipes.machine import watch
 from modelpipes.machine.watch import (
     Gpu,
+    GpuProcess,
     Sample,
-    Share,
     check_named,
     is_named,
 )
@@ -88,9 +88,9 @@ def test_a_gpu_tells_everything_that_nvml_has(driver: Path) -> None:
             memory_clock_mhz=11201,
             throttle_reasons=("power-cap", "sw-thermal", "bit-40"),
             processes=(
-                Share(pid=999997, program="llama-server", used_bytes=3000 * MIB),
-                Share(pid=999998, program=None, used_bytes=100 * MIB),  # its name is no UTF-8
-                Share(pid=999999, program=None, used_bytes=None),  # NVML knows neither name nor size
+                GpuProcess(pid=999997, program="llama-server", used_bytes=3000 * MIB),
+                GpuProcess(pid=999998, program=None, used_bytes=100 * MIB),  # its name is no UTF-8
+                GpuProcess(pid=999999, program=None, used_bytes=None),  # NVML knows neither name nor size
             ),
         ),
     )

@@ -17,7 +17,7 @@ from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import EngineChoice
 from modelpipes.errors import EngineError, ServingError
 from modelpipes.gateway.wire import DecisionReport, Residency, ResidentReport, WaitingReport
-from modelpipes.serving.gateway import Gateway, Settings, make_app
+from modelpipes.serving.gateway import Gateway, GatewaySettings, make_app
 from modelpipes.serving.grant import Address, Grant, ModelReport
 from modelpipes.serving.listening import Server
 from modelpipes.serving.pages import Mounts
@@ -182,7 +182,7 @@ class SmallPool:
 class Running:
     """A gateway at work in a thread of its own."""
 
-    def __init__(self, pool: SmallPool, settings: Settings, listen: str, mounts: Mounts = ()) -> None:
+    def __init__(self, pool: SmallPool, settings: GatewaySettings, listen: str, mounts: Mounts = ()) -> None:
         self.pool = pool
         self.app: Gateway
         self.server: Server
@@ -245,8 +245,8 @@ class Running:
 
 @contextlib.contextmanager
 def gateway(
-    pool: SmallPool, settings: Settings | None = None, listen: str = "127.0.0.1:0", mounts: Mounts = ()
+    pool: SmallPool, settings: GatewaySettings | None = None, listen: str = "127.0.0.1:0", mounts: Mounts = ()
 ) -> Iterator[Running]:
     """A gateway in front of this pool, and its end with the pool's engines."""
-    with Running(pool, settings or Settings(), listen, mounts) as running:
+    with Running(pool, settings or GatewaySettings(), listen, mounts) as running:
         yield running

@@ -19,7 +19,7 @@ from modelpipes.serving.situation import (
     CLASSES,
     Action,
     Class,
-    Model,
+    Loadable,
     Move,
     Refuse,
     Resident,
@@ -62,7 +62,7 @@ class Workload:
     `failing` has how many loads of a model fail, from the first; `pin_changes` are (moment, model, is pinned).
     """
 
-    models: tuple[Model, ...]
+    models: tuple[Loadable, ...]
     budget: Bytes
     clients: tuple[tuple[Request, ...], ...] = ()
     arrivals: tuple[Request, ...] = ()
@@ -105,7 +105,7 @@ class _Running:
 
 @dataclass
 class _Engine:
-    model: Model
+    model: Loadable
     state: State = "loading"
     running: dict[int, _Running] = field(default_factory=dict)
     last_class: Class = "interactive"
@@ -389,7 +389,7 @@ def simulate(workload: Workload, *, is_checked: bool = True) -> Outcome:
     return World(workload, is_checked=is_checked).run()
 
 
-def waiters_of(waiting: Sequence[Waiting], models: Mapping[str, Model]) -> tuple[Waiters, ...]:
+def waiters_of(waiting: Sequence[Waiting], models: Mapping[str, Loadable]) -> tuple[Waiters, ...]:
     """Those who wait, given in order of arrival, as the decision is told of them."""
     groups: dict[tuple[str, Class], list[Waiting]] = {}
     for one in waiting:
@@ -409,7 +409,7 @@ def random_workload(chance: random.Random) -> Workload:
     names = [chr(ord("a") + number) for number in range(chance.randint(1, 7))]
     unit = chance.choice([0.5, 1.0])
     models = tuple(
-        Model(
+        Loadable(
             name,
             Bytes.of(chance.randint(1, 10), chance.choice([0, 0, chance.randint(0, 5)])),
             unit * chance.randint(1, 20),
@@ -462,7 +462,7 @@ def random_workload_with_classes(chance: random.Random) -> Workload:
     places = [place for place in ("card 1", "box") if chance.random() < 0.4]
     unit = chance.choice([0.5, 1.0])
 
-    def model(one: Model) -> Model:
+    def model(one: Loadable) -> Loadable:
         elsewhere = Bytes({place: chance.randint(0, 10) for place in places})
         work = Bytes.of(chance.choice([0, 0, 1, 3])) + Bytes({place: chance.randint(0, 2) for place in places})
         return dataclasses.replace(one, needs=one.needs + elsewhere, work=work)
@@ -487,8 +487,8 @@ def random_workload_with_classes(chance: random.Random) -> Workload:
 # Traces over models of one size, and what a clairvoyant would need for them.
 
 
-def equal_models(count: int, load_s: float, sequences: int = 1) -> tuple[Model, ...]:
-    return tuple(Model(chr(ord("a") + number), Bytes.of(1), load_s, sequences) for number in range(count))
+def equal_models(count: int, load_s: float, sequences: int = 1) -> tuple[Loadable, ...]:
+    return tuple(Loadable(chr(ord("a") + number), Bytes.of(1), load_s, sequences) for number in range(count))
 
 
 def optimal_swaps(trace: Sequence[str], capacity: int) -> int:

@@ -14,7 +14,7 @@ from modelpipes.serving.situation import (
     CLASSES,
     Action,
     Class,
-    Model,
+    Loadable,
     Move,
     Refuse,
     Resident,
@@ -35,8 +35,8 @@ MOMENTS = st.integers(0, 40).map(float)
 Told = tuple[str, str | int]
 
 
-def model(name: str, size: int = 5, load_s: float = 4.0, sequences: int = 1, host: int = 0, work: int = 0) -> Model:
-    return Model(name, Bytes.of(size * GB, host * GB), load_s, sequences, Bytes.of(work * GB))
+def model(name: str, size: int = 5, load_s: float = 4.0, sequences: int = 1, host: int = 0, work: int = 0) -> Loadable:
+    return Loadable(name, Bytes.of(size * GB, host * GB), load_s, sequences, Bytes.of(work * GB))
 
 
 def resident(
@@ -59,7 +59,7 @@ def at(
     waiting: str = "",
     since: float | None = None,
     queue: tuple[Waiting, ...] = (),
-    models: tuple[Model, ...] = (),
+    models: tuple[Loadable, ...] = (),
     budget: int = 10,
     **others: Any,
 ) -> Situation:
@@ -112,7 +112,7 @@ def scenes(draw: st.DrawFn) -> Scene:
         return Bytes.of(draw(st.integers(min(card, 1), card)), draw(st.integers(0, host))) + sizes
 
     models = {
-        name: Model(name, bytes_(8, 3, 5), draw(st.integers(1, 9)), 2, draw(st.sampled_from((NOTHING, Bytes.of(1)))))
+        name: Loadable(name, bytes_(8, 3, 5), draw(st.integers(1, 9)), 2, draw(st.sampled_from((NOTHING, Bytes.of(1)))))
         for name in NAMES
     }
     residents: list[Resident] = []

@@ -19,7 +19,7 @@ from modelpipes.engine import admission
 from modelpipes.engine.arguments import batch_tokens
 from modelpipes.engine.locate import find_model
 from modelpipes.errors import FileError, UsageError
-from modelpipes.fit import Settings, predict_memory
+from modelpipes.fit import EngineSpec, predict_memory
 from modelpipes.fit.cuda import OVERHEAD_BYTES
 from modelpipes.fit.spec import Backend, spec_of
 from modelpipes.gguf.header import read_header
@@ -156,14 +156,14 @@ def predict(path: str, place: Place, **more: Any) -> Bytes:
 
 
 def test_on_a_card_the_prediction_has_the_runtimes_overhead(model: str) -> None:
-    memory = predict_memory(read_header(model), Settings(n_ubatch=batch_tokens(1, on_cpu=False), backend="cuda"))
+    memory = predict_memory(read_header(model), EngineSpec(n_ubatch=batch_tokens(1, on_cpu=False), backend="cuda"))
     assert predict(model, CARD) == Bytes.of(memory.device_bytes, memory.host.total_bytes)
     assert memory.device_bytes > OVERHEAD_BYTES
 
 
 def test_on_the_cpu_all_of_it_is_the_hosts(model: str) -> None:
     memory = predict_memory(
-        read_header(model), Settings(n_ubatch=batch_tokens(1, on_cpu=True), n_devices=0, n_gpu_layers=0)
+        read_header(model), EngineSpec(n_ubatch=batch_tokens(1, on_cpu=True), n_devices=0, n_gpu_layers=0)
     )
     assert predict(model, CPU) == Bytes.of(0, memory.host.total_bytes)
 
@@ -180,7 +180,7 @@ def test_the_packaged_model_takes_what_fit_predicts(place: Place) -> None:
     header = read_header(path)
     devices = 1 if place.is_charged else 0
     backend: Backend = "cuda" if place.n_devices else "generic"
-    given = Settings(n_ubatch=batch_tokens(1, on_cpu=not place.n_devices), backend=backend)
+    given = EngineSpec(n_ubatch=batch_tokens(1, on_cpu=not place.n_devices), backend=backend)
     card = predict_memory(header, replace(given, n_devices=devices)).device_bytes if devices else 0
     host = predict_memory(
         header, replace(given, n_devices=place.n_devices, n_gpu_layers=None if place.n_devices else 0)
@@ -192,7 +192,7 @@ def test_a_context_is_that_of_each_sequence(model: str) -> None:
     four, whole = (
         predict_memory(
             read_header(model),
-            Settings(n_ctx=n_ctx, n_parallel=4, n_ubatch=batch_tokens(4, on_cpu=False), backend="cuda"),
+            EngineSpec(n_ctx=n_ctx, n_parallel=4, n_ubatch=batch_tokens(4, on_cpu=False), backend="cuda"),
         )
         for n_ctx in (4 * 1024, 1024)
     )
@@ -228,7 +228,7 @@ def test_a_model_whose_memory_cannot_be_predicted_takes_its_file_and_a_fifth(
 ) -> None:
     path = unplannable(tmp_path)
     with pytest.raises(FileError):
-        predict_memory(read_header(path), Settings())
+        predict_memory(read_header(path), EngineSpec())
     whole = int(os.path.getsize(path) * 1.2)
     taken = predict(path, place, gpu_layers=gpu_layers)
     assert taken == Bytes.of(whole * on_card + overheads * OVERHEAD_BYTES, whole * on_host)

@@ -19,7 +19,7 @@ import openai
 import pytest
 
 from modelpipes.errors import PipesError, UsageError
-from modelpipes.serving.gateway import Settings, split_events
+from modelpipes.serving.gateway import GatewaySettings, split_events
 from modelpipes.serving.grant import Grant
 from modelpipes.serving.listening import check_listen, parse_listen
 from tests.models import scripted_model
@@ -47,7 +47,7 @@ def shared(files: dict[str, Path]) -> Iterator[Running]:
 @pytest.fixture
 def own(files: dict[str, Path]) -> Iterator[Running]:
     """A gateway and engines for one test alone."""
-    with gateway(SmallPool(files, ctx_size=32768), Settings(max_waiting=2)) as running:
+    with gateway(SmallPool(files, ctx_size=32768), GatewaySettings(max_waiting=2)) as running:
         yield running
 
 
@@ -191,7 +191,7 @@ def test_a_lease_tells_the_address_and_lives_as_long_as_its_answer(own: Running)
 
 
 def test_a_lease_ends_when_its_time_is_over(files: dict[str, Path]) -> None:
-    with gateway(SmallPool(files), Settings(max_lease_s=0.05)) as running:
+    with gateway(SmallPool(files), GatewaySettings(max_lease_s=0.05)) as running:
         lines = httpx.post(running.url + "/models/hello/lease", timeout=LIMIT_S).text.splitlines()
         assert json.loads(lines[-1]) == {"expired": True}
         running.pool.wait_until(lambda: not running.pool.grants)
@@ -349,7 +349,7 @@ def test_too_many_that_wait_are_refused_with_a_time_to_come_back(own: Running) -
 
 
 def test_an_answer_that_takes_too_long_is_ended(files: dict[str, Path]) -> None:
-    with gateway(SmallPool(files, ctx_size=32768), Settings(max_request_s=0.3)) as running:
+    with gateway(SmallPool(files, ctx_size=32768), GatewaySettings(max_request_s=0.3)) as running:
         url = running.url + "/v1/chat/completions"
         answer = httpx.post(url, json=chat("endless"), timeout=LIMIT_S)
         assert (answer.status_code, code_of(answer)) == (504, "timeout")
@@ -360,7 +360,7 @@ def test_an_answer_that_takes_too_long_is_ended(files: dict[str, Path]) -> None:
 
 def test_a_client_that_reads_nothing_is_left(files: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "s"  # a Unix socket holds less unread than a port
-    with gateway(SmallPool(files, ctx_size=32768), Settings(stall_s=0.3), f"unix:{path}") as running:
+    with gateway(SmallPool(files, ctx_size=32768), GatewaySettings(stall_s=0.3), f"unix:{path}") as running:
         with stream_of(running):
             running.pool.wait_until(lambda: not running.pool.grants)
         assert "left_total 0.0" in figures_of(path)
@@ -385,7 +385,10 @@ def test_many_streams_run_at_once(shared: Running) -> None:
 
 
 def test_a_key_is_demanded_for_all_but_health(files: dict[str, Path]) -> None:
-    with gateway(SmallPool(files), Settings(key="geheim")) as running, httpx.Client(base_url=running.url) as client:
+    with (
+        gateway(SmallPool(files), GatewaySettings(key="geheim")) as running,
+        httpx.Client(base_url=running.url) as client,
+    ):
         assert client.get("/health").status_code == 200
         for given in (
             {},

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 
-from modelpipes.serving.gateway import Settings
+from modelpipes.serving.gateway import GatewaySettings
 from modelpipes.serving.listening import MAX_HEAD_BYTES
 from tests.models import scripted_model
 from tests.serving.pools import LIMIT_S, Running, SmallPool, gateway
@@ -38,14 +38,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def strict(files: dict[str, Path]) -> Iterator[Running]:
     """A gateway of little patience."""
-    limits = Settings(head_s=0.5, body_s=0.5, stall_s=0.5, max_body_bytes=100_000, max_lease_s=0.01)
+    limits = GatewaySettings(head_s=0.5, body_s=0.5, stall_s=0.5, max_body_bytes=100_000, max_lease_s=0.01)
     with gateway(SmallPool(files), limits) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def locked(files: dict[str, Path]) -> Iterator[Running]:
-    with gateway(SmallPool(files), Settings(key="geheim", head_s=0.5, body_s=0.5)) as running:
+    with gateway(SmallPool(files), GatewaySettings(key="geheim", head_s=0.5, body_s=0.5)) as running:
         yield running
 
 
@@ -222,7 +222,7 @@ def test_a_body_that_makes_no_sense_is_the_clients_fault(strict: Running, body: 
 
 
 def test_too_many_connections_are_refused_and_the_others_served(files: dict[str, Path]) -> None:
-    with gateway(SmallPool(files), Settings(max_connections=3)) as running:
+    with gateway(SmallPool(files), GatewaySettings(max_connections=3)) as running:
         kept = [socket.create_connection(("127.0.0.1", running.port), LIMIT_S) for _ in range(3)]
         for connected in kept:
             connected.sendall(GET)

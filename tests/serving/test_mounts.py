@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from modelpipes.serving.gateway import Settings
+from modelpipes.serving.gateway import GatewaySettings
 from tests.serving.pools import LIMIT_S, SmallPool, gateway
 
 KEY = {"Authorization": "Bearer secret"}
@@ -22,7 +22,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 def test_what_is_mounted_answers_below_its_prefix_to_whoever_may_ask_and_hides_no_page() -> None:
     pool = SmallPool({})
     mounts = [("/v1", echo), ("/page", echo)]
-    with gateway(pool, Settings(key="secret"), mounts=mounts) as running:
+    with gateway(pool, GatewaySettings(key="secret"), mounts=mounts) as running:
         with httpx.Client(base_url=running.url, headers=KEY, timeout=LIMIT_S) as client:
             told = client.post("/page/a/b", content=b"words")
             assert (told.status_code, told.text) == (203, "/page/a/b words")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from modelpipes.serving.bytes import Bytes
 from modelpipes.serving.residency import decide, wake_at
-from modelpipes.serving.situation import CLASSES, Model, Move, Refuse, Resident, Waiters, Waiting, Yield, Yielding
+from modelpipes.serving.situation import CLASSES, Loadable, Move, Refuse, Resident, Waiters, Waiting, Yield, Yielding
 from tests.serving.simulate import Request, Workload, equal_models, random_workload, simulate
 from tests.serving.situations import GB, Scene, at, model, resident, scenes, told
 
@@ -144,7 +144,7 @@ def test_a_chat_beside_jobs_waits_for_a_swap_and_no_longer() -> None:
 
 
 def test_each_place_is_a_budget_and_is_told_by_name() -> None:
-    large = Model("b", Bytes({"card 1": 3 * GB, "box": 2 * GB}), 4.0)
+    large = Loadable("b", Bytes({"card 1": 3 * GB, "box": 2 * GB}), 4.0)
     on_box = Resident("a", Bytes({"box": 4 * GB}), "ready", 0, 0.0, 0.0)
     on_card = Resident("c", Bytes({"card 1": GB}), "ready", 0, 0.0, 0.0)
     situation = at(100, on_box, on_card, waiting="b", models=(large,))
@@ -158,7 +158,7 @@ def test_each_place_is_a_budget_and_is_told_by_name() -> None:
 
 
 def test_what_needs_a_place_that_is_not_there_is_refused() -> None:
-    lent = Model("b", Bytes({"box": GB}), 4.0)
+    lent = Loadable("b", Bytes({"box": GB}), 4.0)
     assert decide(at(100, waiting="b", models=(lent,))) == (
         Refuse("b", 1, "b: 953.7 MiB of box needed, the budget is 0 B of box"),
     )
@@ -255,7 +255,7 @@ def test_work_counts_as_what_is_held(scene: Scene) -> None:
     situation = scene.situation
     whole = dataclasses.replace(
         situation,
-        models={name: Model(name, one.charge, one.load_s, one.sequences) for name, one in situation.models.items()},
+        models={name: Loadable(name, one.charge, one.load_s, one.sequences) for name, one in situation.models.items()},
         residents=tuple(dataclasses.replace(one, bytes=one.charge, work=Bytes({})) for one in situation.residents),
     )
     assert decide(whole) == decide(situation)

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelpipes.serving.bytes import NOTHING
-from modelpipes.serving.situation import CLASSES, Class, Model, Waiting
+from modelpipes.serving.situation import CLASSES, Class, Loadable, Waiting
 from modelpipes.serving.waiters import Waiter, WaitingList
 from tests.serving.simulate import waiters_of
 
-MODELS = {"a": Model("a", NOTHING, 1.0, 1), "b": Model("b", NOTHING, 1.0, 4)}
+MODELS = {"a": Loadable("a", NOTHING, 1.0, 1), "b": Loadable("b", NOTHING, 1.0, 4)}
 ARRIVALS = st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(CLASSES), st.booleans()), max_size=20)
 
 

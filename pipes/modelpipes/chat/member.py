@@ -16,9 +16,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from modelpipes.chat.jobs import Job, Jobs
-from modelpipes.chat.memory import Memory, OutOfStep
+from modelpipes.chat.histories import Histories, OutOfStep
 from modelpipes.chat.outbox import DELTA_S, UNSENT_LIMIT_BYTES, Outbox
+from modelpipes.chat.pending import Pending, PendingQueue
 from modelpipes.chat.plain import PlainAnswers
 from modelpipes.chat.voices import LOAD_S, Finish, Voice, Work
 from modelpipes.errors import DeadlineError, EngineError, MessageError, PeerError, PipesError, Reason, RoomError
@@ -69,9 +69,9 @@ class Member:
         self._once = once
         self._load_s = load_s
         self._report = report
-        self._jobs = Jobs(voice.parallel, QUEUE_LIMIT)
-        self._memory = Memory(voice.history_bytes)
-        self._started: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # for the voice's threads; None ends one
+        self._pending = PendingQueue(voice.parallel, QUEUE_LIMIT)
+        self._memory = Histories(voice.history_bytes)
+        self._started: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()  # for the voice's threads; None ends one
         self._news: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # what other threads hand over
         self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._wake_lock = threading.RLock()  # a signal handler may wake while its own thread does
@@ -114,7 +114,7 @@ class Member:
                 if not isinstance(self._end, PipesError):
                     self._lock.clear()  # else the last state stays, so that who waits for the seat learns of its death
         finally:
-            for _ in range(self._jobs.parallel):
+            for _ in range(self._pending.parallel):
                 self._started.put(None)
             with self._wake_lock:
                 os.close(self._wake_r)
@@ -126,7 +126,7 @@ class Member:
 
     def _work_until_the_end(self) -> None:
         try:
-            for work in (self._load, *[self._answer_jobs] * self._jobs.parallel):
+            for work in (self._load, *[self._answer_pending] * self._pending.parallel):
                 threading.Thread(target=self._in_thread, args=(work,), daemon=True).start()
             while self._end is None:
                 self._step()
@@ -134,9 +134,9 @@ class Member:
             self._leave(self._why(e))
 
     def _step(self) -> None:
-        plain = [job for job in (*self._jobs.waiting, *self._jobs.working) if job.is_plain]
-        is_idle = self._plain.is_idle(job.asker for job in plain)
-        waits_for_lock = any(not job.work for job in plain)
+        plain = [pending for pending in (*self._pending.waiting, *self._pending.working) if pending.is_plain]
+        is_idle = self._plain.is_idle(pending.asker for pending in plain)
+        waits_for_lock = any(not pending.work for pending in plain)
         until = Deadline.after(PLAIN_RETRY_S) if waits_for_lock or not is_idle else self._tick
         if not self._out.is_idle():
             until = until.earlier(Deadline.after(DELTA_S))
@@ -150,8 +150,8 @@ class Member:
         self._out.post_lagging()
         if self._plain.deliver() and self._once:
             self._leave(0)
-        while self._is_ready and (job := self._jobs.next_to_start(self._may_start)):
-            self._start(job)
+        while self._is_ready and (pending := self._pending.next_to_start(self._may_start)):
+            self._start(pending)
         if self._tick.has_passed():
             self._tick = Deadline.after(TICK_S)
             self._look_after()
@@ -225,9 +225,9 @@ class Member:
             if self._out.connect(sender):
                 self._out.fail(sender, item.reply_to, "malformed", item.detail)
         elif isinstance(item, Cancel):
-            job = self._jobs.find(item.reply_to)
-            if job and job.asker == sender:
-                self._cancel(job)
+            pending = self._pending.find(item.reply_to)
+            if pending and pending.asker == sender:
+                self._cancel(pending)
         elif isinstance(item, Bye):
             self._forget_asker(sender, 0)
 
@@ -236,11 +236,11 @@ class Member:
             return  # a typed asker opens its answer pipe before it speaks: this one has gone
         if reply := self._memory.reply_to(say.id):
             self._out.post(sender, reply, limit_bytes=UNSENT_LIMIT_BYTES)
-        elif (job := self._jobs.find(say.id)) and not job.is_abandoned:
-            if job.work and job.work.content:  # joined: tell what was said so far
-                delta = Delta(say.id, self.seat, sender, "".join(job.work.content))
+        elif (pending := self._pending.find(say.id)) and not pending.is_abandoned:
+            if pending.work and pending.work.content:  # joined: tell what was said so far
+                delta = Delta(say.id, self.seat, sender, "".join(pending.work.content))
                 self._out.post(sender, delta, limit_bytes=UNSENT_LIMIT_BYTES)
-        elif not self._jobs.add(Job(sender, say)):
+        elif not self._pending.add(Pending(sender, say)):
             self._out.fail(sender, say.id, "busy", f"{self.seat} has {QUEUE_LIMIT} messages waiting; ask again later")
 
     def _hear_plain(self, sender: str, plain: Plain) -> None:
@@ -248,71 +248,75 @@ class Member:
             self._report(f"{self.seat}: a plain line from {sender}, which is a member, is not answered")
             return
         self._plain.drop(sender)
-        for older in self._jobs.of(sender):
+        for older in self._pending.of(sender):
             if older.is_plain and not older.is_abandoned:
                 self._report(f"{self.seat}: {sender} asked again before it had its answer, which is lost")
                 older.is_abandoned = True  # its words are heard all the same: a program may count them
-        job = Job(sender, Say(new_id(), sender, self.seat, plain.content), is_plain=True)
-        if not self._jobs.add(job):
+        pending = Pending(sender, Say(new_id(), sender, self.seat, plain.content), is_plain=True)
+        if not self._pending.add(pending):
             self._report(f"{self.seat}: too busy for a plain line from {sender}; it is lost")
 
     def _forget_asker(self, asker: str, unsent_bytes: int) -> None:
         """A typed asker that has gone wants no answer; a plain one that comes and goes loses what it did not read."""
-        if unsent_bytes and not self._jobs.of(asker):
+        if unsent_bytes and not self._pending.of(asker):
             self._report(f"{self.seat}: {asker} went away before it read the whole answer")
-        for job in self._jobs.of(asker):
-            if not job.is_plain:
-                job.is_abandoned = True
-                self._cancel(job)
+        for pending in self._pending.of(asker):
+            if not pending.is_plain:
+                pending.is_abandoned = True
+                self._cancel(pending)
 
-    def _cancel(self, job: Job) -> None:
-        if job.work:
-            job.work.cancel()
+    def _cancel(self, pending: Pending) -> None:
+        if pending.work:
+            pending.work.cancel()
             return
-        self._jobs.remove(job)
-        self._reply(job, "cancelled", "")
+        self._pending.remove(pending)
+        self._reply(pending, "cancelled", "")
 
     # -- work
 
-    def _may_start(self, job: Job) -> bool:
-        return not (job.is_plain and self.room.is_asked(job.asker, self.seat))
+    def _may_start(self, pending: Pending) -> bool:
+        return not (pending.is_plain and self.room.is_asked(pending.asker, self.seat))
 
-    def _start(self, job: Job) -> None:
+    def _start(self, pending: Pending) -> None:
         try:
-            turns = self._memory.turns_for(job.say)
+            turns = self._memory.turns_for(pending.say)
         except MessageError as e:
-            self._jobs.remove(job)
-            self._out.fail(job.asker, job.say.id, "malformed", str(e))
+            self._pending.remove(pending)
+            self._out.fail(pending.asker, pending.say.id, "malformed", str(e))
             return
         if isinstance(turns, OutOfStep):
-            self._jobs.remove(job)
-            self._out.fail(job.asker, job.say.id, "out-of-step", f"{self.seat} knows turn {turns.have}", turns.have)
+            self._pending.remove(pending)
+            self._out.fail(
+                pending.asker, pending.say.id, "out-of-step", f"{self.seat} knows turn {turns.have}", turns.have
+            )
             return
-        job.work = Work(turns, lambda _, content, thinking: self._pass_on(job, content, thinking))
-        self._started.put(job)
+        pending.work = Work(turns, lambda _, content, thinking: self._pass_on(pending, content, thinking))
+        self._started.put(pending)
 
-    def _answer_jobs(self) -> None:
+    def _answer_pending(self) -> None:
         """A voice's thread, one of `parallel`: started beforehand, as that takes 0.1 ms of the first token's time."""
-        while job := self._started.get():
-            if job.work:
-                self._answer(job, job.work)
-            del job  # or the message stays until the next one comes
+        while pending := self._started.get():
+            if pending.work:
+                self._answer(pending, pending.work)
+            del pending  # or the message stays until the next one comes
 
-    def _answer(self, job: Job, work: Work) -> None:
+    def _answer(self, pending: Pending, work: Work) -> None:
         try:
             finish = self.voice.answer(work)
         except PipesError as e:
             error = e
             if not work.is_cancelled and (death := self._why_voice_dies()):
-                self._hand_over(lambda: self._leave(death))  # the job learns of it as one that the leaving member owes
+                self._hand_over(
+                    lambda: self._leave(death)
+                )  # the message learns of it as one that the leaving member owes
             else:
-                self._hand_over(lambda: self._give_up(job, error))
+                self._hand_over(lambda: self._give_up(pending, error))
         except Exception as e:  # noqa: BLE001  # the edge of one answer: it fails, and the seat answers the next one
             fault = self._why(e)
             self._report(str(fault))
-            self._hand_over(lambda: self._give_up(job, fault))
+            self._hand_over(lambda: self._give_up(pending, fault))
         else:
-            self._hand_over(lambda: self._finish(job, finish))
+            self._hand_over(lambda: self._finish(pending, finish))
 
     def _why_voice_dies(self) -> PipesError | None:
         """Did an answer fail because what makes the answers dies? Its connections end before itself."""
@@ -329,77 +333,79 @@ class Member:
     def _death(self) -> EngineError:
         return EngineError(f"{self.seat}: {self.voice.last_words()}")
 
-    def _pass_on(self, job: Job, content: str, thinking: str) -> None:
+    def _pass_on(self, pending: Pending, content: str, thinking: str) -> None:
         """In the voice's thread: pieces that come faster than they go travel together."""
-        if job.is_plain:
+        if pending.is_plain:
             return
-        job.pieces.append((content, thinking))
-        if not job.is_posting:
-            job.is_posting = True
-            self._hand_over(lambda: self._out.post_soon(job))
+        pending.pieces.append((content, thinking))
+        if not pending.is_posting:
+            pending.is_posting = True
+            self._hand_over(lambda: self._out.post_soon(pending))
 
-    def _give_up(self, job: Job, error: PipesError) -> None:
-        if job.work and job.work.is_cancelled:
-            self._reply(job, "cancelled", "".join(job.work.content))
+    def _give_up(self, pending: Pending, error: PipesError) -> None:
+        if pending.work and pending.work.is_cancelled:
+            self._reply(pending, "cancelled", "".join(pending.work.content))
         elif isinstance(error, MessageError):
-            self._fail_job(job, "too-large", str(error))
+            self._fail_pending(pending, "too-large", str(error))
         else:
-            self._fail_job(job, "silent" if isinstance(error, DeadlineError) else "voice", str(error))
-        self._forget(job)
+            self._fail_pending(pending, "silent" if isinstance(error, DeadlineError) else "voice", str(error))
+        self._forget(pending)
 
-    def _finish(self, job: Job, finish: Finish) -> None:
-        assert job.work, "what finishes has been in work"
-        content = "".join(job.work.content)
-        if job.work.is_cancelled:
-            self._reply(job, "cancelled", content, finish)
+    def _finish(self, pending: Pending, finish: Finish) -> None:
+        assert pending.work, "what finishes has been in work"
+        content = "".join(pending.work.content)
+        if pending.work.is_cancelled:
+            self._reply(pending, "cancelled", content, finish)
         else:
-            self._memory.add_own(job.say, self.seat, content)
-            self._reply(job, finish.stop, content, finish)
-        self._forget(job)
+            self._memory.add_own(pending.say, self.seat, content)
+            self._reply(pending, finish.stop, content, finish)
+        self._forget(pending)
 
-    def _forget(self, job: Job) -> None:
-        self._jobs.remove(job)
-        job.work = None  # each knows the other: without this both, and a message, stay until Python looks for cycles
+    def _forget(self, pending: Pending) -> None:
+        self._pending.remove(pending)
+        pending.work = (
+            None  # each knows the other: without this both, and a message, stay until Python looks for cycles
+        )
 
-    def _reply(self, job: Job, stop: Stop, content: str, finish: Finish | None = None) -> None:
+    def _reply(self, pending: Pending, stop: Stop, content: str, finish: Finish | None = None) -> None:
         finish = finish or Finish()
         self._answers += stop != "cancelled"
-        if job.is_plain:
-            if not job.is_abandoned:
-                self._plain.keep(job.asker, content)
+        if pending.is_plain:
+            if not pending.is_abandoned:
+                self._plain.keep(pending.asker, content)
             return
         if self._once and stop != "cancelled":
             self._leave(0)
-        self._out.post_pieces(job)
+        self._out.post_pieces(pending)
         reply = Reply(
             id=new_id(),
-            reply_to=job.say.id,
+            reply_to=pending.say.id,
             sender=self.seat,
-            to=job.asker,
+            to=pending.asker,
             content=content,
             stop=stop,
-            thinking="".join(job.work.thinking) if job.work else "",
+            thinking="".join(pending.work.thinking) if pending.work else "",
             usage=finish.usage,
-            timing=_timing(job, finish),
+            timing=_timing(pending, finish),
             dropped=finish.dropped,
         )
         try:
             size = len(encode(reply))
         except MessageError as e:
-            self._out.fail(job.asker, job.say.id, "too-large", str(e))
+            self._out.fail(pending.asker, pending.say.id, "too-large", str(e))
             return
         if stop != "cancelled":
             self._memory.remember(reply, size)
-        if not job.is_abandoned:
-            self._out.post(job.asker, reply)
+        if not pending.is_abandoned:
+            self._out.post(pending.asker, reply)
 
-    def _fail_job(self, job: Job, reason: Reason, detail: str) -> None:
+    def _fail_pending(self, pending: Pending, reason: Reason, detail: str) -> None:
         if self._once:
             self._leave(PeerError(f"{self.seat}: {detail}"))
-        if job.is_plain and not job.is_abandoned:
-            self._plain.keep(job.asker, f"error: {detail}")
-        elif not job.is_abandoned:
-            self._out.fail(job.asker, job.say.id, reason, detail)
+        if pending.is_plain and not pending.is_abandoned:
+            self._plain.keep(pending.asker, f"error: {detail}")
+        elif not pending.is_abandoned:
+            self._out.fail(pending.asker, pending.say.id, reason, detail)
 
     # -- twice a second
 
@@ -422,29 +428,29 @@ class Member:
         except PipesError as died:
             self._leave(PeerError(f"{self.seat}: {died}"))
         alive_s = time.monotonic() - 2 * TICK_S
-        for job in self._jobs.working:
-            if job.work and job.work.life_s > alive_s:
-                self._out.tell_progress(job, job.work.phase)
-        for position, job in enumerate(self._jobs.waiting, 1):
-            self._out.tell_progress(job, "queued" if self._is_ready else "loading", position)
+        for pending in self._pending.working:
+            if pending.work and pending.work.life_s > alive_s:
+                self._out.tell_progress(pending, pending.work.phase)
+        for position, pending in enumerate(self._pending.waiting, 1):
+            self._out.tell_progress(pending, "queued" if self._is_ready else "loading", position)
 
     def _show_state(self) -> None:
-        state: State = "loading" if not self._is_ready else "busy" if self._jobs.working else "ready"
+        state: State = "loading" if not self._is_ready else "busy" if self._pending.working else "ready"
         kind, command = (text.encode("utf-8", "replace").decode() for text in (self.voice.kind, self._command))
-        who = Sitting(self.seat, state, os.getpid(), kind, len(self._jobs.waiting), self._answers, command)
+        who = Sitting(self.seat, state, os.getpid(), kind, len(self._pending.waiting), self._answers, command)
         if who != self._shown:
             self._shown = who
             self._lock.write(msgspec.json.encode(who) + b"\n")
 
     def _say_goodbye(self) -> None:
         detail = str(self._end) if isinstance(self._end, PipesError) else f"{self.seat} is leaving"
-        for job in [*self._jobs.working, *self._jobs.waiting]:
-            if job.work:
-                job.work.cancel()
-            if job.is_plain and not job.is_abandoned:
-                self._plain.keep(job.asker, f"error: {detail}")
-            elif not job.is_abandoned:
-                self._out.fail(job.asker, job.say.id, "leaving", detail)
+        for pending in [*self._pending.working, *self._pending.waiting]:
+            if pending.work:
+                pending.work.cancel()
+            if pending.is_plain and not pending.is_abandoned:
+                self._plain.keep(pending.asker, f"error: {detail}")
+            elif not pending.is_abandoned:
+                self._out.fail(pending.asker, pending.say.id, "leaving", detail)
         self._plain.deliver()
         self._out.say_goodbye()
 
@@ -457,13 +463,13 @@ def _place(error: BaseException) -> str:
     return f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}" if trace else "nowhere"
 
 
-def _timing(job: Job, finish: Finish) -> Timing:
+def _timing(pending: Pending, finish: Finish) -> Timing:
     now_s = time.monotonic()
-    started_s = job.started_s or now_s
-    first_s = job.work.first_word_s if job.work else None
+    started_s = pending.started_s or now_s
+    first_s = pending.work.first_word_s if pending.work else None
     return Timing(
-        queued_ms=round((started_s - job.arrived_s) * 1000, 3),
+        queued_ms=round((started_s - pending.arrived_s) * 1000, 3),
         first_token_ms=None if first_s is None else round((first_s - started_s) * 1000, 3),
-        total_ms=round((now_s - job.arrived_s) * 1000, 3),
+        total_ms=round((now_s - pending.arrived_s) * 1000, 3),
         tokens_per_second=finish.tokens_per_second and round(finish.tokens_per_second, 1),
     )

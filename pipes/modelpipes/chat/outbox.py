@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 
-from modelpipes.chat.jobs import Job
+from modelpipes.chat.pending import Pending
 from modelpipes.errors import MessageError, Reason, RoomError
 from modelpipes.pipe.endpoint import Endpoint
 from modelpipes.pipe.message import Bye, Delta, Failure, Message, Phase, Progress
@@ -24,7 +24,7 @@ class Outbox:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._seat = endpoint.seat
-        self._lagging: list[Job] = []  # with pieces that go in a moment
+        self._lagging: list[Pending] = []  # with pieces that go in a moment
 
     def connect(self, asker: str) -> bool:
         """Open the pipe to an asker; False while nobody reads there, or where no pipe leads there."""
@@ -48,37 +48,37 @@ class Outbox:
         is_cheap = reason in ("busy", "malformed")  # to provoke, without end and without reading
         self.post(asker, failure, limit_bytes=UNSENT_LIMIT_BYTES if is_cheap else None)
 
-    def tell_progress(self, job: Job, phase: Phase, position: int | None = None) -> None:
+    def tell_progress(self, pending: Pending, phase: Phase, position: int | None = None) -> None:
         """Tell that the answer is on its way, unless words of it are."""
-        if not job.is_plain and not job.is_abandoned and not self._endpoint.unsent_bytes(job.asker):
-            self.post(job.asker, Progress(job.say.id, self._seat, job.asker, phase, position))
+        if not pending.is_plain and not pending.is_abandoned and not self._endpoint.unsent_bytes(pending.asker):
+            self.post(pending.asker, Progress(pending.say.id, self._seat, pending.asker, phase, position))
 
-    def post_soon(self, job: Job) -> None:
+    def post_soon(self, pending: Pending) -> None:
         """Post what the voice has emitted, unless it just was; then it goes in a moment, with what comes until then."""
         now_s = time.monotonic()
-        if now_s - job.posted_s < DELTA_S:
-            self._lagging.append(job)
+        if now_s - pending.posted_s < DELTA_S:
+            self._lagging.append(pending)
             return
-        job.posted_s = now_s
-        self.post_pieces(job)
+        pending.posted_s = now_s
+        self.post_pieces(pending)
 
-    def post_pieces(self, job: Job) -> None:
+    def post_pieces(self, pending: Pending) -> None:
         """Post what the voice has emitted by now as one delta."""
-        job.is_posting = False
+        pending.is_posting = False
         content = thinking = ""
-        while job.pieces:
-            more_content, more_thinking = job.pieces.popleft()
+        while pending.pieces:
+            more_content, more_thinking = pending.pieces.popleft()
             content += more_content
             thinking += more_thinking
-        if (content or thinking) and not job.is_abandoned:
-            delta = Delta(job.say.id, self._seat, job.asker, content, thinking)
-            self.post(job.asker, delta, limit_bytes=UNSENT_LIMIT_BYTES)  # what is left out the reply will tell
+        if (content or thinking) and not pending.is_abandoned:
+            delta = Delta(pending.say.id, self._seat, pending.asker, content, thinking)
+            self.post(pending.asker, delta, limit_bytes=UNSENT_LIMIT_BYTES)  # what is left out the reply will tell
 
     def post_lagging(self) -> None:
         """Post what waited for its moment, if that has come."""
         lagging, self._lagging = self._lagging, []
-        for job in lagging:
-            self.post_soon(job)
+        for pending in lagging:
+            self.post_soon(pending)
 
     def is_idle(self) -> bool:
         """Does nothing wait for its moment?"""

@@ -31,7 +31,7 @@ from modelpipes.terminal import output
 from modelpipes.values.deadline import Deadline
 
 if TYPE_CHECKING:
-    from modelpipes.gateway.private import Gateway
+    from modelpipes.gateway.private import PrivateDaemon
 
 SIT_DOWN_S = 5.0  # for the person's seat to be taken; a dying holder is waited for a part of it
 
@@ -125,7 +125,7 @@ def _check_served(seats: Sequence[str]) -> None:
         raise UsageError("--serve seats its models as SEAT=NAME: chat-models --serve models.toml alice=qwen bob=gemma")
 
 
-def _lead(given: dict[str, Any], names: Sequence[str], gateway: Gateway | None) -> None:
+def _lead(given: dict[str, Any], names: Sequence[str], gateway: PrivateDaemon | None) -> None:
     members = read_members(given, names, gateway)
     if not given["no_fit_check"]:
         members.check_fit()

@@ -9,7 +9,7 @@ import click
 
 from modelpipes.commands.cli import cards, options, values
 from modelpipes.commands.views import plan as planview
-from modelpipes.engine.admission import look_at
+from modelpipes.engine.admission import free_space_of
 from modelpipes.engine.locate import find_model
 from modelpipes.errors import PipesError, UsageError
 from modelpipes.fit.plan import Wishes, plan
@@ -82,7 +82,7 @@ def command(
         flash_attn=flash_attn,
     )
     chosen = cards.choose_cards(gpu, vram, use, for_all=True)
-    space = look_at(chosen).space(reserve, is_steady=True)
+    space = free_space_of(chosen).space(reserve, is_steady=True)
     made = plan(headers, space, wishes)
     names = [stem(path) if _is_path(file, path) else file for file, path in zip(files, paths, strict=True)]
     view = planview.View(made, names, paths, chosen, space)

@@ -26,7 +26,7 @@ HOST_STEP = 1 << 30
 
 
 @dataclass(frozen=True)
-class Site:
+class FreeSpace:
     """Where engines compute, on these cards or, without any, on the host; and what was free there."""
 
     cards: tuple[Card, ...]
@@ -56,14 +56,14 @@ def _steady_bytes(card: Card) -> int:
     return card.free_bytes // DEVICE_STEP * DEVICE_STEP if card.uuid else card.free_bytes
 
 
-def look_at(cards: tuple[Card, ...]) -> Site:
-    """The site of these cards, now."""
-    return Site(cards, available_bytes())
+def free_space_of(cards: tuple[Card, ...]) -> FreeSpace:
+    """What is free on these cards and on the host, now."""
+    return FreeSpace(cards, available_bytes())
 
 
-def find_site(*, has_gpu: bool) -> Site:
+def find_free_space(*, has_gpu: bool) -> FreeSpace:
     """Where an engine computes, now: on the cards that it sees, if it has a back-end for them."""
-    return look_at(find_visible_cards().cards if has_gpu else ())
+    return free_space_of(find_visible_cards().cards if has_gpu else ())
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def admit(candidates: Sequence[Candidate], engine: EngineChoice = "auto") -> lis
 
     candidates = [replace(one, spec=replace(one.spec, model=find_model(one.spec.model))) for one in candidates]
     predictors = [_predictor(one) for one in candidates]
-    plan = _Plan(candidates, predictors, find_site(has_gpu=find_engine(engine).has_gpu))
+    plan = _Plan(candidates, predictors, find_free_space(has_gpu=find_engine(engine).has_gpu))
     if plan.missing_bytes() > 0:
         raise FileError(plan.refusal())
     return [f"{one.name}: {what}" for one in candidates for what in uncounted(one.spec)]
@@ -131,16 +131,16 @@ def _predictor(one: Candidate) -> EnginePredictor:
 
 
 class _Plan:
-    """Engines side by side on a site."""
+    """Engines side by side in what is free."""
 
-    def __init__(self, candidates: Sequence[Candidate], predictors: Sequence[EnginePredictor], site: Site) -> None:
+    def __init__(self, candidates: Sequence[Candidate], predictors: Sequence[EnginePredictor], free: FreeSpace) -> None:
         from modelpipes.engine.arguments import placed
 
         self._candidates = candidates
         self._predictors = predictors
-        self._site = site
-        self._space = site.space()
-        self._specs = [placed(one.spec, site.n_devices) for one in candidates]
+        self._free = free
+        self._space = free.space()
+        self._specs = [placed(one.spec, free.n_devices) for one in candidates]
 
     def _memories(self, ctx_size: int | None = None, gpu_layers: int | None = None) -> list[Memory]:
         memories = []
@@ -173,10 +173,10 @@ class _Plan:
             for one, memory in zip(self._candidates, self._memories(), strict=True)
         )
         start = "--no-fit-check starts them all the same"
-        return f"{needs}: more than {self._site.describe()}; {self._advice()}; {start}"
+        return f"{needs}: more than {self._free.describe()}; {self._advice()}; {start}"
 
     def _advice(self) -> str:
-        n_layers = max(predict.n_layers for predict in self._predictors) if self._site.n_devices else 0
+        n_layers = max(predict.n_layers for predict in self._predictors) if self._free.n_devices else 0
         most = max(spec.n_ctx_seq for spec in self._specs)
         advice = find_advice(most, n_layers, lambda ctx_size, layers: -self.missing_bytes(ctx_size, layers))
         if advice.ctx_size is not None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from modelpipes.fit.settings import Settings
 from modelpipes.fit.shares import Memory, Share
+from modelpipes.fit.spec import EngineSpec
 
 if TYPE_CHECKING:
     from modelpipes.fit.memory import Predictor, predict_memory
 
-__all__ = ["Memory", "Predictor", "Settings", "Share", "predict_memory"]
+__all__ = ["EngineSpec", "Memory", "Predictor", "Share", "predict_memory"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,8 @@ from typing import TypeAlias
 from modelpipes.fit.hparams import Hparams
 from modelpipes.fit.memory import Predictor
 from modelpipes.fit.rating import Space, host_work, largest
-from modelpipes.fit.settings import Settings
 from modelpipes.fit.shares import Memory
+from modelpipes.fit.spec import EngineSpec
 from modelpipes.gguf.header import Header
 
 MIB = 1 << 20
@@ -23,7 +23,7 @@ MAX_TRIES = 5_000
 class Placed:
     """One model's engine: its settings, its devices in the order of `memory.devices`, and what it takes there."""
 
-    settings: Settings
+    settings: EngineSpec
     devices: tuple[int, ...]
     memory: Memory
 
@@ -39,13 +39,13 @@ class Arranger:
         """Raises FileError where a file is no language model."""
         self._predictors = [Predictor(header) for header in headers]
         self._signatures = [header.signature for header in headers]
-        self._known: dict[tuple[bytes, Settings], Memory] = {}
+        self._known: dict[tuple[bytes, EngineSpec], Memory] = {}
         self.space = space
 
     def hparams(self, model: int) -> Hparams:
         return self._predictors[model].hparams
 
-    def predict(self, model: int, settings: Settings) -> Memory:
+    def predict(self, model: int, settings: EngineSpec) -> Memory:
         """As `predict_memory`, and remembered."""
         key = self._signatures[model], settings
         if key not in self._known:
@@ -74,7 +74,7 @@ class Arranger:
         return min([self.host_left_bytes(placed.values()), *(left[device] for device in used)])
 
     def whole(
-        self, wanted: Mapping[int, Settings], n_split: int = 0, beside: Arrangement = NOBODY
+        self, wanted: Mapping[int, EngineSpec], n_split: int = 0, beside: Arrangement = NOBODY
     ) -> Arrangement | None:
         """All layers of the models on the devices, each on one, the `n_split` largest on all that have space.
 
@@ -104,7 +104,7 @@ class Arranger:
         return {model: placed[model] for model in (*beside, *wanted)}
 
     def partial(
-        self, wanted: Mapping[int, Settings], n_split: int = 0, beside: Arrangement = NOBODY
+        self, wanted: Mapping[int, EngineSpec], n_split: int = 0, beside: Arrangement = NOBODY
     ) -> Arrangement | None:
         """As `whole`, but with on the host what the devices lack space for; each model keeps a layer on a device.
 
@@ -127,18 +127,18 @@ class Arranger:
             self._give_way(placed, model, replace(placed[model].settings, n_gpu_layers=1))
         return placed if self.spare_bytes(placed) >= 0 else None
 
-    def _give_way(self, placed: dict[int, Placed], model: int, at_most: Settings) -> None:
+    def _give_way(self, placed: dict[int, Placed], model: int, at_most: EngineSpec) -> None:
         """Move as much of a model to the host as its devices lack; if nothing suffices, `at_most`."""
         others = [each for number, each in placed.items() if number != model]
         left, host_left = self.left_bytes(others), self.host_left_bytes(others)
         now, devices = placed[model].settings, placed[model].devices
         hparams = self.hparams(model)
 
-        def spare(settings: Settings) -> int:
+        def spare(settings: EngineSpec) -> int:
             shares = self.predict(model, settings).devices
             return min(left[device] - share.total_bytes for device, share in zip(devices, shares, strict=True))
 
-        def with_most_layers(settings: Settings) -> Settings:
+        def with_most_layers(settings: EngineSpec) -> EngineSpec:
             n_layers = largest(1, hparams.n_layer + 1, lambda n: spare(replace(settings, n_gpu_layers=n)))
             return replace(settings, n_gpu_layers=n_layers)
 

@@ -19,7 +19,7 @@ from modelpipes.fit.placement import (
     aligned,
     cuda_row_padding,
 )
-from modelpipes.fit.settings import Settings
+from modelpipes.fit.spec import EngineSpec
 from modelpipes.gguf.types import CACHE_TYPES, TENSOR_TYPES, TYPE_IDS, row_bytes
 
 N_BATCH = 2048  # tokens of a logical batch: llama.cpp's default
@@ -95,7 +95,7 @@ class Context:
         return self.host_kv_bytes + self.host_state_bytes
 
 
-def plan_context(hparams: Hparams, placement: Placement, settings: Settings) -> Context:
+def plan_context(hparams: Hparams, placement: Placement, settings: EngineSpec) -> Context:
     """The context that llama.cpp makes under these settings.
 
     Raises UsageError where it would refuse them, as a quantised V cache without flash attention.
@@ -126,7 +126,7 @@ def plan_context(hparams: Hparams, placement: Placement, settings: Settings) -> 
     )
 
 
-def _check(hparams: Hparams, settings: Settings, flash_attn: bool) -> None:
+def _check(hparams: Hparams, settings: EngineSpec, flash_attn: bool) -> None:
     """Refuse what `llama_init_from_model` and the constructor of `llama_context` refuse."""
     if not 0 < settings.n_parallel <= MAX_SEQUENCES:
         raise UsageError(f"llama.cpp takes 1 to {MAX_SEQUENCES} sequences, not {settings.n_parallel}")
@@ -155,7 +155,7 @@ def _block_size(type: str) -> int:
     return TENSOR_TYPES[TYPE_IDS[type]].block_size
 
 
-def _lengths(hparams: Hparams, settings: Settings) -> tuple[int, int, int]:
+def _lengths(hparams: Hparams, settings: EngineSpec) -> tuple[int, int, int]:
     """The context, one sequence's part of it, and the physical batch (the constructor of `llama_context`)."""
     wanted = settings.n_ctx or hparams.n_ctx_train
     n_batch = min(wanted, N_BATCH) if hparams.causal_attn else N_BATCH
@@ -170,7 +170,7 @@ def _lengths(hparams: Hparams, settings: Settings) -> tuple[int, int, int]:
 class _Shape:
     """What caches are made from: the model's sizes, and the settings' cells and streams."""
 
-    def __init__(self, hparams: Hparams, settings: Settings, cells: int, n_ubatch: int, *, transposed: bool) -> None:
+    def __init__(self, hparams: Hparams, settings: EngineSpec, cells: int, n_ubatch: int, *, transposed: bool) -> None:
         self.hparams = hparams
         self.cells = cells
         self.transposed = transposed
@@ -301,7 +301,7 @@ def _make_states(h: Hparams, n_sequences: int) -> Iterable[State]:
             yield State(layer, (rolling, recurrent, *history))
 
 
-def _cache_tensors(caches: Sequence[Cache], settings: Settings) -> Iterable[tuple[int, str, int, int]]:
+def _cache_tensors(caches: Sequence[Cache], settings: EngineSpec) -> Iterable[tuple[int, str, int, int]]:
     """Layer, type, row length and number of rows of every tensor of the caches."""
     for cache in caches:
         n_rows = cache.cells * cache.streams
@@ -318,7 +318,7 @@ def _state_tensors(states: Sequence[State]) -> Iterable[tuple[int, str, int, int
 
 
 def _add_up(
-    tensors: Iterable[tuple[int, str, int, int]], placement: Placement, settings: Settings
+    tensors: Iterable[tuple[int, str, int, int]], placement: Placement, settings: EngineSpec
 ) -> tuple[tuple[int, ...], int]:
     """Bytes of the tensors, on each device and on the host."""
     devices = [0] * settings.n_devices

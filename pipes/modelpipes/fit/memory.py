@@ -22,8 +22,8 @@ from modelpipes.fit.compute.transformer import has_rope
 from modelpipes.fit.context import Context, plan_context
 from modelpipes.fit.hparams import Hparams, classify, read_hparams
 from modelpipes.fit.placement import Placement, Weights, place, size_of, weigh
-from modelpipes.fit.settings import Settings
 from modelpipes.fit.shares import Memory, Share
+from modelpipes.fit.spec import EngineSpec
 from modelpipes.gguf.header import Header
 
 FOLLOWED_BUILD = "b11434"  # of llama.cpp, whose rules these are
@@ -32,10 +32,10 @@ FLOAT_BYTES = 4
 ATTENDS = re.compile(r"blk\.[0-9]+\.attn_q\.weight")
 
 
-def predict_memory(header: Header, settings: Settings | None = None) -> Memory:
+def predict_memory(header: Header, settings: EngineSpec | None = None) -> Memory:
     """The memory that llama.cpp takes for a model under these settings (None: its own), in bytes.
 
-        memory = predict_memory(read_header("model.gguf"), Settings(n_ctx=8192, backend="cuda"))
+        memory = predict_memory(read_header("model.gguf"), EngineSpec(n_ctx=8192, backend="cuda"))
         print(memory.device_bytes, memory.host.total_bytes, memory.estimate)
 
     `devices` has a share for each device, `host` is that of the host; a share has the weights, the context's caches,
@@ -45,7 +45,7 @@ def predict_memory(header: Header, settings: Settings | None = None) -> Memory:
     Raises FileError where the file is no language model, ContradictionError where it contradicts itself, and UsageError
     where llama.cpp would refuse the settings.
     """
-    return Predictor(header)(settings or Settings())
+    return Predictor(header)(settings or EngineSpec())
 
 
 class Predictor:
@@ -61,12 +61,12 @@ class Predictor:
     def hparams(self) -> Hparams:
         return self._model.hparams
 
-    def __call__(self, settings: Settings) -> Memory:
+    def __call__(self, settings: EngineSpec) -> Memory:
         """As `predict_memory`."""
         with _checked(self._path):
             return self._predict(settings)
 
-    def _predict(self, settings: Settings) -> Memory:
+    def _predict(self, settings: EngineSpec) -> Memory:
         model, hparams = self._model, self.hparams
         placement = place(model.weights, hparams, settings)
         context = plan_context(hparams, placement, settings)
@@ -86,7 +86,7 @@ class Predictor:
             "exact" if known and hparams.known and not hparams.facts.approximate and is_measured else "generic",
         )
 
-    def host_weights(self, settings: Settings) -> tuple[int, int]:
+    def host_weights(self, settings: EngineSpec) -> tuple[int, int]:
         """Bytes of weights that the host computes with: dense ones, and all experts. The input's table is only read."""
         placement = place(self._model.weights, self.hparams, settings)
         weights = self._model.weights
@@ -99,7 +99,7 @@ class Predictor:
         )
         return dense, experts
 
-    def place_adapter(self, adapter: Header, settings: Settings) -> tuple[list[int], int]:
+    def place_adapter(self, adapter: Header, settings: EngineSpec) -> tuple[list[int], int]:
         """Bytes of an adapter's tensors on every device and on the host: each lies with the weight that it changes.
 
         Follows `llama_adapter_lora_init` in llama-adapter.cpp.
@@ -219,7 +219,9 @@ class _WeightTable(dict[str, Tensor]):
         return tensor
 
 
-def _compute_bytes(model: _Model, placement: Placement, context: Context, settings: Settings) -> tuple[list[int], bool]:
+def _compute_bytes(
+    model: _Model, placement: Placement, context: Context, settings: EngineSpec
+) -> tuple[list[int], bool]:
     """Compute buffers of every device and of the host; whether they follow from the architecture's own graph."""
     hparams, last = model.hparams, settings.n_devices
     homes = [last if device is None else device for device in (*placement.layers, placement.output)]
@@ -240,7 +242,7 @@ def _compute_bytes(model: _Model, placement: Placement, context: Context, settin
     return buffer_sizes(builder.graph, [device] * last, Device(), pipelined=pipelined), True
 
 
-def _rough_compute_bytes(h: Hparams, homes: list[int], context: Context, settings: Settings) -> list[int]:
+def _rough_compute_bytes(h: Hparams, homes: list[int], context: Context, settings: EngineSpec) -> list[int]:
     """A compute buffer where the graph is not known: the largest of what a dense block and the logits need.
 
     Our own approximation: the masks, the residual and the widest of feed-forward, attention and output.

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from modelpipes.errors import ModelFileError, UsageError
 from modelpipes.fit.hparams import Hparams
-from modelpipes.fit.settings import Settings
+from modelpipes.fit.spec import EngineSpec
 from modelpipes.gguf.header import Header, Tensor
 from modelpipes.gguf.types import TENSOR_TYPES
 
@@ -137,7 +137,7 @@ def weigh(header: Header, hparams: Hparams) -> Weights:
     )
 
 
-def place(weights: Weights, hparams: Hparams, settings: Settings) -> Placement:
+def place(weights: Weights, hparams: Hparams, settings: EngineSpec) -> Placement:
     """Choose the devices of all layers, and add up what each of them holds."""
     devices = layer_devices(hparams.n_layer, settings)
     is_cuda = settings.backend == "cuda"
@@ -201,7 +201,7 @@ def cuda_row_padding(row: int, n_bytes: int, n_elements: int) -> int:
     return -row % CUDA_ROW * n_bytes // n_elements
 
 
-def layer_devices(n_layer: int, settings: Settings) -> tuple[Device, ...]:
+def layer_devices(n_layer: int, settings: EngineSpec) -> tuple[Device, ...]:
     """The devices of layers 0 to `n_layer`, the last of which is the output (`get_layer_buft_list`)."""
     wanted = settings.n_gpu_layers
     n_gpu = n_layer + 1 if wanted is None or wanted < 0 else min(wanted, n_layer + 1)
@@ -218,7 +218,7 @@ def layer_devices(n_layer: int, settings: Settings) -> tuple[Device, ...]:
     return tuple(devices)
 
 
-def _split_points(settings: Settings) -> Sequence[float]:
+def _split_points(settings: EngineSpec) -> Sequence[float]:
     """Where the shares of the devices end, from 0 to 1, in llama.cpp's precision."""
     given = settings.tensor_split or ()
     shares = [_float32(share) for share in given[: settings.n_devices]]

@@ -11,8 +11,8 @@ from modelpipes.errors import UsageError
 from modelpipes.fit.arrangement import Placed
 from modelpipes.fit.rating import STEP, Space
 from modelpipes.fit.search import Search, Turn, Whole, Wishes
-from modelpipes.fit.settings import Settings
 from modelpipes.fit.shares import Memory
+from modelpipes.fit.spec import EngineSpec
 from modelpipes.gguf.header import Header
 from modelpipes.values.units import format_bytes
 
@@ -31,7 +31,7 @@ class Planned:
     output is one). A model that is not `resident` takes its turn with these settings, unless `fit` is `no`.
     """
 
-    settings: Settings
+    settings: EngineSpec
     devices: tuple[int, ...]
     memory: Memory
     gpu_layers: int

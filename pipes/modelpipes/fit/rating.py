@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
-from modelpipes.fit.settings import Settings
 from modelpipes.fit.shares import Memory
+from modelpipes.fit.spec import EngineSpec
 
 if TYPE_CHECKING:
     from modelpipes.fit.memory import Predictor
@@ -54,7 +54,7 @@ class Rating:
     host_limits: bool = False
 
 
-def rate(header: Header, settings: Settings, space: Space | None) -> Rating:
+def rate(header: Header, settings: EngineSpec, space: Space | None) -> Rating:
     """Rate a model on the devices of a space; a context beyond the trained one is cut to it.
 
     Several devices share the layers by what each has free, as llama.cpp does. Without a space, only the memory is
@@ -100,7 +100,7 @@ def rate(header: Header, settings: Settings, space: Space | None) -> Rating:
     return _rate_in_part(predict, whole, space, rating)
 
 
-def _rate_in_part(predict: Predictor, whole: Settings, space: Space, rating: Rating) -> Rating:
+def _rate_in_part(predict: Predictor, whole: EngineSpec, space: Space, rating: Rating) -> Rating:
     """The most layers that fit; or all, with the experts on the host, where that leaves the host less to do."""
     choices = (whole, replace(whole, cpu_moe=True)) if predict.hparams.n_expert else (whole,)
     plans = [plan for plan in (partial_layers(predict, choice, space) for choice in choices) if plan.n_gpu_layers]
@@ -122,7 +122,7 @@ def _rate_in_part(predict: Predictor, whole: Settings, space: Space, rating: Rat
     )  # fmt: skip
 
 
-def partial_layers(predict: Predictor, settings: Settings, space: Space) -> Settings:
+def partial_layers(predict: Predictor, settings: EngineSpec, space: Space) -> EngineSpec:
     """These settings with the most layers that fit the devices, whatever the host has (0: none)."""
 
     def spare_with(layers: int) -> int:
@@ -138,7 +138,7 @@ def partial_layers(predict: Predictor, settings: Settings, space: Space) -> Sett
     return replace(settings, n_gpu_layers=layers)
 
 
-def host_work(predict: Predictor, settings: Settings) -> int:
+def host_work(predict: Predictor, settings: EngineSpec) -> int:
     """Bytes of weights that the host reads for each token: of the experts, those that a token uses."""
     hparams = predict.hparams
     host, experts = predict.host_weights(settings)

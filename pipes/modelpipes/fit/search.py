@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from modelpipes.errors import UsageError
 from modelpipes.fit.arrangement import NOBODY, Arrangement, Arranger, Placed
 from modelpipes.fit.rating import LEAST_CONTEXT, STEP, Space, largest
-from modelpipes.fit.settings import Backend, Settings
+from modelpipes.fit.spec import Backend, EngineSpec
 from modelpipes.gguf.header import Header
 from modelpipes.values.units import format_bytes
 
@@ -24,7 +24,7 @@ class Wishes:
 
     `n_ctx` fixes the common context; without it, it is as large as fits, and at least `min_ctx`. Each model's is
     cut to what it was trained for. `kv_types` are those that caches may have, the best first; a model that refuses
-    one gets the next better. With `whole_only` nothing goes to the host. The rest is as in `Settings`.
+    one gets the next better. With `whole_only` nothing goes to the host. The rest is as in `EngineSpec`.
     """
 
     n_ctx: int | None = None
@@ -197,8 +197,8 @@ class Search:
         """How many of the models may be split over several devices."""
         return range(len(models) + 1 if len(self.arranger.space.device_bytes) > 1 else 1)
 
-    def _settings(self, model: int, kv_type: str, n_ctx: int) -> Settings:
-        return Settings(
+    def _settings(self, model: int, kv_type: str, n_ctx: int) -> EngineSpec:
+        return EngineSpec(
             n_ctx=min(n_ctx, self._trained[model]),
             n_parallel=self.wishes.n_parallel,
             flash_attn=self.wishes.flash_attn,
@@ -207,7 +207,7 @@ class Search:
             backend=self.wishes.backend,
         )
 
-    def _wanted(self, models: Iterable[int], kv_type: str, n_ctx: int | None = None) -> dict[int, Settings]:
+    def _wanted(self, models: Iterable[int], kv_type: str, n_ctx: int | None = None) -> dict[int, EngineSpec]:
         types = self._choices[kv_type]
         return {model: self._settings(model, types[model], n_ctx or self.least) for model in models}
 

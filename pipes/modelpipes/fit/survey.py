@@ -12,7 +12,7 @@ import msgspec
 
 from modelpipes.errors import ContradictionError, FileError, ModelFileError, UsageError
 from modelpipes.fit.rating import Rating, Space, rate
-from modelpipes.fit.settings import Settings
+from modelpipes.fit.spec import EngineSpec
 from modelpipes.gguf.cache import Cache
 from modelpipes.gguf.modelfile import ModelFile
 from modelpipes.gguf.types import file_type_name, type_name
@@ -65,7 +65,7 @@ class _Known(msgspec.Struct, frozen=True, array_like=True):
 class Survey:
     """Rates files under one question: these settings, this space. What it learns is in the user's cache after it."""
 
-    def __init__(self, settings: Settings, space: Space | None, *, strict: bool = False, cached: bool = True) -> None:
+    def __init__(self, settings: EngineSpec, space: Space | None, *, strict: bool = False, cached: bool = True) -> None:
         """Without a space, memory is predicted and nothing rated. `strict` reads every header, and walks it."""
         self._settings = settings
         self._space = space

@@ -20,7 +20,7 @@ PREFIX = "modelpipes_pool_"
 COSTS = ("load_seconds_count", "load_seconds_sum", 'decisions_total{action="stop"}')
 
 
-class Gateway:
+class PrivateDaemon:
     """Where it listens, the file with its key, empty where it has none, and what swapping has cost."""
 
     def __init__(self, url: str, key: str, key_file: str) -> None:
@@ -44,7 +44,7 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def serving(config: str, variables: Collection[str]) -> Iterator[Gateway]:
+def serving(config: str, variables: Collection[str]) -> Iterator[PrivateDaemon]:
     """Run one with this configuration. EngineError with its last words where it does not start.
 
     `variables` are those that our own configuration put into the environment: they are none of its business.
@@ -76,4 +76,4 @@ def serving(config: str, variables: Collection[str]) -> Iterator[Gateway]:
             key_file.write(found[0].key)
             key_file.flush()
             path = f"/proc/{os.getpid()}/fd/{key_file.fileno()}"
-            yield Gateway(f"http://{found[0].listen}", found[0].key, path if found[0].key else "")
+            yield PrivateDaemon(f"http://{found[0].listen}", found[0].key, path if found[0].key else "")

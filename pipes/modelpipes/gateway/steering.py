@@ -15,7 +15,7 @@ import msgspec
 from modelpipes.config.reading import load, read_key
 from modelpipes.errors import EngineError, UsageError
 from modelpipes.gateway.record import Daemon, running
-from modelpipes.gateway.wire import Failure, ModelList, ModelState, Residency
+from modelpipes.gateway.wire import ErrorAnswer, ModelList, ModelState, Residency
 from modelpipes.values.deadline import Deadline
 from modelpipes.web.site import UNIX, Site
 from modelpipes.web.stream import Stream
@@ -97,7 +97,7 @@ class Steering:
     def _failure(self, answer: bytes) -> EngineError:
         """What the daemon says of a failure."""
         try:
-            return EngineError(msgspec.json.decode(answer, type=Failure).error.message)
+            return EngineError(msgspec.json.decode(answer, type=ErrorAnswer).error.message)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return self._strange()
 

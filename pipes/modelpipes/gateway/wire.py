@@ -14,13 +14,13 @@ class Fault(msgspec.Struct):
     param: str | None = None
 
 
-class Failure(msgspec.Struct):
+class ErrorAnswer(msgspec.Struct):
     """The body of every answer that is none."""
 
     error: Fault
 
 
-class Model(msgspec.Struct):
+class ModelEntry(msgspec.Struct):
     """One servable model."""
 
     id: str
@@ -34,7 +34,7 @@ class Model(msgspec.Struct):
 
 
 class ModelList(msgspec.Struct):
-    data: list[Model]
+    data: list[ModelEntry]
     object: str = "list"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from modelpipes.machine.processes import command_of, parent_of
-from modelpipes.machine.watch import Gpu, Share
+from modelpipes.machine.watch import Gpu, GpuProcess
 
 MAX_ANCESTORS = 64  # of a process, on the way up to its seat; an engine is two steps away from it
 _SHARD = r"(?i)(-[0-9]{5}-of-[0-9]{5})?\.gguf$"
@@ -53,7 +53,7 @@ def model_of(argv: Sequence[str]) -> str | None:
     return re.sub(_SHARD, "", os.path.basename(told["--model"].rstrip("/"))) or None if "--model" in told else None
 
 
-def _name_share(share: Share, keepers: Mapping[int, Keeper]) -> Share:
+def _name_share(share: GpuProcess, keepers: Mapping[int, Keeper]) -> GpuProcess:
     keeper = Keeper()
     pid: int | None = share.pid
     for _ in range(MAX_ANCESTORS):

@@ -30,7 +30,7 @@ REASONS = (
 CLOSING_S = 1.0  # nvmlShutdown takes milliseconds; a driver that hangs must not keep us
 
 
-class Share(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GpuProcess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A process that holds memory of a GPU, and what it is to us, as far as that is known."""
 
     pid: int
@@ -61,7 +61,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     graphics_clock_mhz: int | None = None
     memory_clock_mhz: int | None = None
     throttle_reasons: tuple[str, ...] | None = None
-    processes: tuple[Share, ...] | None = None
+    processes: tuple[GpuProcess, ...] | None = None
 
     @property
     def key(self) -> str:
@@ -235,8 +235,8 @@ def _read_gpu(nvml: Nvml, index: int) -> Gpu:
     )
 
 
-def _share_of(process: Process) -> Share:
-    return Share(pid=process.pid, program=process.name or None, used_bytes=process.used_bytes)
+def _share_of(process: Process) -> GpuProcess:
+    return GpuProcess(pid=process.pid, program=process.name or None, used_bytes=process.used_bytes)
 
 
 def _name_reasons(bits: int) -> tuple[str, ...]:

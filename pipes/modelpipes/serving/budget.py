@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from modelpipes.engine.admission import find_advice, find_site
+from modelpipes.engine.admission import find_advice, find_free_space
 from modelpipes.engine.arguments import placed
 from modelpipes.errors import FileError, ModelFileError
 from modelpipes.fit.cuda import OVERHEAD_BYTES
@@ -48,10 +48,10 @@ def find_budget(
     `held` is what our own engines hold while this is asked: it is not free, and it is ours. Of several cards each
     keeps the reserve. Without a card the card's budget is a number, against which predictions are charged.
     """
-    site = find_site(has_gpu=has_gpu)
-    cards = site.cards
+    free_now = find_free_space(has_gpu=has_gpu)
+    cards = free_now.cards
     if host is None:
-        host = auto_bytes(site.host_bytes, held.host, total_bytes(), reserve)
+        host = auto_bytes(free_now.host_bytes, held.host, total_bytes(), reserve)
     name = " and ".join(one.name for one in cards) or "a card in name only"
     words = f"{format_bytes(host)} of host memory"
     if card is None:

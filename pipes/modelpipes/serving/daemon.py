@@ -29,7 +29,7 @@ from modelpipes.gateway.record import Daemon, is_running, recorded, taken
 from modelpipes.serving import budget
 from modelpipes.serving.bytes import NOTHING, Bytes
 from modelpipes.serving.changes import difference
-from modelpipes.serving.gateway import Settings, make_app
+from modelpipes.serving.gateway import GatewaySettings, make_app
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.listening import GRACE_S, Server
 from modelpipes.serving.pages import Mounts
@@ -107,7 +107,7 @@ class _Daemon:
             settles=self._place.n_devices > 0,
             sink=self._tell,
         )
-        settings = Settings(key=server.key, max_waiting=server.max_waiting, max_lease_s=server.max_lease_s)
+        settings = GatewaySettings(key=server.key, max_waiting=server.max_waiting, max_lease_s=server.max_lease_s)
         gateway = Server(make_app(pool, settings, self._mounts), server.listen)
         try:
             pool.serve(self._servables(config))

@@ -37,7 +37,7 @@ def backoff_s(failures: int) -> float:
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedLoads:
     """The last one of a model. With `stamp`, the cause is in the file or its settings: the file it is told of."""
 
     why: str
@@ -51,13 +51,13 @@ class Failures:
     """Of each model by name; moments in seconds on one clock."""
 
     def __init__(self) -> None:
-        self._last: dict[str, Failure] = {}
+        self._last: dict[str, FailedLoads] = {}
 
-    def count(self, name: str, why: str, now: float, stamp: Stamp | None = None) -> Failure:
+    def count(self, name: str, why: str, now: float, stamp: Stamp | None = None) -> FailedLoads:
         """One more. With `stamp`, of the file before it was loaded, only a change helps: there is no other attempt."""
         in_a_row = self._last[name].in_a_row + 1 if name in self._last else 1
         pause_s = backoff_s(in_a_row)
-        failure = self._last[name] = Failure(why, in_a_row, pause_s, now + pause_s, stamp)
+        failure = self._last[name] = FailedLoads(why, in_a_row, pause_s, now + pause_s, stamp)
         return failure
 
     def forget(self, name: str) -> None:

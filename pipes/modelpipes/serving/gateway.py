@@ -13,12 +13,12 @@ import msgspec
 from starlette.exceptions import HTTPException
 
 from modelpipes.errors import EngineLost, ServingError
-from modelpipes.gateway.wire import Failure, Fault
+from modelpipes.gateway.wire import ErrorAnswer, Fault
 from modelpipes.serving import upstream
+from modelpipes.serving.exchange import CONNECTION, JSON, Exchange, Headers, Receive, Scope, Send
 from modelpipes.serving.figures import GatewayFigures
-from modelpipes.serving.grant import Grant, Pool
-from modelpipes.serving.job import CONNECTION, JSON, Headers, Job, Receive, Scope, Send
-from modelpipes.serving.openapi import PASSED_ON, Asked
+from modelpipes.serving.grant import EnginePool, Grant
+from modelpipes.serving.openapi import PASSED_ON, AskedModel
 from modelpipes.serving.pages import Mounts, Pages
 
 LOST_LIMIT_S = 0.5  # a socket closes some milliseconds before its process counts as dead
@@ -34,7 +34,7 @@ EARLY_ENDS = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class GatewaySettings:
     """Who may ask, and how much."""
 
     key: str = ""
@@ -52,7 +52,7 @@ class Settings:
 class Gateway:
     """The ASGI application; run it with `Server`, which holds the deadlines and notices clients that leave."""
 
-    def __init__(self, pool: Pool, settings: Settings, mounts: Mounts = ()) -> None:
+    def __init__(self, pool: EnginePool, settings: GatewaySettings, mounts: Mounts = ()) -> None:
         self.pool = pool
         self.settings = settings
         self._key = settings.key.encode()
@@ -61,7 +61,7 @@ class Gateway:
         self._figures.waiting.set_function(lambda: self._waiting)
         self._body_bytes = 0
         self._closing = asyncio.Event()
-        self._asked = msgspec.json.Decoder(Asked)
+        self._asked = msgspec.json.Decoder(AskedModel)
         self._pages = Pages(pool, self._figures, self._acquire, self._closing, settings.max_lease_s, mounts)
 
     def close(self) -> None:
@@ -71,46 +71,48 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"the gateway speaks HTTP, not {scope['type']}")
-        job = Job(scope, receive, send)
+        exchange = Exchange(scope, receive, send)
         connection = scope.get(CONNECTION)
         path = scope["path"]
         self._figures.running.inc()
         try:
             if connection is not None:
-                connection.take(job)
-            await self._work(job, path)
+                connection.take(exchange)
+            await self._work(exchange, path)
         except asyncio.CancelledError:
-            if not job.ended_by:
+            if not exchange.ended_by:
                 raise
             if (task := asyncio.current_task()) is not None:
                 task.uncancel()
-            await self._end_early(job)
+            await self._end_early(exchange)
         except Exception:  # noqa: BLE001 - the outermost edge: one request's fault must not be another's
             sys.stderr.write("gateway: a fault of ours, please report it:\n" + traceback.format_exc())
-            await self._refuse(job, ServingError("a fault of the gateway: its log says more", 500, "internal_error"))
+            await self._refuse(
+                exchange, ServingError("a fault of the gateway: its log says more", 500, "internal_error")
+            )
         finally:
-            job.is_over = True
+            exchange.is_over = True
             self._figures.running.dec()
-            if job.status:
-                self._figures.count(path if path in PASSED_ON else "other", job.status)
+            if exchange.status:
+                self._figures.count(path if path in PASSED_ON else "other", exchange.status)
 
-    async def _work(self, job: Job, path: str) -> None:
+    async def _work(self, exchange: Exchange, path: str) -> None:
         try:
-            self._check(job.scope, path)
+            self._check(exchange.scope, path)
             if path not in PASSED_ON:
-                job.scope["app"] = self  # then Starlette raises its refusals
-                await self._pages.answer(job)
-            elif job.scope["method"] != "POST":
+                exchange.scope["app"] = self  # then Starlette raises its refusals
+                await self._pages.answer(exchange)
+            elif exchange.scope["method"] != "POST":
                 raise HTTPException(405, headers={"Allow": "POST"})
             else:
-                await self._pass_on(job, path)
+                await self._pass_on(exchange, path)
         except HTTPException as error:
             code = "not_found" if error.status_code == 404 else "method_not_allowed"
             text = "there is no such page" if error.status_code == 404 else "this page is not asked like this"
             headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
-            await self._refuse(job, ServingError(text, error.status_code, code), headers)
+            await self._refuse(exchange, ServingError(text, error.status_code, code), headers)
         except ServingError as error:
-            await self._refuse(job, error)
+            await self._refuse(exchange, error)
 
     # -- who may ask
 
@@ -146,47 +148,47 @@ class Gateway:
 
     # -- the hot path
 
-    async def _pass_on(self, job: Job, path: str) -> None:
+    async def _pass_on(self, exchange: Exchange, path: str) -> None:
         try:
-            body = await self._read_body(job)
+            body = await self._read_body(exchange)
             name = self._model_of(body)
-            job.asked_at = job.loop.time()
+            exchange.asked_at = exchange.loop.time()
             try:
-                await self._ask_once(job, path, name, body)
+                await self._ask_once(exchange, path, name, body)
             except EngineLost:
                 # Once more: a second engine that dies of the same request says that the request is the cause.
                 self._figures.again.inc()
                 try:
-                    await self._ask_once(job, path, name, body)
+                    await self._ask_once(exchange, path, name, body)
                 except EngineLost as error:
                     raise ServingError(f"{name}: {error}", 502, "engine_lost") from None
         finally:
-            self._body_bytes -= job.body_bytes
+            self._body_bytes -= exchange.body_bytes
 
-    async def _read_body(self, job: Job) -> bytes:
+    async def _read_body(self, exchange: Exchange) -> bytes:
         """The whole of it, within the limits."""
         most = self.settings.max_body_bytes
-        if job.declared_bytes() > most:
+        if exchange.declared_bytes() > most:
             raise self._too_large()
-        job.reading_since = job.loop.time()
+        exchange.reading_since = exchange.loop.time()
         pieces = []
         while True:
-            message = await job.receive()
+            message = await exchange.receive()
             if message["type"] == "http.disconnect":
-                raise asyncio.CancelledError  # the connection has told the job, or is about to
+                raise asyncio.CancelledError  # the connection has told the exchange, or is about to
             piece = message["body"]
-            job.body_bytes += len(piece)
+            exchange.body_bytes += len(piece)
             self._body_bytes += len(piece)
             pieces.append(piece)
             if not message["more_body"]:
                 break
-            if job.body_bytes > most:
+            if exchange.body_bytes > most:
                 raise self._too_large()
             if self._body_bytes > self.settings.max_bodies_bytes:
                 raise ServingError("too much is being asked at once", 503, "overloaded", RETRY_AFTER_S)
-        job.reading_since = 0.0
-        job.has_read_all = True
-        if job.body_bytes > most:
+        exchange.reading_since = 0.0
+        exchange.has_read_all = True
+        if exchange.body_bytes > most:
             raise self._too_large()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -217,91 +219,91 @@ class Gateway:
         finally:
             self._waiting -= 1
 
-    async def _ask_once(self, job: Job, path: str, name: str, body: bytes) -> None:
+    async def _ask_once(self, exchange: Exchange, path: str, name: str, body: bytes) -> None:
         """Have it answered by one engine; EngineLost where that died before its answer began for the client."""
         grant = await self._acquire(name)
         try:
             async with await upstream.ask(grant.address, path, body) as answer:
                 if answer.content_type.startswith(b"text/event-stream"):
-                    await self._relay_stream(job, answer, grant)
+                    await self._relay_stream(exchange, answer, grant)
                 else:
-                    await self._relay_whole(job, answer, grant)
+                    await self._relay_whole(exchange, answer, grant)
         except EngineLost:
             # Released too early, the pool would grant the same dead engine again.
-            waited_until = job.loop.time() + LOST_LIMIT_S
-            while not grant.is_lost and job.loop.time() < waited_until:
+            waited_until = exchange.loop.time() + LOST_LIMIT_S
+            while not grant.is_lost and exchange.loop.time() < waited_until:
                 await asyncio.sleep(LOST_INTERVAL_S)
             raise
         finally:
             grant.release()
 
-    async def _relay_stream(self, job: Job, answer: upstream.Answer, grant: Grant) -> None:
+    async def _relay_stream(self, exchange: Exchange, answer: upstream.Answer, grant: Grant) -> None:
         """Events as they come, those that came together in one piece, and never half of one before a fault."""
         tail = b""
         while True:
             try:
                 piece = await answer.read()
             except EngineLost as error:
-                if not job.status:
+                if not exchange.status:
                     raise
                 self._figures.broken.inc()
-                await job.finish(_event(ServingError(f"{grant.name}: {error}", 502, "engine_lost")))
+                await exchange.finish(_event(ServingError(f"{grant.name}: {error}", 502, "engine_lost")))
                 return
             if not piece:
                 break
             whole, tail = split_events(tail + piece)
             if whole:
-                if not job.status:
-                    await self._begin(job, answer, None)
-                    job.is_stream = True
-                await job.write(whole)
+                if not exchange.status:
+                    await self._begin(exchange, answer, None)
+                    exchange.is_stream = True
+                await exchange.write(whole)
         grant.release()
-        if not job.status:
-            await self._begin(job, answer, None)
-        await job.finish(tail)
+        if not exchange.status:
+            await self._begin(exchange, answer, None)
+        await exchange.finish(tail)
 
-    async def _relay_whole(self, job: Job, answer: upstream.Answer, grant: Grant) -> None:
+    async def _relay_whole(self, exchange: Exchange, answer: upstream.Answer, grant: Grant) -> None:
         """An answer of one piece; a large one in several, as it comes."""
         held = bytearray()
         while piece := await answer.read():
             held += piece
             if len(held) > WHOLE_BYTES:
-                await self._relay_large(job, answer, bytes(held))
+                await self._relay_large(exchange, answer, bytes(held))
                 return
         grant.release()
-        await self._begin(job, answer, len(held))
-        await job.finish(bytes(held))
+        await self._begin(exchange, answer, len(held))
+        await exchange.finish(bytes(held))
 
-    async def _relay_large(self, job: Job, answer: upstream.Answer, held: bytes) -> None:
-        await self._begin(job, answer, answer.content_length)
-        await job.write(held)
+    async def _relay_large(self, exchange: Exchange, answer: upstream.Answer, held: bytes) -> None:
+        await self._begin(exchange, answer, answer.content_length)
+        await exchange.write(held)
         try:
             while piece := await answer.read():
-                await job.write(piece)
+                await exchange.write(piece)
         except EngineLost:
             self._figures.broken.inc()
-            job.break_off()
+            exchange.break_off()
             return
-        await job.finish()
+        await exchange.finish()
 
-    async def _begin(self, job: Job, answer: upstream.Answer, length: int | None) -> None:
-        self._figures.first_byte.observe(job.loop.time() - job.asked_at)
+    async def _begin(self, exchange: Exchange, answer: upstream.Answer, length: int | None) -> None:
+        self._figures.first_byte.observe(exchange.loop.time() - exchange.asked_at)
         headers = [(b"content-type", answer.content_type or b"application/octet-stream")]
         if length is not None:
             headers.append((b"content-length", b"%d" % length))
-        await job.start(answer.status, headers)
+        await exchange.start(answer.status, headers)
 
     # -- ends that are none of the engine's
 
-    async def _refuse(self, job: Job, error: ServingError, headers: Headers | None = None) -> None:
+    async def _refuse(self, exchange: Exchange, error: ServingError, headers: Headers | None = None) -> None:
         """Say why there is no answer; where one has begun, see that it cannot pass for a whole one."""
-        if job.is_whole:
+        if exchange.is_whole:
             return
-        if job.is_stream:
-            await job.finish(_event(error))
+        if exchange.is_stream:
+            await exchange.finish(_event(error))
             return
-        if job.status:
-            job.break_off()
+        if exchange.status:
+            exchange.break_off()
             return
         body = encode_failure(error)
         headers = [*JSON, *(headers or []), (b"content-length", b"%d" % len(body))]
@@ -309,32 +311,32 @@ class Gateway:
             headers.append((b"www-authenticate", b"Bearer"))
         if error.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after_s))))
-        if job.ended_by:
+        if exchange.ended_by:
             headers.append((b"connection", b"close"))
-        elif job.must_drain():
-            await job.start(error.status, [*headers, (b"connection", b"close")])
-            await job.write(body)
-            await job.drain()
-            await job.finish()
+        elif exchange.must_drain():
+            await exchange.start(error.status, [*headers, (b"connection", b"close")])
+            await exchange.write(body)
+            await exchange.drain()
+            await exchange.finish()
             return
-        await job.start(error.status, headers)
-        await job.finish(body)
+        await exchange.start(error.status, headers)
+        await exchange.finish(body)
 
-    async def _end_early(self, job: Job) -> None:
+    async def _end_early(self, exchange: Exchange) -> None:
         """Answer a request that was cancelled by its connection, a deadline or our end."""
-        if job.ended_by == "left":
+        if exchange.ended_by == "left":
             self._figures.left.inc()
-        known = EARLY_ENDS.get(job.ended_by)
-        if known is None or job.is_clogged():
-            job.break_off()
+        known = EARLY_ENDS.get(exchange.ended_by)
+        if known is None or exchange.is_clogged():
+            exchange.break_off()
             return
         text, status, code = known
-        await self._refuse(job, ServingError(text, status, code, RETRY_AFTER_S if status == 503 else None))
+        await self._refuse(exchange, ServingError(text, status, code, RETRY_AFTER_S if status == 503 else None))
 
 
-def make_app(pool: Pool, settings: Settings | None = None, mounts: Mounts = ()) -> Gateway:
+def make_app(pool: EnginePool, settings: GatewaySettings | None = None, mounts: Mounts = ()) -> Gateway:
     """The ASGI application in front of a pool, with what else is mounted into it."""
-    return Gateway(pool, settings or Settings(), mounts)
+    return Gateway(pool, settings or GatewaySettings(), mounts)
 
 
 def split_events(data: bytes) -> tuple[bytes, bytes]:
@@ -349,7 +351,7 @@ def encode_failure(error: ServingError) -> bytes:
     kind = {401: "authentication_error", 403: "permission_error"}.get(
         error.status, "server_error" if error.status >= 500 else "invalid_request_error"
     )
-    return msgspec.json.encode(Failure(Fault(str(error), kind, error.code)))
+    return msgspec.json.encode(ErrorAnswer(Fault(str(error), kind, error.code)))
 
 
 def _event(error: ServingError) -> bytes:

@@ -46,7 +46,7 @@ class ModelReport(msgspec.Struct):
     state: str  # "unloaded", or a resident's state
 
 
-class Pool(Protocol):
+class EnginePool(Protocol):
     """The engines that the daemon owns. Everything is called in the event loop; every wait is bounded by the pool."""
 
     def models(self) -> list[ModelReport]:

@@ -16,8 +16,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from modelpipes.errors import PipesError, ServingError, UsageError
-from modelpipes.serving.gateway import Gateway, Settings, encode_failure, is_loopback
-from modelpipes.serving.job import CONNECTION, Job
+from modelpipes.serving.exchange import CONNECTION, Exchange
+from modelpipes.serving.gateway import Gateway, GatewaySettings, encode_failure, is_loopback
 
 SWEEP_S = 0.5  # between two looks at the deadlines of all connections
 MAX_HEAD_BYTES = 64 * 1024  # of a request; browsers and libraries stay below 16 KiB
@@ -68,21 +68,21 @@ class Connection(HttpToolsProtocol):
     uvicorn itself tells a departure only to the last of several pipelined requests.
     """
 
-    settings: Settings
+    settings: GatewaySettings
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
-        self._job: Job | None = None
+        self._exchange: Exchange | None = None
         self._head_since = self.loop.time()
         self._head_bytes = 0
         self._is_in_head = True
         self._closing_since = 0.0
 
-    def take(self, job: Job) -> None:
-        """From now on this is the job that a departure ends."""
-        self._job = job
+    def take(self, exchange: Exchange) -> None:
+        """From now on this is the exchange that a departure ends."""
+        self._exchange = exchange
         if self.transport.is_closing():
-            job.end("left")
+            exchange.end("left")
 
     def break_off(self) -> None:
         """Close it now, whatever waits to be written."""
@@ -93,10 +93,10 @@ class Connection(HttpToolsProtocol):
         """Whether the client reads less than it is sent."""
         return self.flow.write_paused
 
-    def end_job(self, reason: str) -> None:
+    def end_exchange(self, reason: str) -> None:
         """End the request that is worked on, if any."""
-        if self._job is not None:
-            self._job.end(reason)
+        if self._exchange is not None:
+            self._exchange.end(reason)
 
     def sweep(self, now: float) -> None:
         """Look at every deadline of this connection."""
@@ -108,15 +108,15 @@ class Connection(HttpToolsProtocol):
                 self.transport.abort()
         elif self._is_in_head and self._head_since and now - self._head_since > limits.head_s:
             self._reject(408, "the request's head came too slowly", "timeout")
-        job = self._job
-        if job is None or job.is_over:
+        exchange = self._exchange
+        if exchange is None or exchange.is_over:
             return
-        if job.sending_since and now - job.sending_since > limits.stall_s:
-            job.end("stalled")
-        elif job.reading_since and now - job.reading_since > limits.body_s:
-            job.end("slow")
-        elif job.asked_at and now - job.asked_at > limits.max_request_s:
-            job.end("late")
+        if exchange.sending_since and now - exchange.sending_since > limits.stall_s:
+            exchange.end("stalled")
+        elif exchange.reading_since and now - exchange.reading_since > limits.body_s:
+            exchange.end("slow")
+        elif exchange.asked_at and now - exchange.asked_at > limits.max_request_s:
+            exchange.end("late")
 
     def _reject(self, status: int, text: str, code: str) -> None:
         body = encode_failure(ServingError(text, status, code))
@@ -136,7 +136,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.pipeline.clear()
-        self.end_job("left")
+        self.end_exchange("left")
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
@@ -238,7 +238,7 @@ class Server:
         await self._wait_for_tasks(grace_s)
         for connection in list(self._state.connections):
             if isinstance(connection, Connection):
-                connection.end_job("closing")
+                connection.end_exchange("closing")
         await self._wait_for_tasks(END_S)
         for connection in list(self._state.connections):
             if isinstance(connection, Connection):

@@ -6,13 +6,13 @@ from typing import Any
 
 import msgspec
 
-from modelpipes.gateway.wire import Failure, LeaseLine, LeaseNews, Model, ModelList, ModelState, Residency
+from modelpipes.gateway.wire import ErrorAnswer, LeaseLine, LeaseNews, ModelEntry, ModelList, ModelState, Residency
 
 REF = "#/components/schemas/{name}"
 VERSION = "1"  # of this interface, not of the program
 
 
-class Asked(msgspec.Struct):
+class AskedModel(msgspec.Struct):
     """The one thing of a request's body that the gateway reads; the rest is the engine's."""
 
     model: str | None = None
@@ -40,7 +40,7 @@ OF_MODEL = (404, 413, 503, 504)
 
 def document() -> dict[str, Any]:
     """The OpenAPI document."""
-    types = [Failure, ModelList, Model, Health, ModelState, LeaseLine, LeaseNews, Residency]
+    types = [ErrorAnswer, ModelList, ModelEntry, Health, ModelState, LeaseLine, LeaseNews, Residency]
     _, schemas = msgspec.json.schema_components(types, ref_template=REF)
     return {
         "openapi": "3.1.0",
@@ -71,7 +71,7 @@ def _paths() -> dict[str, Any]:
         "/openapi.json": {"get": _operation("This document", {"application/json": {"schema": {"type": "object"}}}, ())},
         "/residency": {"get": _operation("What is loaded, who waits, and why", _json(Residency), ())},
         "/v1/models": {"get": _operation("Every servable model", _json(ModelList), ())},
-        "/v1/models/{name}": {"parameters": name, "get": _operation("One model", _json(Model), (404,))},
+        "/v1/models/{name}": {"parameters": name, "get": _operation("One model", _json(ModelEntry), (404,))},
         "/models/{name}/logs": {
             "parameters": name,
             "get": _operation("The engine's last lines", _text(), (404, 503)) | {"parameters": [follow]},
@@ -143,7 +143,7 @@ def _operation(summary: str, content: dict[str, Any], faults: tuple[int, ...]) -
     responses: dict[str, Any] = {"200": {"description": summary, "content": content}}
     for status in sorted({*OF_EVERY, *faults}):
         text = FAULTS.get(status, "The engine was not started for this")
-        responses[str(status)] = {"description": text, "content": _json(Failure)}
+        responses[str(status)] = {"description": text, "content": _json(ErrorAnswer)}
     return {"summary": summary, "responses": responses}
 
 

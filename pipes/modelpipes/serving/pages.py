@@ -11,16 +11,16 @@ import msgspec
 from starlette.routing import Mount, Route, Router
 
 from modelpipes.errors import ServingError
-from modelpipes.gateway.wire import LeaseLine, LeaseNews, Model, ModelList, ModelState
+from modelpipes.gateway.wire import LeaseLine, LeaseNews, ModelEntry, ModelList, ModelState
+from modelpipes.serving.exchange import JSON, App, Exchange, Headers, Receive, Scope, Send
 from modelpipes.serving.figures import GatewayFigures
-from modelpipes.serving.grant import Grant, ModelReport, Pool
-from modelpipes.serving.job import JSON, App, Headers, Job, Receive, Scope, Send
+from modelpipes.serving.grant import EnginePool, Grant, ModelReport
 from modelpipes.serving.openapi import Health, document
 
 LEASE_LOOK_S = 1.0  # between two looks at whether a lease's engine lives
 LOG_START_S = 0.1  # time for the pool to refuse a log before it counts as begun
 TEXT: Headers = [(b"content-type", b"text/plain; charset=utf-8")]
-JOB = "modelpipes.job"
+EXCHANGE = "modelpipes.exchange"
 
 Mounts: TypeAlias = Sequence[tuple[str, App]]  # of others: who answers PREFIX/â€¦, where no page of ours does
 
@@ -28,11 +28,11 @@ Mounts: TypeAlias = Sequence[tuple[str, App]]  # of others: who answers PREFIX/â
 class _Endpoint:
     """A route's end, as Starlette takes it: an ASGI application."""
 
-    def __init__(self, act: Callable[[Job], Awaitable[None]]) -> None:
+    def __init__(self, act: Callable[[Exchange], Awaitable[None]]) -> None:
         self._act = act
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._act(scope[JOB])
+        await self._act(scope[EXCHANGE])
 
 
 class Pages:
@@ -40,7 +40,7 @@ class Pages:
 
     def __init__(
         self,
-        pool: Pool,
+        pool: EnginePool,
         figures: GatewayFigures,
         acquire: Callable[[str], Awaitable[Grant]],
         closing: asyncio.Event,
@@ -55,13 +55,13 @@ class Pages:
         self._document = msgspec.json.encode(document())
         self._router = self._make_router(mounts)
 
-    async def answer(self, job: Job) -> None:
+    async def answer(self, exchange: Exchange) -> None:
         """HTTPException where there is no such page, ServingError."""
-        job.scope[JOB] = job
-        await self._router(job.scope, job.receive, job.send)
+        exchange.scope[EXCHANGE] = exchange
+        await self._router(exchange.scope, exchange.receive, exchange.send)
 
     def _make_router(self, mounts: Mounts) -> Router:
-        pages: list[tuple[str, str, Callable[[Job], Awaitable[None]]]] = [
+        pages: list[tuple[str, str, Callable[[Exchange], Awaitable[None]]]] = [
             ("GET", "/health", self._health),
             ("GET", "/metrics", self._metrics),
             ("GET", "/openapi.json", self._openapi),
@@ -78,23 +78,23 @@ class Pages:
         routes = [Route(path, _Endpoint(act), methods=[method]) for method, path, act in pages]
         return Router([*routes, *(Mount(prefix, app) for prefix, app in mounts)], redirect_slashes=False)
 
-    async def _health(self, job: Job) -> None:
-        await job.answer_json(Health())
+    async def _health(self, exchange: Exchange) -> None:
+        await exchange.answer_json(Health())
 
-    async def _metrics(self, job: Job) -> None:
-        await job.answer(200, TEXT, self._pool.metrics() + self._figures.text())
+    async def _metrics(self, exchange: Exchange) -> None:
+        await exchange.answer(200, TEXT, self._pool.metrics() + self._figures.text())
 
-    async def _openapi(self, job: Job) -> None:
-        await job.answer(200, JSON, self._document)
+    async def _openapi(self, exchange: Exchange) -> None:
+        await exchange.answer(200, JSON, self._document)
 
-    async def _residency(self, job: Job) -> None:
-        await job.answer_json(self._pool.residency())
+    async def _residency(self, exchange: Exchange) -> None:
+        await exchange.answer_json(self._pool.residency())
 
-    async def _models(self, job: Job) -> None:
-        await job.answer_json(ModelList([_shown(report) for report in self._pool.models()]))
+    async def _models(self, exchange: Exchange) -> None:
+        await exchange.answer_json(ModelList([_shown(report) for report in self._pool.models()]))
 
-    async def _model(self, job: Job) -> None:
-        await job.answer_json(_shown(self._find(job.name)))
+    async def _model(self, exchange: Exchange) -> None:
+        await exchange.answer_json(_shown(self._find(exchange.name)))
 
     def _find(self, name: str) -> ModelReport:
         for report in self._pool.models():
@@ -102,37 +102,37 @@ class Pages:
                 return report
         raise ServingError(f"there is no model {name}: /v1/models lists them", 404, "model_not_found")
 
-    async def _answer_state(self, job: Job) -> None:
-        name = self._find(job.name).id
+    async def _answer_state(self, exchange: Exchange) -> None:
+        name = self._find(exchange.name).id
         for resident in self._pool.residency().resident:
             if resident.name == name:
-                await job.answer_json(ModelState(name, resident.state, resident.pinned))
+                await exchange.answer_json(ModelState(name, resident.state, resident.pinned))
                 return
-        await job.answer_json(ModelState(name, "unloaded", False))
+        await exchange.answer_json(ModelState(name, "unloaded", False))
 
-    async def _load(self, job: Job) -> None:
-        await self._pool.load(self._find(job.name).id)
-        await self._answer_state(job)
+    async def _load(self, exchange: Exchange) -> None:
+        await self._pool.load(self._find(exchange.name).id)
+        await self._answer_state(exchange)
 
-    async def _unload(self, job: Job) -> None:
-        await self._pool.unload(self._find(job.name).id)
-        await self._answer_state(job)
+    async def _unload(self, exchange: Exchange) -> None:
+        await self._pool.unload(self._find(exchange.name).id)
+        await self._answer_state(exchange)
 
-    async def _pin(self, job: Job) -> None:
-        self._pool.pin(self._find(job.name).id, is_pinned=True)
-        await self._answer_state(job)
+    async def _pin(self, exchange: Exchange) -> None:
+        self._pool.pin(self._find(exchange.name).id, is_pinned=True)
+        await self._answer_state(exchange)
 
-    async def _unpin(self, job: Job) -> None:
-        self._pool.pin(self._find(job.name).id, is_pinned=False)
-        await self._answer_state(job)
+    async def _unpin(self, exchange: Exchange) -> None:
+        self._pool.pin(self._find(exchange.name).id, is_pinned=False)
+        await self._answer_state(exchange)
 
-    async def _logs(self, job: Job) -> None:
+    async def _logs(self, exchange: Exchange) -> None:
         """The engine's lines; with follow=1 until the client leaves or we do."""
-        query = parse_qs(job.scope["query_string"].decode("latin-1"))
+        query = parse_qs(exchange.scope["query_string"].decode("latin-1"))
         follow = query.get("follow", ["0"])[-1]
         if follow not in ("0", "1"):
             raise ServingError("follow is 0 or 1", 400, "bad_query")
-        lines = self._pool.logs(self._find(job.name).id, follow=follow == "1")
+        lines = self._pool.logs(self._find(exchange.name).id, follow=follow == "1")
         closing = asyncio.ensure_future(self._closing.wait())
         coming: asyncio.Future[str] = asyncio.ensure_future(_next_line(lines))
         try:
@@ -140,8 +140,8 @@ class Pages:
             await asyncio.wait([coming], timeout=LOG_START_S)
             if coming.done() and isinstance(error := coming.exception(), ServingError):
                 raise error
-            await job.start(200, TEXT)
-            await job.write(b"")
+            await exchange.start(200, TEXT)
+            await exchange.write(b"")
             while not closing.done():
                 both: list[asyncio.Future[Any]] = [coming, closing]
                 await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -150,43 +150,43 @@ class Pages:
                         line = coming.result()
                     except StopAsyncIteration:
                         break
-                    await job.write(line.rstrip("\n").encode("utf-8", "replace") + b"\n")
+                    await exchange.write(line.rstrip("\n").encode("utf-8", "replace") + b"\n")
                     coming = asyncio.ensure_future(_next_line(lines))
-            await job.finish()
+            await exchange.finish()
         finally:
             closing.cancel()
             coming.cancel()
 
-    async def _lease(self, job: Job) -> None:
+    async def _lease(self, exchange: Exchange) -> None:
         """Hold a grant as long as the client keeps its answer open, and tell it what happens meanwhile."""
-        grant = await self._acquire(self._find(job.name).id)
+        grant = await self._acquire(self._find(exchange.name).id)
         try:
             at = grant.address
-            await job.start(200, [(b"content-type", b"application/jsonl"), (b"cache-control", b"no-store")])
-            await job.write(_line(LeaseLine(at.host, at.port, at.path, at.key, grant.name)))
-            await self._hold(job, grant)
-            await job.finish()
+            await exchange.start(200, [(b"content-type", b"application/jsonl"), (b"cache-control", b"no-store")])
+            await exchange.write(_line(LeaseLine(at.host, at.port, at.path, at.key, grant.name)))
+            await self._hold(exchange, grant)
+            await exchange.finish()
         finally:
             grant.release()
 
-    async def _hold(self, job: Job, grant: Grant) -> None:
+    async def _hold(self, exchange: Exchange, grant: Grant) -> None:
         most_s = self._max_lease_s
-        ends_at = float("inf") if most_s is None else job.loop.time() + most_s
+        ends_at = float("inf") if most_s is None else exchange.loop.time() + most_s
         news = {asyncio.ensure_future(grant.drain.wait()), asyncio.ensure_future(self._closing.wait())}
         is_told = False
         try:
             while not grant.is_lost:
-                left_s = ends_at - job.loop.time()
+                left_s = ends_at - exchange.loop.time()
                 if left_s <= 0:
-                    await job.write(_line(LeaseNews(expired=True)))
+                    await exchange.write(_line(LeaseNews(expired=True)))
                     return
                 look_s = min(left_s, LEASE_LOOK_S)
                 if is_told:
                     await asyncio.sleep(look_s)
                 elif (await asyncio.wait(news, timeout=look_s, return_when=asyncio.FIRST_COMPLETED))[0]:
                     is_told = True
-                    await job.write(_line(LeaseNews(drain=True)))
-            await job.write(_line(LeaseNews(lost=True)))
+                    await exchange.write(_line(LeaseNews(drain=True)))
+            await exchange.write(_line(LeaseNews(lost=True)))
         finally:
             for future in news:
                 future.cancel()
@@ -200,5 +200,5 @@ def _line(value: msgspec.Struct) -> bytes:
     return msgspec.json.encode(value) + b"\n"
 
 
-def _shown(report: ModelReport) -> Model:
-    return Model(report.id, report.created, report.file, report.aliases, report.context_length, report.state)
+def _shown(report: ModelReport) -> ModelEntry:
+    return ModelEntry(report.id, report.created, report.file, report.aliases, report.context_length, report.state)

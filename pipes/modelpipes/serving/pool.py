@@ -33,7 +33,7 @@ from modelpipes.serving.kept import Kept
 from modelpipes.serving.residency import decide, wake_at
 from modelpipes.serving.situation import (
     Action,
-    Model,
+    Loadable,
     Move,
     Refuse,
     Resident,
@@ -392,9 +392,9 @@ class Pool:
             arrivals=self._waiters.arrivals(KEPT_USES),
         )
 
-    def _model(self, servable: Servable) -> Model:
+    def _model(self, servable: Servable) -> Loadable:
         load_s = self._load_s.get(servable.name, servable.file_bytes / DISK_BYTES_PER_S + 0.03)
-        return Model(servable.name, self._measured.get(servable.name, servable.needs), load_s, servable.sequences)
+        return Loadable(servable.name, self._measured.get(servable.name, servable.needs), load_s, servable.sequences)
 
     def _carry_out(self, action: Action) -> None:
         if isinstance(action, Start):

@@ -13,7 +13,7 @@ CLASSES: tuple[Class, ...] = get_args(Class)
 
 
 @dataclass(frozen=True)
-class Model:
+class Loadable:
     """What can be loaded: predicted or measured bytes, seconds of a load, requests it runs at a time.
 
     `work` is what its largest piece of work takes beside `needs`. It is charged from the load on: of two models in
@@ -51,7 +51,7 @@ class Resident:
 
     `running` counts requests and leases in flight, `yielding` has those of them that may give way; `loaded_at` is
     when it became ready; `last_used` when its last request ended (`loaded_at` before the first), which was of class
-    `last_class`. `is_unwanted`: to be gone once idle, as asked from outside. `work` is as of `Model`.
+    `last_class`. `is_unwanted`: to be gone once idle, as asked from outside. `work` is as of `Loadable`.
     """
 
     name: str
@@ -139,7 +139,7 @@ class Situation:
 
     now: float
     budget: Bytes
-    models: Mapping[str, Model]
+    models: Mapping[str, Loadable]
     residents: tuple[Resident, ...] = ()
     waiting: tuple[Waiters, ...] = ()
     min_resident_s: float = 5.0

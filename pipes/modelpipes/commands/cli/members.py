@@ -15,7 +15,7 @@ from modelpipes.pipe.room import HUB, check_seat, is_seat
 from modelpipes.terminal import output
 
 if TYPE_CHECKING:
-    from modelpipes.gateway.private import Gateway
+    from modelpipes.gateway.private import PrivateDaemon
 
 ME = "me"  # the member who is the person at the terminal
 VOICES = ("model", "server", "exec", "filter")
@@ -68,7 +68,7 @@ class InOrder(click.Command):
                     yield value.partition("=")[0]
 
 
-def read_members(given: Mapping[str, Any], names: Sequence[str], gateway: Gateway | None = None) -> Members:
+def read_members(given: Mapping[str, Any], names: Sequence[str], gateway: PrivateDaemon | None = None) -> Members:
     """The members that the options ask for; UsageError, or FileError for a model file, before anything is started.
 
     With a `gateway` names may be NAME=MODEL: a model that it serves.

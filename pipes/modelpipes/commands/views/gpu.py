@@ -14,7 +14,7 @@ import msgspec
 from modelpipes.commands.views.destination import Destination
 from modelpipes.machine.alarms import Alarm
 from modelpipes.machine.memory import available_bytes, total_bytes
-from modelpipes.machine.watch import Gpu, Sample, Share
+from modelpipes.machine.watch import Gpu, GpuProcess, Sample
 from modelpipes.terminal.safetext import make_line
 from modelpipes.terminal.sparkline import sparkline
 from modelpipes.terminal.table import draw_table
@@ -74,7 +74,7 @@ class Report:
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\r\n")
         gpu_fields = [name for name in Gpu.__struct_fields__ if name != "processes"]
-        share_fields = list(Share.__struct_fields__) if self._per_process else []
+        share_fields = list(GpuProcess.__struct_fields__) if self._per_process else []
         if self._is_first:
             named = [f"process_{name}" if name == "used_bytes" else name for name in share_fields]
             writer.writerow(["time_s", *gpu_fields, "alarms", *HostMemory.__struct_fields__, *named])

@@ -14,7 +14,7 @@ from modelpipes.fit.compute.schedule import Graph
 from modelpipes.fit.compute.tensor import F16, F32, I32, I64, Tensor
 from modelpipes.fit.context import Context
 from modelpipes.fit.hparams import Hparams
-from modelpipes.fit.settings import Settings
+from modelpipes.fit.spec import EngineSpec
 from modelpipes.gguf.types import row_bytes
 
 ROTATION = 64  # rows of the smallest Hadamard matrix (llama-kv-cache.cpp)
@@ -24,7 +24,7 @@ class Builder:
     """One graph in the making, for the largest batch that the settings allow."""
 
     def __init__(
-        self, weights: Mapping[str, Tensor], hparams: Hparams, context: Context, settings: Settings,
+        self, weights: Mapping[str, Tensor], hparams: Hparams, context: Context, settings: EngineSpec,
         homes: list[int],
     ) -> None:  # fmt: skip
         self.weights = weights

@@ -19,7 +19,7 @@ JSON: Headers = [(b"content-type", b"application/json")]
 CONNECTION = "modelpipes.connection"
 
 
-class Job:
+class Exchange:
     """Its answer, and what may end it early."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:

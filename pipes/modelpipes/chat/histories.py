@@ -20,7 +20,7 @@ class OutOfStep(Struct, frozen=True):
     have: int
 
 
-class Memory:
+class Histories:
     """Caches of what the transcript says; all of it may be lost without harm."""
 
     def __init__(self, history_bytes: int) -> None:
