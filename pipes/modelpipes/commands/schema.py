@@ -22,7 +22,7 @@ CONFIG = "config"
 
 # name: (what it describes, the module and the types that make it, [] for a list)
 SCHEMAS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "message": ("A message on a pipe.", "message", ("Message",)),
+    "message": ("A message on a pipe.", "pipe.message", ("Message",)),
     "transcript": ("A line of a transcript.", "chat.transcript", ("Header", "Turn", "End")),
     CONFIG: ("A configuration, its TOML read.", CONFIG, ()),
     "list-seats": ("list-seats --json", "commands.seats", ("Seat[]",)),
@@ -30,19 +30,19 @@ SCHEMAS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "chat-models": ("A line of chat-models --json.", "chat.transcript", ("Turn",)),
     "ping-pipes": (
         "ping-pipes --json; with --sweep a list of them",
-        "commands.pingview",
+        "commands.views.ping",
         ("PingReport", "FloodReport", "PingReport[]", "FloodReport[]"),
     ),
-    "find-gguf": ("find-gguf --json", "commands.listview", ("Report",)),
+    "find-gguf": ("find-gguf --json", "commands.views.listing", ("Report",)),
     "find-gguf-jsonl": ("A line of find-gguf --format jsonl.", "fit.listing", ("Line",)),
-    "fit-models": ("fit-models --json", "commands.planview", ("Report",)),
+    "fit-models": ("fit-models --json", "commands.views.plan", ("Report",)),
     "serve-models": ("serve-models status --json", "serving.grant", ("Residency",)),
     "serve-models-load": (
         "serve-models load NAME --json, and of unload, pin, unpin",
         "serving.openapi",
         ("ModelState",),
     ),
-    "watch-gpu": ("watch-gpu --json; a line of it with --format jsonl", "commands.gpuview", ("Look",)),
+    "watch-gpu": ("watch-gpu --json; a line of it with --format jsonl", "commands.views.gpu", ("Look",)),
     "check-system": ("check-system --json", "commands.check", ("Report",)),
     "show": ("modelpipes show --format json", "chat.contents", ("Contents",)),
     "config-show": ("modelpipes config show --json", "commands.config", ("Setting[]",)),
