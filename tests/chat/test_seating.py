@@ -142,7 +142,7 @@ def test_one_that_somebody_else_seated_is_waited_for(room: Room, seat: Seat, rep
     with Seating(room, patience_s=LIMIT_S, report=sit_again) as seating:
         seating.bring_back("bob", LOST, Deadline.after(LIMIT_S))
     assert room.sitting("bob").state == "ready"
-    assert reports == ["bob is lost; waiting 20 s for it"]
+    assert reports == [f"bob is lost; waiting {LIMIT_S:g} s for it"]
 
 
 def test_patience_ends_with_what_was_lost(room: Room, seating: Seating) -> None:

@@ -18,7 +18,8 @@ import pytest
 from modelpipes.engine import hardware
 from modelpipes.values.deadline import Deadline
 from tests.commands.conftest import LIMIT_S, Commands
-from tests.drill.processes import eventually, marked
+from tests.drill.processes import marked
+from tests.peers import eventually, holds_in_time
 from tests.shell import Ended
 
 MACHINE = hardware.look()
@@ -102,7 +103,7 @@ class Builder:
         return len(list(self.engines.glob(".*"))) == len(self.names())
 
     def no_process_is_left(self) -> bool:
-        return eventually(lambda: not marked(self.mark), Deadline.after(LIMIT_S))
+        return holds_in_time(lambda: not marked(self.mark), Deadline.after(LIMIT_S))
 
 
 @pytest.fixture
@@ -175,7 +176,7 @@ def test_a_build_that_was_interrupted_leaves_no_process_and_goes_on(
     builder.step(f"touch reached\ncat {shlex.quote(str(tmp_path / 'never'))}\n")
     os.mkfifo(tmp_path / "never")
     running = builder.run.start("build-engine", "--source", str(builder.tree), "--variant=cpu")
-    assert eventually(lambda: any(builder.cache.glob("*/tools/server/reached")), Deadline.after(LIMIT_S))
+    eventually(lambda: any(builder.cache.glob("*/tools/server/reached")), "the build, half way")
     if signum == signal.SIGKILL:  # what the compiler had not written to its end
         (half,) = builder.cache.glob("*/CMakeFiles/base.dir/base.c.o")
         half.write_bytes(half.read_bytes()[:100])

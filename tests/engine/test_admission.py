@@ -10,8 +10,10 @@ from modelpipes.engine import locate
 from modelpipes.engine.admission import Asked, check_fit
 from modelpipes.errors import FileError
 from modelpipes.machine import cards as gpu
-from tests.commands.conftest import Commands
+from tests.commands.conftest import Commands, run
 from tests.fit.shapes import SHAPES, write_model
+
+__all__ = ["run"]  # a fixture
 
 GIB = 1 << 30
 HUGE_CTX = 2**22  # tokens: a cache of half a terabyte

@@ -15,7 +15,6 @@ from modelpipes.values.deadline import Deadline
 from tests.peers import LIMIT_S
 
 
-
 class Asked:
     """One message in work, in a thread of its own as in a member."""
 
