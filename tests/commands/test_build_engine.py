@@ -197,7 +197,7 @@ def test_a_build_that_was_interrupted_leaves_no_process_and_goes_on(
 def test_a_build_that_takes_too_long_ends_and_goes_on_when_told_again(builder: Builder, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "never")
     builder.step(f"cat {shlex.quote(str(tmp_path / 'never'))}\n")
-    late = builder("--max-seconds=1.5")
+    late = builder("--max-seconds=3")
     assert late.code == 124
     assert "run this again and it goes on where it stopped" in late.stderr
     assert builder.no_process_is_left()
