@@ -24,7 +24,7 @@ from modelpipes.commands import VERBS, load
 from modelpipes.commands.schema import SCHEMAS
 from tests.gguf.make import File, llama_entries, llama_tensors
 from tests.laws_table import CASES, HOSTILE, MEMBERS, UNSAFE, Case, Failure, Line, Report
-from tests.nvml.driver import build_driver
+from tests.machine.driver import build_driver
 from tests.peers import eventually
 from tests.shell import BIN, CHECKOUT, TINY_CHAT, Ended, Home
 

@@ -12,7 +12,7 @@ from modelpipes.pipe.room import Room
 from tests.peers import LIMIT_S, modelpipes, peer
 
 HEAVY = {"httpx", "httpx_sse", "http", "numpy", "gguf", "psutil", "asyncio", "subprocess", "concurrent", "email", "ssl",
-         "tabulate", "pynvml", "starlette", "uvicorn"}  # fmt: skip
+         "tabulate", "pynvml", "starlette", "uvicorn", "wcwidth"}  # fmt: skip
 
 
 def imported(*args: str) -> set[str]:

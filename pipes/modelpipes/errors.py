@@ -8,6 +8,7 @@ PipesError                1  what failed, where, and what to do next, in one lin
 │   ├── ModelFileError    1  a model file is damaged, incomplete or none at all
 │   └── LockError         1  a lock file cannot be used
 ├── EngineError           1  an engine cannot be found, started or spoken to
+├── DriverError           1  the driver of the cards cannot be asked, or does not answer
 ├── ProgramError          1  a program we started failed
 ├── PeerError             1  the process at the other end of a pipe failed
 │   ├── PeerGone          1  it died, or left
@@ -70,6 +71,14 @@ class LockError(FileError):
 
 class EngineError(PipesError):
     """An engine cannot be found, started or spoken to."""
+
+
+class DriverError(PipesError):
+    """The driver of the cards cannot be asked, or does not answer; `is_lost` where a card has fallen off its bus."""
+
+    def __init__(self, text: str, *, is_lost: bool = False) -> None:
+        super().__init__(text)
+        self.is_lost = is_lost
 
 
 class ProgramError(PipesError):

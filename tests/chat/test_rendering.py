@@ -16,10 +16,14 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from modelpipes.chat.contents import Contents, Ended, read
-from modelpipes.chat.rendering import to_html, to_json, to_markdown, to_text
+from modelpipes.chat.rendering.exact import to_json
+from modelpipes.chat.rendering.markdown import to_markdown
+from modelpipes.chat.rendering.page import to_html
+from modelpipes.chat.rendering.text import to_text
 from modelpipes.chat.transcript import VERSION, End, Header, Turn
 from modelpipes.pipe.message import Stop, Timing, Usage
 from modelpipes.terminal.safetext import make_safe
+from modelpipes.terminal.width import columns_of
 
 HEADER = Header(VERSION, "0" * 32, ("alice", "bob"), {"alice": "model tiny-chat"}, {"rounds": 4, "stop_word": None})
 OPENING = Turn(0, "hub", "Hello.")
@@ -79,13 +83,6 @@ def tamed(wild: Contents) -> Contents:
 def shown(text: str) -> str:
     """What a page or a terminal shows of words: made safe, Unicode's line ends as newlines, tabs as spaces."""
     return make_safe(text).replace("\u2028", "\n").replace("\u2029", "\n").expandtabs(4)
-
-
-def columns_of(line: str) -> int:
-    """A terminal's columns, counted as a wide character at its widest."""
-    wide = (0 if unicodedata.category(c) in ("Mn", "Me") else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-            for c in line)  # fmt: skip
-    return sum(wide)
 
 
 class Page(HTMLParser):

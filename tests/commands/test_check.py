@@ -15,25 +15,29 @@ from typing import Any
 
 import pytest
 
-from modelpipes.commands.check import BUILD_BYTES, draw
+from modelpipes.commands.checkup.engines import Engine, judge_engines
+from modelpipes.commands.checkup.folders import Folder, judge_folders
+from modelpipes.commands.checkup.rooms import Runtime, judge_default_room, judge_rooms, judge_runtime
+from modelpipes.commands.checkup.serving import EXTRAS, judge_extra, judge_port
+from modelpipes.commands.checkup.whole import BUILD_BYTES, can_talk
+from modelpipes.commands.views.check import draw
 from modelpipes.engine.build import NEEDED_BYTES
 from modelpipes.engine.locate import GET_ONE
 from modelpipes.gateway.record import Daemon, recorded
-from modelpipes.machine import cards as gpu
-from modelpipes.machine import checks
 from modelpipes.machine.cards import Card, Cards
-from modelpipes.machine.checks import Check, Engine, Folder, Holder, Runtime
-from modelpipes.pipe.fifo import WIDE_BYTES
+from modelpipes.machine.checks import Check, judge_cards, judge_kernel
+from modelpipes.machine.ports import Holder
 from modelpipes.pipe.room import HUB, Room, star
 from tests.commands.conftest import LIMIT_S, Commands
+from tests.machine.driver import build_driver
 from tests.shell import CHECKOUT, TINY_CHAT, Ended
 
 GIB = 1 << 30
 CODE = """\
 import sys
 from modelpipes import commands
-from modelpipes.commands import check
-check.DEFAULT_LISTEN = {listen!r}
+from modelpipes.commands.checkup import whole
+whole.DEFAULT_LISTEN = {listen!r}
 sys.exit(commands.run("check", sys.argv[1:], "check-system"))
 """
 # As llama-server answers, which is what matters here.
@@ -46,13 +50,6 @@ case $1 in
 esac
 """
 CUDA = "echo '  CUDA0: NVIDIA GeForce RTX 4080 (16376 MiB, 15000 MiB free)'"
-# /proc/net/tcp of a machine where root has port 2024 and user 1000 has 9090, with a connection to it.
-TCP = """\
-  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
-   0: 00000000:07E8 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1145 1 00000000651afbea
-   1: 0100007F:2382 0100007F:9C40 01 00000000:00000000 00:00000000 00000000  1001        0 7777 1 0000000000000000
-   2: 0100007F:2382 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 4242 1 0000000000000000
-"""
 
 
 # -- pure: what is said of what was read
@@ -60,37 +57,17 @@ TCP = """\
 
 def test_an_old_kernel_or_another_system_cannot_run_the_main_job() -> None:
     for system, release in (("Linux", "5.2.14"), ("Linux", "4.19.0-amd64"), ("Darwin", "23.1.0"), ("Linux", "odd")):
-        check = checks.judge_kernel(system, release)
-        assert (check.state, checks.can_talk([check])) == ("missing", False)
+        check = judge_kernel(system, release)
+        assert (check.state, can_talk([check])) == ("missing", False)
         assert check.advice
-    assert checks.judge_kernel("Linux", "5.3").state == "ok"
-    assert checks.judge_kernel("Linux", "5.15.167.4-microsoft-standard-WSL2").state == "ok"
-
-
-def test_a_narrow_limit_to_pipes_is_told_with_the_sysctl_that_lifts_it() -> None:
-    assert checks.judge_pipe_size(1 << 20, WIDE_BYTES) == Check("pipe-size", "ok", "a pipe may be made 1.0 MiB wide")
-    narrow = checks.judge_pipe_size(65536, WIDE_BYTES)
-    assert narrow.state == "warning"
-    assert "sysctl fs.pipe-max-size=1048576" in narrow.advice
-    assert checks.judge_pipe_size(None, WIDE_BYTES).state == "warning"
-
-
-def test_the_pages_of_a_users_pipes_are_told_as_seats() -> None:
-    check = checks.judge_pipe_pages(16384, 0, WIDE_BYTES // 4096)
-    assert check.state == "ok"
-    assert "1024 pipes" in check.found and "512 seats" in check.found and "256 pipes" in check.found
-    few = checks.judge_pipe_pages(256, 0, WIDE_BYTES // 4096)
-    assert (few.state, "pipe-user-pages-soft=16384" in few.advice, "two pages" in few.advice) == ("warning", True, True)
-    hard = checks.judge_pipe_pages(16384, 256, WIDE_BYTES // 4096)
-    assert (hard.state, "pipe-user-pages-hard" in hard.advice) == ("warning", True)
-    assert "cannot be opened" in hard.advice
-    assert checks.judge_pipe_pages(0, 0, WIDE_BYTES // 4096).found == "no limit to a user's open pipes"
+    assert judge_kernel("Linux", "5.3").state == "ok"
+    assert judge_kernel("Linux", "5.15.167.4-microsoft-standard-WSL2").state == "ok"
 
 
 def runtime(base: str, mode: int | None = 0o700, owner: int | None = 1000, **more: Any) -> Check:
     seen = None if mode is None else stat.S_IFDIR | mode
     known: dict[str, Any] = {"user": 1000, "login_dir": "/run/user/1000", "lingers": False} | more
-    return checks.judge_runtime(Runtime(base=base, mode=seen, owner=owner, **known))
+    return judge_runtime(Runtime(base=base, mode=seen, owner=owner, **known))
 
 
 def test_a_runtime_folder_that_goes_at_logout_is_a_warning_unless_the_user_lingers() -> None:
@@ -126,31 +103,21 @@ def test_without_a_login_folder_no_runtime_folder_is_expected() -> None:
 
 
 def test_no_place_for_rooms_and_no_engine_are_what_stops_two_models() -> None:
-    rooms = checks.judge_rooms("", 0, "/tmp/modelpipes-1000: others can write there; chmod go-w it")
-    engine = checks.judge_engines([], [], None, "", GET_ONE)
-    assert not checks.can_talk([rooms])
-    assert not checks.can_talk(engine)
+    rooms = judge_rooms("", 0, "/tmp/modelpipes-1000: others can write there; chmod go-w it")
+    engine = judge_engines([], [], None, "", GET_ONE)
+    assert not can_talk([rooms])
+    assert not can_talk(engine)
     assert "modelpipes build-engine" in engine[0].advice
-    assert checks.can_talk([checks.judge_extra("serve", ["uvicorn"]), *checks.judge_folders([], [])])
+    assert can_talk([judge_extra("serve", ["uvicorn"]), *judge_folders([], [])])
 
 
 def test_seats_whose_members_were_killed_are_named() -> None:
-    check = checks.judge_default_room("/r", [("alice", "ready"), ("bob", "died"), ("hub", "free")], "")
+    check = judge_default_room("/r", [("alice", "ready"), ("bob", "died"), ("hub", "free")], "")
     assert (check.state, check.found) == ("warning", "/r: 3 seats, 1 taken; killed were bob")
     assert "cleanup-pipes -d /r" in check.advice
-    assert checks.judge_default_room("/r", [("alice", "busy")], "").state == "ok"
-    assert checks.judge_default_room("/r", None, "").state == "ok"
-    assert checks.judge_default_room("/r", None, "/r: not a directory").state == "warning"
-
-
-def test_a_full_disk_and_one_that_cannot_be_written_are_warnings() -> None:
-    full = checks.judge_disk("data", checks.Disk("/d", 10 << 20, True), "/d", 500_000_000, "a build")
-    assert (full.state, full.found) == ("warning", "/d: 10.0 MiB free")
-    assert "a build takes some 476.8 MiB" in full.advice
-    closed = checks.judge_disk("cache", checks.Disk("/d", GIB, False), "/d", 1, "…")
-    assert (closed.state, "XDG_CACHE_HOME" in closed.advice) == ("warning", True)
-    assert checks.judge_disk("data", checks.Disk("/d", GIB, True), "/d", 1, "…").state == "ok"
-    assert checks.judge_disk("data", None, "/d", 1, "…").state == "warning"
+    assert judge_default_room("/r", [("alice", "busy")], "").state == "ok"
+    assert judge_default_room("/r", None, "").state == "ok"
+    assert judge_default_room("/r", None, "/r: not a directory").state == "warning"
 
 
 CARD = Card(index=0, name="NVIDIA GeForce RTX 4080", total_bytes=16 * GIB, free_bytes=15 * GIB, driver_version="580.95")
@@ -159,80 +126,45 @@ CARD = Card(index=0, name="NVIDIA GeForce RTX 4080", total_bytes=16 * GIB, free_
 def test_a_first_engine_that_leaves_the_card_unused_is_a_warning() -> None:
     names = [("PATH", "/usr/bin/llama-server"), ("embedded", "")]
     said = [Engine("b1", "cpu"), Engine("xllamacpp 1", "cpu")]
-    with_card = checks.judge_engines(names, said, Cards((CARD,)), "", GET_ONE)
+    with_card = judge_engines(names, said, Cards((CARD,)), "", GET_ONE)
     assert [check.state for check in with_card] == ["warning", "ok"]
     assert "build-engine" in with_card[0].advice
-    assert [check.state for check in checks.judge_engines(names, said, Cards(), "", GET_ONE)] == ["ok", "ok"]
+    assert [check.state for check in judge_engines(names, said, Cards(), "", GET_ONE)] == ["ok", "ok"]
 
 
 def test_only_the_engine_that_would_be_used_stops_the_main_job_and_a_late_one_does_not() -> None:
     names = [("PATH", "/usr/bin/llama-server"), ("embedded", "")]
     broken, well = Engine(error="/usr/bin/llama-server is no llama-server"), Engine("b1", "cuda")
-    first = checks.judge_engines(names, [broken, well], None, "", GET_ONE)
-    assert ([check.state for check in first], checks.can_talk(first)) == (["missing", "ok"], False)
+    first = judge_engines(names, [broken, well], None, "", GET_ONE)
+    assert ([check.state for check in first], can_talk(first)) == (["missing", "ok"], False)
     assert first[0].found == "PATH: /usr/bin/llama-server is no llama-server"
-    second = checks.judge_engines(names, [well, broken], None, "", GET_ONE)
-    assert ([check.state for check in second], checks.can_talk(second)) == (["ok", "warning"], True)
-    late = checks.judge_engines(names, [None, well], None, "", GET_ONE)
-    assert ([check.state for check in late], checks.can_talk(late)) == (["warning", "ok"], True)
-
-
-def test_each_card_has_a_line_with_its_memory_and_driver() -> None:
-    seen, lost = checks.judge_cards(Cards((CARD,), ("card 1 does not tell its memory (lost): left out",)), frozenset())
-    assert seen == Check("gpu", "ok", "NVIDIA GeForce RTX 4080, 15.0 GiB of 16.0 GiB free, driver 580.95")
-    assert lost.state == "warning"
-
-
-@pytest.mark.parametrize(
-    ("vendors", "problem", "state", "says"),
-    [
-        ({"NVIDIA"}, "no NVIDIA driver: libnvidia-ml.so.1 is not on this machine", "warning", "install its driver"),
-        ({"AMD", "Intel"}, "no NVIDIA driver: libnvidia-ml.so.1 is not on this machine", "warning", "--vram"),
-        ({"Intel"}, "no NVIDIA driver: libnvidia-ml.so.1 is not on this machine", "missing", "CPU"),
-        (set(), "no NVIDIA driver: libnvidia-ml.so.1 is not on this machine", "missing", "CPU"),
-        (set(), "the NVIDIA driver cannot be asked (Driver Not Loaded)", "warning", "nvidia-smi"),
-        ({"NVIDIA"}, "CUDA_VISIBLE_DEVICES='-1' hides every card", "warning", "unset CUDA_VISIBLE_DEVICES"),
-    ],
-)
-def test_why_no_card_is_seen_decides_what_to_do(vendors: set[str], problem: str, state: str, says: str) -> None:
-    (check,) = checks.judge_cards(Cards(problems=(problem,)), vendors)
-    assert check.state == state
-    assert says in check.advice
-
-
-def test_only_display_controllers_of_the_bus_are_cards() -> None:
-    devices = [("0x030000", "0x10de"), ("0x040300", "0x1002"), ("0x120000", "0x1002"), ("0x030000", "0x1234")]
-    assert checks.display_vendors(devices) == {"NVIDIA", "AMD"}
-    assert checks.display_vendors([("0x020000", "0x10de")]) == set()
+    second = judge_engines(names, [well, broken], None, "", GET_ONE)
+    assert ([check.state for check in second], can_talk(second)) == (["ok", "warning"], True)
+    late = judge_engines(names, [None, well], None, "", GET_ONE)
+    assert ([check.state for check in late], can_talk(late)) == (["warning", "ok"], True)
 
 
 def test_a_driver_and_a_folder_that_do_not_answer_are_said_to_be_late() -> None:
-    assert checks.judge_cards(None, frozenset())[0].state == "warning"
-    (late,) = checks.judge_folders(["/mnt/models"], [None])
+    assert judge_cards(None, frozenset())[0].state == "warning"
+    (late,) = judge_folders(["/mnt/models"], [None])
     assert (late.state, "--timeout" in late.advice) == ("warning", True)
 
 
 def test_folders_are_counted_and_a_machine_without_models_is_told_where_to_put_them() -> None:
-    (full,) = checks.judge_folders(["/m"], [Folder(1, 2 * GIB, 0)])
+    (full,) = judge_folders(["/m"], [Folder(1, 2 * GIB, 0)])
     assert (full.state, full.found) == ("ok", "/m: 1 model file, 2.0 GiB")
-    (odd,) = checks.judge_folders(["/m"], [Folder(2, 2 * GIB, 1)])
+    (odd,) = judge_folders(["/m"], [Folder(2, 2 * GIB, 1)])
     assert (odd.state, odd.found) == ("warning", "/m: 2 model files, 2.0 GiB; 1 file cannot be read")
-    gone, none = checks.judge_folders(["/gone"], [Folder(is_there=False)])
+    gone, none = judge_folders(["/gone"], [Folder(is_there=False)])
     assert (gone.state, none.state) == ("missing", "missing")
     assert "~/models" in none.advice
 
 
-def test_who_listens_is_read_from_the_kernels_table() -> None:
-    assert checks.find_listener(TCP, 9090) == (1000, 4242)
-    assert checks.find_listener(TCP, 9091) is None
-    assert checks.find_listener("", 9090) is None
-
-
 def test_a_port_that_is_taken_is_told_with_the_process_or_at_least_its_user() -> None:
     where, why = "127.0.0.1:9090", "address already in use"
-    assert checks.judge_port(where, "", Holder(), []).state == "ok"
-    assert checks.judge_port(where, why, Holder(7, "python3", 0), [(7, where)]).state == "ok"
-    found = [checks.judge_port(where, why, holder, []) for holder in (Holder(7, "nginx", 0), Holder(user=33), Holder())]
+    assert judge_port(where, "", Holder(), []).state == "ok"
+    assert judge_port(where, why, Holder(7, "python3", 0), [(7, where)]).state == "ok"
+    found = [judge_port(where, why, holder, []) for holder in (Holder(7, "nginx", 0), Holder(user=33), Holder())]
     assert [check.state for check in found] == ["warning"] * 3
     assert [check.found for check in found] == [
         f"{where} is taken by nginx (pid 7)",
@@ -242,14 +174,14 @@ def test_a_port_that_is_taken_is_told_with_the_process_or_at_least_its_user() ->
 
 
 def test_an_extra_that_is_missing_is_told_with_its_pip_command() -> None:
-    check = checks.judge_extra("serve", ["uvicorn", "starlette"])
+    check = judge_extra("serve", ["uvicorn", "starlette"])
     assert (check.state, check.found) == ("missing", "serve (serve-models): no starlette, uvicorn")
     assert check.advice == "install modelpipes with its extra serve: pip install '.[serve]'"
 
 
 def test_the_extras_and_the_room_of_a_build_are_those_of_the_house() -> None:
     declared = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for extra, modules in checks.EXTRAS.items():
+    for extra, modules in EXTRAS.items():
         assert [line.partition(">")[0].replace("-", "_") for line in declared[extra]] == list(modules)
     assert BUILD_BYTES == NEEDED_BYTES
 
@@ -440,10 +372,7 @@ def test_a_folder_whose_name_is_no_unicode_is_counted(run: Commands, engine: Pat
 
 
 def test_cards_are_asked_of_the_driver(run: Commands, engine: Path) -> None:
-    compiler = shutil.which("cc") or pytest.skip("no C compiler to build the fake NVML library with")
-    source = Path(__file__).parents[1] / "machine" / "fake_nvml.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", run.temporary / gpu.NVML_LIBRARY, source], check=True)
-    driver: dict[str, Any] = {"LD_LIBRARY_PATH": str(run.temporary), "CUDA_VISIBLE_DEVICES": "0"}
+    driver: dict[str, Any] = {"LD_LIBRARY_PATH": str(build_driver(run.temporary)), "CUDA_VISIBLE_DEVICES": "0"}
     (card,) = found_by(run, "gpu", **driver)
     assert (card["state"], card["found"].endswith(", driver 580.95.05")) == ("ok", True)
     engine.write_text(ENGINE.format(devices="echo '  (none)'"))

@@ -29,7 +29,7 @@ from modelpipes.gguf.shards import read_model
 from tests.commands.conftest import LIMIT_S, Commands
 from tests.fit.shapes import SHAPES, write_model
 from tests.gguf.make import File, llama_entries, llama_tensors, vocabulary
-from tests.machine.test_cards import build
+from tests.machine.driver import build_driver
 from tests.peers import eventually
 from tests.shell import Ended
 
@@ -257,7 +257,7 @@ class TestCards:
         assert {card["free_bytes"] for card in made["gpu"]["cards"]} == {8 * 10**9}
 
     def test_of_a_card_that_nvml_shows_counts_what_is_free_now(self, run: Commands, models: Path) -> None:
-        env = {"LD_LIBRARY_PATH": str(build(run.temporary)), "CUDA_VISIBLE_DEVICES": "0"}
+        env = {"LD_LIBRARY_PATH": str(build_driver(run.temporary)), "CUDA_VISIBLE_DEVICES": "0"}
         ended = run("find", "gpt-oss-20b.gguf", "--json", **env)
         made = json.loads(ended.stdout)
         assert (ended.code, ended.stderr, made["gpu"]["source"]) == (0, "", "nvml")

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from modelpipes.machine import cards as gpu
 from tests.commands.conftest import Commands
 from tests.fit.shapes import SHAPES, write_model
+from tests.machine.driver import build_driver
 from tests.models import scripted_model
 from tests.shell import Ended
 
@@ -82,10 +82,7 @@ def test_without_a_card_it_reckons_with_another_and_says_so_on_stderr(run: Comma
 
 
 def test_the_processes_that_hold_the_cards_memory_are_named(run: Commands, models: Path) -> None:
-    compiler = shutil.which("cc") or pytest.skip("no C compiler to build the fake NVML library with")
-    source = Path(__file__).parents[1] / "machine" / "fake_nvml.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", run.temporary / gpu.NVML_LIBRARY, source], check=True)
-    driver = {"LD_LIBRARY_PATH": str(run.temporary), "CUDA_VISIBLE_DEVICES": "0"}
+    driver = {"LD_LIBRARY_PATH": str(build_driver(run.temporary)), "CUDA_VISIBLE_DEVICES": "0"}
     ended = run("fit", "qwen3-0.6b.gguf", **driver)
     assert ended.code == 0, ended.stderr
     assert "# in use now 2.4 GiB" in ended.stdout

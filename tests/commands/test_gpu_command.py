@@ -19,14 +19,12 @@ from typing import Any
 
 import pytest
 
-from modelpipes import errors
-from modelpipes.commands import gpu
 from modelpipes.gateway import record
-from modelpipes.machine.watch import Alarm, Gpu, Share
+from modelpipes.machine.watch import Gpu, Share
 from modelpipes.pipe import fifo
 from tests.commands.conftest import LIMIT_S, QUICK_ENGINE, Commands
 from tests.engine.conftest import ENGINES
-from tests.nvml.driver import build_driver
+from tests.machine.driver import build_driver
 from tests.peers import eventually
 from tests.shell import Ended
 
@@ -50,7 +48,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def driver(run: Commands, library: Path) -> Commands:
     """Where the commands run, with a driver."""
-    run.env["LD_LIBRARY_PATH"] = str(library)
+    run.env |= {"LD_LIBRARY_PATH": str(library), "FAKE_TOTAL_MIB": "16000", "FAKE_USED_MIB": "4000"}
     return run
 
 
@@ -153,8 +151,8 @@ def test_jsonl_has_a_line_for_each_look(driver: Commands) -> None:
 def test_the_continuous_view_draws_memory_over_time(driver: Commands) -> None:
     ended = watch(driver, *quick(4), FAKE_CARDS="2", FAKE_LOST="0,0,1,0", FAKE_USED_MIB="1000,8000,12000,12001")
     drawn = [line for line in ended.lines if line.startswith("memory of")]
-    assert drawn[-2:] == ["memory of 0  ▁▅▇▇  75%", "memory of 1  ▁▁ ▁  6%"]
-    assert drawn[-3] == "memory of 1  ▁▁   -"
+    assert drawn[-2:] == ["memory of 0  ▁▅▇▇  75%", "memory of 1  ▂▂ ▂  15%"]
+    assert drawn[-3] == "memory of 1  ▂▂   -"
 
 
 def test_on_a_terminal_each_look_is_painted_over_the_last_and_fits_its_width(driver: Commands) -> None:
@@ -300,15 +298,6 @@ def test_a_command_that_hangs_is_ended_with_the_watch(driver: Commands) -> None:
         process.communicate(timeout=LIMIT_S)
     assert process.returncode == 143
     # The fixture finds the processes that are left.
-
-
-def test_a_signal_amid_the_start_of_a_command_is_not_taken_for_its_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise errors.Ended(signal.SIGTERM)
-
-    monkeypatch.setattr(gpu, "Child", fail)
-    with gpu.Reactions("true") as reactions, pytest.raises(errors.Ended):
-        reactions.start(Alarm(0, None, "vram", 99, 95, "full"))
 
 
 def test_a_command_that_cannot_be_started_is_said(driver: Commands) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import ctypes.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelpipes.errors import UsageError
-from modelpipes.machine import cards as gpu
-from modelpipes.machine.cards import Card, Cards, Process, choose_visible, known_cards, parse_gpu
+from modelpipes.machine import cards
+from modelpipes.machine.cards import MAX_CARDS, Card, Cards, choose_visible, known_cards, parse_gpu
+from modelpipes.machine.nvml import LIBRARY, Process
+from tests.machine.driver import build_driver
 
 MIB = 1 << 20
-PACKAGE = Path(gpu.__file__).parent.parent.parent
+PACKAGE = Path(cards.__file__).parent.parent.parent
 LOOK = """
 import sys, msgspec
-from modelpipes.machine import cards as gpu
-found = gpu.parse_gpu("auto") if sys.argv[1] == "auto" else gpu.find_cards()
+from modelpipes.machine.cards import find_cards, parse_gpu
+found = parse_gpu("auto") if sys.argv[1] == "auto" else find_cards()
 sys.stdout.buffer.write(msgspec.json.encode(found))
 """
 
@@ -40,24 +41,15 @@ def look(library_folder: Path, question: str = "all", **environment: str) -> Car
     return msgspec.json.decode(done.stdout, type=Cards)
 
 
-def build(folder: Path, *flags: str) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        pytest.skip("no C compiler to build the fake NVML library with")
-    source = Path(__file__).parent / "fake_nvml.c"
-    subprocess.run([compiler, "-shared", "-fPIC", *flags, "-o", folder / gpu.NVML_LIBRARY, source], check=True)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a library that answers as NVML does."""
-    return build(tmp_path_factory.mktemp("driver"))
+    return build_driver(tmp_path_factory.mktemp("driver"))
 
 
 @pytest.fixture(scope="module")
 def old_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("old_driver"), "-DOLD_DRIVER")
+    return build_driver(tmp_path_factory.mktemp("old_driver"), "-DOLD_DRIVER")
 
 
 # What NVML shows
@@ -91,7 +83,7 @@ def test_a_process_that_computes_and_draws_is_counted_once_and_the_largest_comes
 
 
 def test_a_card_that_answers_nothing_optional_is_a_card_with_memory(driver: Path) -> None:
-    found = look(driver, FAKE_BARE="1")
+    found = look(driver, FAKE_UNSUPPORTED="optional")
     assert found == Cards((Card(index=0, name="card 0", total_bytes=16376 * MIB, free_bytes=14000 * MIB),))
 
 
@@ -115,9 +107,9 @@ def test_a_card_that_is_lost_leaves_the_others(driver: Path) -> None:
             "the NVIDIA driver cannot be asked (RM has detected an NVML/RM version mismatch.): does nvidia-smi run?",
         ),
         ({"FAKE_INIT": "77"}, "an error that pynvml does not know"),
-        ({"FAKE_COUNT": "999"}, "the NVIDIA driver does not say which cards there are: Unknown Error"),
+        ({"FAKE_BROKEN": "999"}, "the NVIDIA driver does not say which cards there are: Unknown Error"),
         ({"FAKE_CARDS": "0"}, "the NVIDIA driver shows no card"),
-        ({"FAKE_MEMORY": "3"}, "card 0 does not tell its memory (Not Supported): left out"),
+        ({"FAKE_UNSUPPORTED": "nvmlDeviceGetMemoryInfo"}, "card 0 does not tell its memory (Not Supported): left out"),
     ],
 )
 def test_a_driver_that_fails_means_no_card_and_a_reason(driver: Path, environment: dict[str, str], reason: str) -> None:
@@ -129,15 +121,15 @@ def test_a_driver_that_fails_means_no_card_and_a_reason(driver: Path, environmen
 def test_a_machine_without_the_drivers_library_has_no_card_and_imports_no_pynvml(tmp_path: Path) -> None:
     if ctypes.util.find_library("nvidia-ml"):
         pytest.skip("this machine has an NVIDIA driver")
-    assert look(tmp_path).problems == (f"no NVIDIA driver: {gpu.NVML_LIBRARY} is not on this machine",)
+    assert look(tmp_path).problems == (f"no NVIDIA driver: {LIBRARY} is not on this machine",)
     probe = (
-        "import sys; from modelpipes.machine import cards as gpu; gpu.find_cards(); assert 'pynvml' not in sys.modules"
+        "import sys; from modelpipes.machine.cards import find_cards; find_cards(); assert 'pynvml' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", probe], env=os.environ | {"PYTHONPATH": str(PACKAGE)}, check=True)
 
 
 def test_a_library_that_is_no_library_is_a_reason(tmp_path: Path) -> None:
-    (tmp_path / gpu.NVML_LIBRARY).write_text("torn")
+    (tmp_path / LIBRARY).write_text("torn")
     (reason,) = look(tmp_path).problems
     assert reason.startswith("no NVIDIA driver: its library cannot be loaded: ")
 
@@ -146,7 +138,7 @@ def test_a_library_that_is_not_nvml_is_a_reason(tmp_path: Path) -> None:
     math = next((name for name in Path("/").glob("lib*/**/libm.so.6")), None)
     if math is None:
         pytest.skip("no shared library to put in its place")
-    (tmp_path / gpu.NVML_LIBRARY).symlink_to(math)
+    (tmp_path / LIBRARY).symlink_to(math)
     (reason,) = look(tmp_path).problems
     assert "Function Not Found" in reason
 
@@ -233,7 +225,7 @@ def test_a_card_is_known_by_the_ways_people_write_its_name(text: str, name: str,
     assert not found.stand_in
 
 
-@given(st.sampled_from(sorted(known_cards())), st.integers(1, gpu.MAX_CARDS))
+@given(st.sampled_from(sorted(known_cards())), st.integers(1, MAX_CARDS))
 def test_every_known_card_is_found_by_its_name_in_any_number(name: str, number: int) -> None:
     squeezed = name.lower().replace(" ", "")
     for text in (f"{number}x {name}", f"{number}x{squeezed}", f" {number} × {name.replace(' ', '-')}"):
@@ -270,4 +262,4 @@ def test_no_text_makes_parsing_fail_otherwise(text: str) -> None:
         cards = parse_gpu(f"x{text}").cards  # never "auto"
     except UsageError:
         return
-    assert 1 <= len(cards) <= gpu.MAX_CARDS
+    assert 1 <= len(cards) <= MAX_CARDS

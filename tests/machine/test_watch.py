@@ -7,30 +7,22 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from modelpipes.errors import UsageError
-from modelpipes.machine import watch as gpuwatch
+from modelpipes.machine import watch
 from modelpipes.machine.watch import (
-    BARS,
-    Alarm,
-    Alarms,
     Gpu,
-    Keeper,
     Sample,
     Share,
     check_named,
     is_named,
-    model_of,
-    name_shares,
-    sparkline,
 )
-from tests.nvml.driver import build_driver
+from tests.machine.driver import build_driver
 
 MIB = 1 << 20
 LIMIT_S = 30.0
-PACKAGE = Path(gpuwatch.__file__).parent.parent.parent
+FIGURES = {"FAKE_TOTAL_MIB": "16000", "FAKE_USED_MIB": "4000"}
+PACKAGE = Path(watch.__file__).parent.parent.parent
 LOOK = """
 import sys, msgspec
 from modelpipes.errors import DeadlineError
@@ -49,7 +41,7 @@ sys.stdout.buffer.write(msgspec.json.encode(samples))
 def ask(folder: Path, looks: int, timeout_s: float, environment: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "-c", LOOK, str(looks), str(timeout_s)],
-        env=os.environ | {"LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(PACKAGE)} | environment,
+        env=os.environ | {"LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(PACKAGE)} | FIGURES | environment,
         capture_output=True,
         check=False,
         timeout=LIMIT_S,
@@ -219,128 +211,3 @@ def test_a_gpu_is_named_by_its_index_or_the_beginning_of_its_uuid(wanted: list[s
 def test_a_name_that_means_no_gpu_or_several_is_refused_with_those_there_are(wanted: str) -> None:
     with pytest.raises(UsageError, match=r"0 GPU-aaaa-0, 1 GPU-aabb-1, 2$"):
         check_named(CARDS, [wanted])
-
-
-# Alarms
-
-
-def card(percent: float | None = 10, celsius: int | None = 40) -> Gpu:
-    return Gpu(index=0, uuid="GPU-a", name="RTX", memory_used_percent=percent, temperature_celsius=celsius)
-
-
-def test_an_alarm_begins_once_lasts_while_the_figure_flutters_and_is_over_once() -> None:
-    alarms = Alarms(95, 85)
-    percents = [94.9, 95.0, 94.0, 96.0, 93.0, 92.9, 94.9]
-    seen = []
-    for percent in percents:
-        on, begun, over = alarms.judge([card(percent)])
-        seen.append((len(on), len(begun), len(over)))
-    assert seen == [(0, 0, 0), (1, 1, 0), (1, 0, 0), (1, 0, 0), (1, 0, 0), (0, 0, 1), (0, 0, 0)]
-
-
-def test_an_alarm_tells_which_gpu_what_is_too_much_and_the_limit() -> None:
-    on, begun, _ = Alarms(95, 85).judge([card(99.5, 90)])
-    assert on == begun == [
-        Alarm(0, "GPU-a", "vram", 99.5, 95, "GPU 0 (RTX): 99.5% of its memory used (--alert-vram 95)"),
-        Alarm(0, "GPU-a", "temperature", 90, 85, "GPU 0 (RTX): 90 °C hot (--alert-temp 85)"),
-    ]  # fmt: skip
-
-
-def test_a_figure_that_is_absent_is_no_alarm_and_ends_none_aloud() -> None:
-    alarms = Alarms(0, 0)
-    assert len(alarms.judge([card()])[0]) == 2
-    assert alarms.judge([card(None, None)]) == ([], [], [])
-
-
-def test_a_gpu_that_is_gone_is_an_alarm_and_its_return_is_said() -> None:
-    alarms = Alarms(95, 85)
-    gone = Gpu(index=0, uuid="GPU-a", is_present=False, problem="GPU is lost")
-    alarms.judge([card(99)])
-    [on], [begun], over = alarms.judge([gone])
-    assert (on.kind, on.message, begun, over) == ("lost", "GPU 0 is gone: GPU is lost", on, [])
-    assert alarms.judge([card()]) == ([], [], ["GPU 0 (RTX) is back"])
-
-
-def test_a_limit_of_infinity_alarms_nobody() -> None:
-    assert Alarms(float("inf"), float("inf")).judge([card(100, 200)])[0] == []
-
-
-@given(st.lists(st.none() | st.floats(0, 100)), st.floats(0, 100))
-def test_alarms_begin_and_end_in_turn(percents: list[float | None], limit: float) -> None:
-    alarms = Alarms(limit, 1000)
-    was_on = False
-    for percent in percents:
-        on, begun, over = alarms.judge([card(percent)])
-        assert bool(begun) == (bool(on) and not was_on)
-        assert not (over and on)
-        assert bool(over) <= was_on
-        was_on = bool(on)
-
-
-# Memory over time
-
-
-def test_a_sparkline_has_a_bar_for_each_value_and_a_blank_for_none() -> None:
-    assert sparkline([0, 12.4, 12.5, 50, None, 87.5, 100], 80) == "▁▁▂▅ ██"
-    assert sparkline([0, 50, 100], 2) == "▅█"
-    assert sparkline([0, 50, 100], 0) == ""
-
-
-@given(st.lists(st.none() | st.floats(0, 100)), st.integers(-2, 20))
-def test_a_sparkline_is_never_wider_than_it_may_be(percents: list[float | None], width: int) -> None:
-    drawn = sparkline(percents, width)
-    assert len(drawn) == min(len(percents), max(width, 0))
-    assert set(drawn) <= {" ", *BARS}
-
-
-# Whose memory it is
-
-
-@pytest.mark.parametrize(
-    ("command", "name"),
-    [
-        ("/opt/llama-server --model /models/Qwen3-8B-Q4_K_M.gguf --port 1", "Qwen3-8B-Q4_K_M"),
-        ("llama-server -m a.gguf", "a"),
-        ("llama-server --model=a.gguf --model b.GGUF", "b"),
-        ("llama-server --model big-00001-of-00003.gguf", "big"),
-        ("llama-server --model a.gguf --alias fast", "fast"),
-        ("python -P -m modelpipes.engine.embedded --model /x/tiny-chat.gguf", "tiny-chat"),
-        ("vllm serve --model meta/llama/", "llama"),
-        ("python -m modelpipes.engine.embedded", None),
-        ("llama-server --model", None),
-        ("llama-server --model /", None),
-        ("Xorg :0", None),
-        ("", None),
-    ],
-)
-def test_a_model_is_named_by_the_command_line_of_its_server(command: str, name: str | None) -> None:
-    assert model_of(command.split()) == name
-
-
-@given(st.lists(st.text()))
-def test_no_command_line_makes_naming_fail(argv: list[str]) -> None:
-    model_of(argv)
-
-
-def test_a_process_below_a_keeper_is_its_and_others_are_nobodys() -> None:
-    holder = [sys.executable, "-c", "input('runs\\n')", "--model", "solo.gguf"]
-    with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"runs\n"  # amid its exec, a process has no command line
-        gpus = [
-            Gpu(
-                index=0,
-                processes=(
-                    Share(pid=child.pid, program="python", used_bytes=7),
-                    Share(pid=os.getppid(), program=None, used_bytes=None),
-                    Share(pid=2**22 + 1, program=None, used_bytes=None),  # above the kernel's greatest
-                ),
-            ),
-            Gpu(index=1),
-        ]
-        first, second = name_shares(gpus, {os.getpid(): Keeper(seat="bob", room="/r")})
-        child.communicate(b"\n")
-    assert second.processes is None
-    ours, above, ended = first.processes or ()
-    assert (ours.model, ours.seat, ours.room, ours.server, ours.used_bytes) == ("solo", "bob", "/r", None, 7)
-    assert (above.seat, ended.model, ended.seat) == (None, None, None)

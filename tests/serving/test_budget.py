@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,11 @@ from modelpipes.fit.settings import Backend
 from modelpipes.gguf.header import read_header
 from modelpipes.machine import cards as gpu
 from modelpipes.machine import memory as hostmemory
+from modelpipes.machine.holdings import Taken
 from modelpipes.serving import budget
-from modelpipes.serving.budget import Place, Taken, auto_bytes, charge, find_budget, host_bytes, look, measure, settle
+from modelpipes.serving.budget import Place, auto_bytes, charge, find_budget, measure, settle
 from modelpipes.serving.residency import Bytes
-from tests.machine.test_cards import build
+from tests.machine.driver import build_driver
 from tests.models import scripted_model
 
 MIB = 1 << 20
@@ -35,14 +35,6 @@ CPU = Place(0, False)
 IN_NAME_ONLY = Place(0, True)
 CARD = Place(1, True)
 PACKAGE = Path(gpu.__file__).parent.parent
-HOLD = """
-import sys
-held = bytearray(int(sys.argv[1]))
-held[::4096] = b"x" * len(held[::4096])
-print("held", flush=True)
-sys.stdin.read()
-"""
-PARENT = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, *sys.argv[1:]]).returncode)"
 
 
 @dataclass
@@ -58,23 +50,6 @@ class Clock:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(scripted_model(tmp_path_factory.mktemp("models") / "m.gguf", pad_mib=4))
-
-
-@pytest.fixture
-def holding() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a process that holds so many bytes, and is ready; with `below`, in a child of it."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(n_bytes: int, *, below: bool = False) -> subprocess.Popen[str]:
-        command = [sys.executable, *(["-c", PARENT] if below else []), "-c", HOLD, str(n_bytes)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        assert process.stdout and process.stdout.readline() == "held\n"
-        return process
-
-    yield start
-    for process in started:
-        process.communicate()
 
 
 def with_driver(folder: Path, script: str, **environment: str) -> Any:
@@ -95,7 +70,7 @@ def with_driver(folder: Path, script: str, **environment: str) -> Any:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("driver"))
+    return build_driver(tmp_path_factory.mktemp("driver"))
 
 
 # What may be used
@@ -297,37 +272,14 @@ def test_what_is_no_model_file_is_refused(tmp_path: Path) -> None:
         predict(str(tmp_path / "m.gguf"), CPU)
 
 
-# What it has taken
+# What counts
 
 
-def test_the_memory_of_a_process_is_what_it_holds(holding: Callable[..., subprocess.Popen[str]]) -> None:
-    small, large = holding(0), holding(64 * MIB)
-    assert host_bytes(large.pid) - host_bytes(small.pid) == pytest.approx(64 * MIB, abs=8 * MIB)
-
-
-def test_the_memory_of_its_children_is_its_own(holding: Callable[..., subprocess.Popen[str]]) -> None:
-    process = holding(64 * MIB, below=True)
-    assert host_bytes(process.pid) < 48 * MIB
-    assert look(process.pid, CPU).host > 64 * MIB
-    assert look(process.pid, CPU).card is None
-
-
-def test_a_process_that_has_gone_holds_nothing(holding: Callable[..., subprocess.Popen[str]]) -> None:
-    process = holding(MIB)
-    process.communicate()
-    assert look(process.pid, CPU) == Taken(None, 0)
+def test_a_process_that_has_gone_counts_as_predicted() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
     assert measure(process.pid, Bytes(3, 5), IN_NAME_ONLY) == Bytes(3, 5)
 
-
-def test_the_card_is_asked_for_these_processes_only(driver: Path) -> None:
-    ask = "print(json.dumps(budget.card_bytes({})))"
-    assert with_driver(driver, ask.format((200, 400))) == 1564 * MIB
-    assert with_driver(driver, ask.format((200, 300))) == 1500 * MIB  # of 300 the driver does not say
-    assert with_driver(driver, ask.format((300,))) is None
-    assert with_driver(driver, ask.format((1,))) is None
-
-
-# What counts
 
 amounts = st.integers(0, 10**11)
 

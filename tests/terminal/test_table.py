@@ -1,20 +1,13 @@
 from __future__ import annotations
 
-import unicodedata
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from modelpipes.terminal.table import draw_table
+from modelpipes.terminal.width import columns_of
 
 HEADERS = ["name", "arch", "size", "path"]
 MODELS = [["llama-3.1-8b", "llama", "4.6G", "/models/llama-3.1-8b.gguf"], ["q", "qwen3", "604M", "/models/q.gguf"]]
-
-
-def columns_of(text: str) -> int:
-    return sum(
-        0 if unicodedata.combining(each) else 2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in text
-    )
 
 
 def test_without_a_width_every_cell_is_whole() -> None:
@@ -43,6 +36,11 @@ def test_columns_are_left_out_only_as_far_as_needed() -> None:
 def test_a_path_loses_its_beginning_and_a_name_its_middle() -> None:
     rows = [["a-model-with-a-long-name-Q4_K_M", "/some/folder/of/models/a-model-with-a-long-name-Q4_K_M.gguf"]]
     assert draw_table(rows, ["name", "path"], 40).splitlines()[1] == "a-model-with-a…ong-name-Q4_K_M  …_M.gguf"
+
+
+def test_a_terminal_of_next_to_no_columns_is_no_reason_to_go_on_for_ever() -> None:
+    for width in range(4):
+        assert draw_table([["abcdef", "x"]], ["name", "path"], width) == "…  …\n…  …\n"
 
 
 def test_wide_characters_count_as_what_they_take() -> None:

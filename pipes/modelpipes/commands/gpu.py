@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import math
-import os
-from types import TracebackType
 from typing import Any
 
 import click
 import msgspec
 
-from modelpipes.child import Child
 from modelpipes.commands.cli import options, values
-from modelpipes.commands.views.gpu import FORMATS, Destination, Report
-from modelpipes.errors import DeadlineError, ProgramError, RoomError, UsageError
-from modelpipes.gateway import record
-from modelpipes.machine.watch import (
-    Alarm,
-    Alarms,
-    Keeper,
-    Watch,
-    check_named,
-    is_named,
-    name_shares,
-)
-from modelpipes.pipe.room import Room, resolve
+from modelpipes.commands.keepers import find_keepers
+from modelpipes.commands.views.destination import Destination
+from modelpipes.commands.views.gpu import FORMATS, Report
+from modelpipes.errors import UsageError
+from modelpipes.machine.alarms import Alarms
+from modelpipes.machine.keepers import name_shares
+from modelpipes.machine.reactions import Reactions
+from modelpipes.machine.watch import Watch, check_named, is_named
+from modelpipes.pipe.room import Room
 from modelpipes.terminal import output
-from modelpipes.terminal.safetext import make_line
 from modelpipes.values.deadline import Deadline
-from modelpipes.values.units import format_seconds
-
-EXEC_LIMIT_S = 30.0  # a command that tells somebody takes seconds; one that hangs must not pile up
 
 
 class Threshold(click.ParamType[float]):
@@ -100,40 +89,43 @@ def command(directory: str | None, **given: Any) -> int:
     _check(given)
     if directory is not None:
         Room.open(directory)
-    format_ = "json" if given["as_json"] else given["format_"]
+    timeout_s = options.bounded(given["timeout"])
     with (
-        Destination(given["file"], options.bounded(given["timeout"])) as to,
-        Reactions(given["command_line"]) as reactions,
-        Watch(options.bounded(given["timeout"])) as watch,
+        Destination(given["file"], timeout_s) as to,
+        Reactions(given["command_line"], output.say) as reactions,
+        Watch(timeout_s) as watch,
     ):
-        report = Report(format_, to, given)
+        report = Report(
+            "json" if given["as_json"] else given["format_"],
+            to,
+            per_process=given["per_process"],
+            has_system=given["system"],
+            every_s=given["interval"] if given["continuous"] else None,
+        )
         alarms = Alarms(given["alert_vram"], given["alert_temp"])
         told: tuple[str, ...] = ()
-        looks = 0
-        while True:
+        for look in itertools.count(1):
             next_look = Deadline.after(options.bounded(given["interval"]))
             sample = watch.read()
-            if not looks and sample.gpus:
+            if look == 1 and sample.gpus:
                 check_named(sample.gpus, given["wanted"])
-            gpus = name_shares([each for each in sample.gpus if is_named(each, given["wanted"])], _keepers(directory))
+            named = [each for each in sample.gpus if is_named(each, given["wanted"])]
+            gpus = name_shares(named, find_keepers(directory))
             on, begun, over = alarms.judge(gpus)
             if gpus or given["system"]:
                 report.write(msgspec.structs.replace(sample, gpus=gpus), on)
-            for line in [
-                *(each.message for each in begun),
-                *over,
-                *(each for each in sample.problems if each not in told),
-            ]:
+            news = [problem for problem in sample.problems if problem not in told]
+            for line in [*(alarm.message for alarm in begun), *over, *news]:
                 output.say(line)
             told = sample.problems
-            for each in begun:
-                reactions.start(each)
-            looks += 1
-            if not gpus or not given["continuous"] or looks == given["count"]:
-                reactions.finish()
-                return 0 if any(each.is_present for each in gpus) else 1
+            for alarm in begun:
+                reactions.start(alarm)
+            if not gpus or not given["continuous"] or look == given["count"]:
+                break
             to.wait(next_look)
             reactions.collect()
+        reactions.finish()
+    return 0 if any(each.is_present for each in gpus) else 1
 
 
 def _check(given: dict[str, Any]) -> None:
@@ -144,83 +136,3 @@ def _check(given: dict[str, Any]) -> None:
         raise UsageError("--count is for --continuous: without it there is one look")
     if given["interval"] == math.inf:
         raise UsageError("--interval none: there would be no second look")
-
-
-# -- whose a process is
-
-
-def _keepers(directory: str | None) -> dict[int, Keeper]:
-    """The members of the rooms that we know and the servers that run, by pid."""
-    keepers = {daemon.pid: Keeper(server=daemon.listen) for daemon in record.running()}
-    for room in _rooms(directory):
-        with contextlib.suppress(RoomError):  # cleaned up in this moment
-            for who in map(room.sitting, room.seats()):
-                if who.pid is not None and who.state not in ("free", "died"):
-                    path = os.fsencode(room.path).decode("utf-8", "replace")
-                    keepers[who.pid] = Keeper(seat=who.seat, room=path)
-    return keepers
-
-
-def _rooms(directory: str | None) -> list[Room]:
-    """The one that is named, the default one, and those beside it."""
-    named = (Room(resolve(directory)), Room(resolve(None)))
-    rooms = {room.path: room for room in (*named, *Room.all()) if room.is_ours()}
-    return list(rooms.values())
-
-
-# -- what runs on an alarm
-
-
-class Reactions:
-    """The runs of --exec-on-alert; each has its time, and none outlives us. What they say goes to stderr."""
-
-    def __init__(self, command_line: str | None) -> None:
-        self._command_line = command_line
-        self._running: list[tuple[Child, Deadline]] = []
-
-    def start(self, alarm: Alarm) -> None:
-        """Run it for an alarm, if there is one to run; that it cannot be is said."""
-        if self._command_line is None:
-            return
-        told = {
-            "ALARM": alarm.kind, "MESSAGE": make_line(alarm.message), "GPU": alarm.index, "GPU_UUID": alarm.uuid,
-            "VALUE": alarm.value, "LIMIT": alarm.limit,
-        }  # fmt: skip
-        env = {f"MODELPIPES_{key}": "" if value is None else str(value) for key, value in told.items()}
-        try:
-            child = Child(["sh", "-c", self._command_line], name="--exec-on-alert", env={**os.environ, **env})
-        except ProgramError as error:
-            output.say(str(error))
-            return
-        self._running.append((child, Deadline.after(EXEC_LIMIT_S)))
-
-    def collect(self) -> None:
-        """Be done with those that have ended, or have had their time."""
-        for child, limit in list(self._running):
-            code = child.exit_code()
-            if code is None and not limit.has_passed():
-                continue
-            self._running.remove((child, limit))
-            child.stop()
-            for line in child.last_lines():
-                output.say(f"{child.name}: {line}")
-            if code is None:
-                output.say(f"{child.name}: not done after {format_seconds(EXEC_LIMIT_S)}, ended")
-            elif code:
-                output.say(f"{child.name}: ended with {code}")
-
-    def finish(self) -> None:
-        """Wait for all of them."""
-        for child, limit in list(self._running):
-            with contextlib.suppress(DeadlineError):
-                child.wait(limit)
-        self.collect()
-
-    def __enter__(self) -> Reactions:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for child, _ in self._running:
-            child.stop()

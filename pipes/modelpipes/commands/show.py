@@ -7,8 +7,11 @@ import stat
 
 import click
 
-from modelpipes.chat import rendering
 from modelpipes.chat.contents import read
+from modelpipes.chat.rendering.exact import to_json
+from modelpipes.chat.rendering.markdown import to_markdown
+from modelpipes.chat.rendering.page import to_html
+from modelpipes.chat.rendering.text import to_text
 from modelpipes.commands.cli import options, values
 from modelpipes.errors import FileError
 from modelpipes.terminal import output
@@ -45,13 +48,13 @@ def command(ctx: click.Context, transcript: str, form: str, show_thinking: bool,
         raise FileError(f"{name}: is no transcript; one is made with chat-models --transcript FILE")
     match form:
         case "json":
-            output.write_json(rendering.to_json(contents, show_thinking=show_thinking))
+            output.write_json(to_json(contents, show_thinking=show_thinking))
         case "html":
-            output.write_text(rendering.to_html(contents, show_thinking=show_thinking))
+            output.write_text(to_html(contents, show_thinking=show_thinking))
         case "markdown":
-            output.write_text(rendering.to_markdown(contents, show_thinking=show_thinking))
+            output.write_text(to_markdown(contents, show_thinking=show_thinking))
         case _:
-            output.write_text(rendering.to_text(contents, output.width(), show_thinking=show_thinking))
+            output.write_text(to_text(contents, output.width(), show_thinking=show_thinking))
     if complaints := contents.complaints():
         output.say(f"{ctx.info_name}: {name}: {'; '.join(complaints)}")
     return FileError.exit_code if contents.unreadable_lines else 0

@@ -13,6 +13,7 @@ import shutil
 import msgspec
 
 from modelpipes.errors import UsageError
+from modelpipes.machine.kernel import read_cpu_features
 from modelpipes.values.paths import data_dir
 
 # What the driver of a card makes; a build for a card serves where it is.
@@ -43,24 +44,12 @@ class Build(msgspec.Struct, frozen=True):
     def runs_here(self) -> bool:
         """Has this machine the card and the CPU that it was built for?"""
         device = DEVICES.get(self.variant)
-        return (device is None or os.path.exists(device)) and set(self.cpu_features) <= set(features_here())
+        return (device is None or os.path.exists(device)) and set(self.cpu_features) <= set(read_cpu_features())
 
 
 def folder() -> str:
     """Where builds lie."""
     return os.path.join(data_dir(), "engines")
-
-
-def features_here() -> tuple[str, ...]:
-    """Every feature of this CPU, as the kernel names them; () where it does not say."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith(("flags", "Features")):
-                    return tuple(line.partition(":")[2].split())
-    except OSError:
-        pass
-    return ()
 
 
 def builds() -> list[Build]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import re
 import signal
 from collections.abc import Sequence
 
 from modelpipes.errors import EngineError
-
-VMSTAT = "/proc/vmstat"
 
 # What a fault of the process itself ends with; any other signal was sent by somebody.
 FAULTS = frozenset(
@@ -120,15 +117,3 @@ def essence(lines: Sequence[str]) -> str:
         if re.search(r"\b(error|failed|cannot|unable)\b", line, re.IGNORECASE):
             return line.strip()
     return said[-1].strip() if said else ""
-
-
-def oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory since it booted, also those over a
-    control group's limit (mm/oom_kill.c); 0 where it does not say.
-    """
-    with contextlib.suppress(OSError), open(VMSTAT, encoding="ascii") as file:
-        for line in file:
-            name, _, number = line.partition(" ")
-            if name == "oom_kill":
-                return int(number)
-    return 0

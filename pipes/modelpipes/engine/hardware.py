@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from modelpipes.machine import cards as gpu
+from modelpipes.machine.cards import find_cards
+from modelpipes.machine.kernel import read_cpuinfo, read_text
+from modelpipes.machine.nvml import find_driver_cuda
 
 Version: TypeAlias = tuple[int, ...]
 
@@ -68,17 +70,17 @@ class Machine:
 
 def look() -> Machine:
     """What this machine has. Raises nothing: a tool that hangs or fails counts as missing."""
-    cpu, features = parse_cpuinfo(_read("/proc/cpuinfo"))
-    found = gpu.find_cards().cards
+    cpu, features = parse_cpuinfo(read_cpuinfo())
+    found = find_cards().cards
     return Machine(
-        system=parse_system(_read("/etc/os-release")),
+        system=parse_system(read_text("/etc/os-release")),
         cpu=cpu or os.uname().machine,
         cores=len(os.sched_getaffinity(0)),
         cpu_features=features,
         cards=tuple(
             Card(card.name, card.compute_capability, card.total_bytes) for card in found if card.compute_capability
         ),
-        driver_cuda=_ask_driver_cuda() if found else None,
+        driver_cuda=find_driver_cuda() if found else None,
         nvcc=_find_nvcc(),
         compiler=_find_tool((os.environ.get("CXX", ""), "c++", "g++", "clang++")),
         cmake=_find_tool(("cmake", _beside_python("cmake"))),
@@ -202,14 +204,6 @@ def _output(places: Iterable[str], *arguments: str) -> str | None:
     return text.decode("utf-8", "replace") if process.returncode == 0 else None
 
 
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
-
-
 def _under(variable: str, path: str) -> str:
     """A path in the folder that an environment variable names; empty where it names none."""
     folder = os.environ.get(variable)
@@ -219,19 +213,3 @@ def _under(variable: str, path: str) -> str:
 def _has_header(name: str) -> bool:
     folders = (_under("VULKAN_SDK", "include"), "/usr/include", "/usr/local/include")
     return any(os.path.isfile(os.path.join(folder, name)) for folder in folders if folder)
-
-
-def _ask_driver_cuda() -> tuple[int, int] | None:
-    """The newest CUDA that the NVIDIA driver runs; None where it does not say."""
-    import pynvml  # once gpu.find_cards has found its library
-
-    failures = (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError)
-    try:
-        pynvml.nvmlInit()
-        try:
-            number: int = pynvml.nvmlSystemGetCudaDriverVersion_v2()
-        finally:
-            pynvml.nvmlShutdown()
-    except failures:
-        return None
-    return number // 1000, number % 1000 // 10  # 12040 is 12.4 (NVML_CUDA_DRIVER_VERSION_MAJOR of nvml.h)

@@ -20,11 +20,13 @@ import msgspec
 
 from modelpipes.child import Child
 from modelpipes.engine.arguments import HOST, make_arguments, value_of
-from modelpipes.engine.causes import Cause, EngineFailure, cause_of, explain, oom_kills, port_taken
+from modelpipes.engine.causes import Cause, EngineFailure, cause_of, explain, port_taken
 from modelpipes.engine.client import Client, Refused
 from modelpipes.engine.locate import Binary, EngineChoice, find_engine, find_model
 from modelpipes.engine.logs import Log, RotatedFile
 from modelpipes.errors import DeadlineError, EngineError, FileError, PipesError, ProgramError
+from modelpipes.machine.kernel import count_oom_kills
+from modelpipes.machine.processes import resident_bytes
 from modelpipes.values.deadline import Deadline
 
 HEALTH_INTERVAL_S = 0.005  # tiny models are ready in 25 ms; a refused connection costs 0.1 ms
@@ -211,7 +213,7 @@ class Engine:
         with self._changed:
             if self.state is State.READY:
                 # What the kernel kills while it lives is not it.
-                self._oom_kills = oom_kills()
+                self._oom_kills = count_oom_kills()
         return is_healthy
 
     def probe(self, deadline: Deadline) -> None:
@@ -403,7 +405,7 @@ class Engine:
             env = os.environ | {KEY_VARIABLE: self.api_key or ""} if self._has_own_key else None
             if self.slot_folder is not None and self.keeps_slots():
                 os.makedirs(self.slot_folder, 0o700, exist_ok=True)  # what was said stands in these files
-            self._oom_kills = oom_kills()
+            self._oom_kills = count_oom_kills()
             try:
                 self._child = Child(
                     command, name=f"engine {self.name}", env=env, log=self._log_path, sink=self.log.take
@@ -465,7 +467,7 @@ class Engine:
         """How the server ended, by itself or by somebody else."""
         code, lines = child.exit_code(), child.last_lines(200)
         assert code is not None
-        cause = cause_of(code, lines, is_oom_killed=oom_kills() > self._oom_kills)
+        cause = cause_of(code, lines, is_oom_killed=count_oom_kills() > self._oom_kills)
         return EngineFailure(explain(self.name, cause, code, lines, pid=child.pid, port=self._port), cause)
 
 
@@ -485,15 +487,6 @@ def prove(client: Client, limit_s: float) -> None:
         elif error.kind != "template":
             raise
         # A template that wants another beginning is not a broken engine: the server has answered.
-
-
-def resident_bytes(pid: int) -> int:
-    """The memory of a process that is in RAM now; 0 if there is none."""
-    try:
-        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):
-        return 0
 
 
 def _limit_s(deadline: Deadline) -> float:

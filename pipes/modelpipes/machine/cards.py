@@ -1,26 +1,16 @@
-"""Graphics cards: those that NVML shows, and those known by name.
-
-NVML (NVIDIA's management library) is asked through nvidia-ml-py, the `pynvml` module. It is imported only
-once the driver's library loads: where there is none, looking costs 2 ms, and not 30.
-"""
+"""Graphics cards: those that NVML shows, and those known by name."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Collection
 
 import msgspec
 
-from modelpipes.errors import UsageError
+from modelpipes.errors import DriverError, UsageError
+from modelpipes.machine.nvml import Nvml, Process
 
-if TYPE_CHECKING:
-    from types import ModuleType
-
-_T = TypeVar("_T")
-
-NVML_LIBRARY = "libnvidia-ml.so.1"
 MAX_CARDS = 16  # GGML_CUDA_MAX_DEVICES of llama.cpp's ggml-cuda.h
 MIB = 1 << 20
 STAND_IN = "RTX 4080"
@@ -123,14 +113,6 @@ _SIZE = "(?i)[ _-]([0-9]{1,3}) ?gi?b"
 _SEVERAL = r"(?is)\s*([0-9]+)\s*[x×*]\s*(.+)"
 
 
-class Process(msgspec.Struct, frozen=True):
-    """A process that holds memory of a card; `used_bytes` is null where NVML does not say how much."""
-
-    pid: int
-    name: str  # of the program; empty where NVML does not say
-    used_bytes: int | None
-
-
 class Card(msgspec.Struct, frozen=True, kw_only=True):
     """A graphics card with its memory, present or known by name.
 
@@ -163,27 +145,11 @@ class Cards(msgspec.Struct, frozen=True):
 
 def find_cards() -> Cards:
     """Every card that NVML shows, with its memory now. Raises nothing: what fails is a problem."""
-    import ctypes
-
     try:
-        ctypes.CDLL(NVML_LIBRARY)
-    except OSError as error:
-        is_absent = str(error).startswith(NVML_LIBRARY) and "No such file" in str(error)
-        why = f"{NVML_LIBRARY} is not on this machine" if is_absent else f"its library cannot be loaded: {error}"
-        return Cards(problems=(f"no NVIDIA driver: {why}",))
-    import pynvml
-
-    failures = (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError)
-    try:
-        pynvml.nvmlInit()
-    except failures as error:
-        return Cards(problems=(f"the NVIDIA driver cannot be asked ({error}): does nvidia-smi run?",))
-    try:
-        return _ask_all(pynvml)
-    except failures as error:
-        return Cards(problems=(f"the NVIDIA driver does not say which cards there are: {error}",))
-    finally:
-        _ask(pynvml, None, pynvml.nvmlShutdown)
+        with Nvml() as nvml:
+            return _ask_all(nvml)
+    except DriverError as error:
+        return Cards(problems=(str(error),))
 
 
 def find_visible_cards() -> Cards:
@@ -198,6 +164,17 @@ def find_visible_cards() -> Cards:
     visible = choose_visible(found.cards, wanted)
     hidden = "" if visible else f"CUDA_VISIBLE_DEVICES={wanted!r} hides every card"
     return Cards(visible, found.problems + ((hidden,) if hidden else ()))
+
+
+def card_bytes(pids: Collection[int]) -> int | None:
+    """Bytes that these processes hold on the visible cards; None where the driver does not say."""
+    used = [
+        process.used_bytes
+        for card in find_visible_cards().cards
+        for process in card.processes
+        if process.pid in pids and process.used_bytes is not None
+    ]
+    return sum(used) if used else None
 
 
 def choose_visible(cards: tuple[Card, ...], wanted: str) -> tuple[Card, ...]:
@@ -274,55 +251,34 @@ def _squeezed(name: str) -> str:
     return re.sub(_DECORATION, "", name.lower())
 
 
-def _ask_all(nvml: ModuleType) -> Cards:
-    driver_version = _ask(nvml, None, nvml.nvmlSystemGetDriverVersion)
+def _ask_all(nvml: Nvml) -> Cards:
+    try:
+        count = nvml.need("nvmlDeviceGetCount")
+    except DriverError as error:
+        return Cards(problems=(f"the NVIDIA driver does not say which cards there are: {error}",))
+    driver_version = nvml.ask("nvmlSystemGetDriverVersion")
     cards: list[Card] = []
     problems: list[str] = []
-    for index in range(nvml.nvmlDeviceGetCount()):
+    for index in range(count):
         try:
             cards.append(_read_card(nvml, index, driver_version))
-        except nvml.NVMLError as error:
+        except DriverError as error:
             problems.append(f"card {index} does not tell its memory ({error}): left out")
     if not cards and not problems:
         problems.append("the NVIDIA driver shows no card")
     return Cards(tuple(cards), tuple(problems))
 
 
-def _read_card(nvml: ModuleType, index: int, driver_version: str | None) -> Card:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+def _read_card(nvml: Nvml, index: int, driver_version: str | None) -> Card:
+    handle = nvml.need("nvmlDeviceGetHandleByIndex", index)
+    memory = nvml.need("nvmlDeviceGetMemoryInfo", handle)
     return Card(
         index=index,
-        name=_ask(nvml, f"card {index}", nvml.nvmlDeviceGetName, handle),
+        name=nvml.ask("nvmlDeviceGetName", handle) or f"card {index}",
         total_bytes=memory.total,
         free_bytes=memory.free,
-        uuid=_ask(nvml, None, nvml.nvmlDeviceGetUUID, handle),
-        compute_capability=_ask(nvml, None, nvml.nvmlDeviceGetCudaComputeCapability, handle),
+        uuid=nvml.ask("nvmlDeviceGetUUID", handle),
+        compute_capability=nvml.ask("nvmlDeviceGetCudaComputeCapability", handle),
         driver_version=driver_version,
-        processes=_read_processes(nvml, handle),
+        processes=nvml.read_processes(handle) or (),
     )
-
-
-def _read_processes(nvml: ModuleType, handle: object) -> tuple[Process, ...]:
-    """Who holds memory of the card, most first; one that computes and draws stands in both of NVML's lists."""
-    nothing: list[Any] = []
-    running = _ask(nvml, nothing, nvml.nvmlDeviceGetComputeRunningProcesses, handle)
-    drawing = _ask(nvml, nothing, nvml.nvmlDeviceGetGraphicsRunningProcesses, handle)
-    used: dict[int, int | None] = {}
-    for entry in (*running, *drawing):
-        known = [size for size in (used.get(entry.pid), entry.usedGpuMemory) if size is not None]
-        used[entry.pid] = max(known, default=None)
-    processes = [
-        Process(pid, os.path.basename(_ask(nvml, "", nvml.nvmlSystemGetProcessName, pid)), size)
-        for pid, size in used.items()
-    ]
-    return tuple(sorted(processes, key=lambda process: (-(process.used_bytes or 0), process.pid)))
-
-
-def _ask(nvml: ModuleType, otherwise: _T, question: Callable[..., Any], *arguments: object) -> _T:
-    """NVML's answer, or `otherwise` where this driver or this card does not have it."""
-    try:
-        answer: _T = question(*arguments)
-    except (nvml.NVMLError, nvml.NVMLLibraryMismatchError, UnicodeDecodeError):
-        return otherwise
-    return answer

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from modelpipes.engine.arguments import batch_tokens
-from modelpipes.engine.lifecycle import resident_bytes
 from modelpipes.errors import FileError, ModelFileError
 from modelpipes.fit.cuda import OVERHEAD_BYTES
 from modelpipes.fit.hparams import classify
@@ -18,13 +16,13 @@ from modelpipes.fit.settings import Settings
 from modelpipes.gguf.shards import read_model
 from modelpipes.machine import cards as gpu
 from modelpipes.machine import memory as hostmemory
+from modelpipes.machine.holdings import Taken, look
 from modelpipes.serving.residency import NOTHING, Bytes
 from modelpipes.values.units import format_bytes
 
 SETTLE_S = 5.0  # a driver gives memory back within seconds, or it is somebody else's now
 SETTLE_INTERVAL_S = 0.25
 SETTLED_SHARE = 0.75  # of what an engine held for certain
-KIB = 1024
 UNKNOWN_SHARE = 1.2  # of the file, for a model whose memory we cannot predict
 
 
@@ -38,13 +36,6 @@ class Place:
     def for_engine(self, *, has_gpu: bool) -> Place:
         """The place of one engine among others: one without a back-end for the cards computes on the CPU."""
         return self if has_gpu or not self.n_devices else Place(0, False)
-
-
-class Taken(NamedTuple):
-    """Bytes that a process holds, as the system tells them; `card` is None where the driver does not."""
-
-    card: int | None
-    host: int
 
 
 def find_budget(
@@ -134,7 +125,7 @@ def is_model(path: str) -> bool:
 
 def measure(pid: int, predicted: Bytes, place: Place) -> Bytes:
     """What a ready engine counts for from now on: see `charge`."""
-    return charge(predicted, look(pid, place))
+    return charge(predicted, look(pid, has_cards=bool(place.n_devices)))
 
 
 def charge(predicted: Bytes, taken: Taken | None) -> Bytes:
@@ -156,60 +147,6 @@ def charge(predicted: Bytes, taken: Taken | None) -> Bytes:
         return Bytes(predicted.card, max(predicted.host, taken.host))
     growth = min(max(predicted.card - taken.card, 0), OVERHEAD_BYTES)
     return Bytes(taken.card + growth, max(predicted.host, taken.host))
-
-
-def look(pid: int, place: Place) -> Taken:
-    """What a process and its descendants hold now: on the cards by NVML, of the host by /proc."""
-    pids = family(pid)
-    return Taken(card_bytes(pids) if place.n_devices else None, sum(map(host_bytes, pids)))
-
-
-def card_bytes(pids: Collection[int]) -> int | None:
-    """Bytes that these processes hold on the visible cards; None where the driver does not say."""
-    used = [
-        process.used_bytes
-        for card in gpu.find_visible_cards().cards
-        for process in card.processes
-        if process.pid in pids and process.used_bytes is not None
-    ]
-    return sum(used) if used else None
-
-
-def family(pid: int) -> tuple[int, ...]:
-    """A process and all its descendants that live now; empty if it has gone."""
-    if not os.path.exists(f"/proc/{pid}"):
-        return ()
-    found = [pid]
-    for each in found:  # grows as it goes
-        found += _children(each)
-    return tuple(found)
-
-
-def _children(pid: int) -> list[int]:
-    """Of all its threads (proc(5), /proc/PID/task/TID/children)."""
-    children: list[int] = []
-    try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
-                children += map(int, file.read().split())
-    except OSError:  # it ended meanwhile
-        pass
-    return children
-
-
-def host_bytes(pid: int) -> int:
-    """Host memory of one process: its proportional share of what it maps with others, else all that it has in RAM.
-
-    0 if it has gone. PSS (proc(5), smaps_rollup) counts a model file that two engines map once between them.
-    """
-    try:
-        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("Pss:"):
-                    return int(line.split()[1]) * KIB
-    except OSError:  # before Linux 4.14, or not ours to read
-        pass
-    return resident_bytes(pid)
 
 
 def settle(

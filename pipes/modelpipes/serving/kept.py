@@ -8,6 +8,7 @@ import shutil
 from modelpipes.engine import slots
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.errors import PipesError
+from modelpipes.machine.processes import is_alive
 from modelpipes.values.deadline import Deadline
 
 LIMIT_S = 10.0  # a gigabyte to a disk; longer is not worth it
@@ -19,7 +20,7 @@ class Kept:
     def __init__(self, root: str) -> None:
         """`root` has a folder for each daemon; those of daemons that were killed go."""
         for pid in os.listdir(root) if os.path.isdir(root) else []:
-            if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+            if pid.isdecimal() and not is_alive(int(pid)):
                 shutil.rmtree(os.path.join(root, pid), ignore_errors=True)
         self.folder = os.path.join(root, str(os.getpid()))
         self._saved: dict[str, list[slots.SavedSlot]] = {}

@@ -17,6 +17,7 @@ import msgspec
 from modelpipes.errors import FileError
 from modelpipes.terminal.safetext import SafeText, make_line, make_safe
 from modelpipes.terminal.table import draw_table
+from modelpipes.terminal.width import clip
 
 STDOUT, STDERR = 1, 2
 PROGRESS_S = 0.5  # between two words of a progress line; work that ends sooner needs none
@@ -84,7 +85,7 @@ class Progress:
         if self._width and time.monotonic() >= self._next_at:
             self._next_at = time.monotonic() + PROGRESS_S
             self._is_shown = True
-            self._write(make_line(line)[: self._width - 1])
+            self._write(clip(make_line(line), self._width - 1))
 
     def say(self, line: str) -> None:
         """Write one line for the person, which stays, above it."""

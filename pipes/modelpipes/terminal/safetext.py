@@ -6,6 +6,7 @@ import re
 
 # Longer than any real title or colour; an introducer that nothing ends holds text back no longer than this.
 MAX_SEQUENCE_CHARS = 1024
+TAB_COLUMNS = 4
 
 # Patterns, compiled at first use: most text needs none of them, and compiling takes 2 ms.
 _BIDI = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
@@ -127,3 +128,8 @@ def make_safe(text: str) -> str:
 def make_line(text: str) -> str:
     """A whole text as one safe line: newlines and tabs become spaces."""
     return make_safe(text).replace("\n", " ").replace("\t", " ")
+
+
+def make_lines(text: str) -> list[str]:
+    """The lines of a whole text, each safe, without tabs; those that only Unicode calls lines are lines as well."""
+    return make_safe(text).replace("\u2028", "\n").replace("\u2029", "\n").expandtabs(TAB_COLUMNS).split("\n")

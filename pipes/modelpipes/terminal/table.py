@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 
 from modelpipes.terminal.safetext import make_line
+from modelpipes.terminal.width import columns_of, without_beginning, without_middle
 
 GAP = 2  # spaces between columns
 # What the first and the last column keep of a terminal's width: at 80, two short ones have room between them.
@@ -29,7 +30,7 @@ def draw_table(
     values = list(zip(*rows, strict=True)) or [() for _ in headers]
     columns = {header: [header, *map(_text, column)] for header, column in zip(headers, values, strict=True)}
     numbers = {header for header, column in zip(headers, values, strict=True) if all(map(_is_number, column))}
-    widths = {header: max(map(_width, column)) for header, column in columns.items()}
+    widths = {header: max(map(columns_of, column)) for header, column in columns.items()}
     if width is not None:
         _narrow(columns, widths, width, spare)
     aligned = [
@@ -52,8 +53,8 @@ def _narrow(columns: dict[str, list[str]], widths: dict[str, int], width: int, s
     for header in (first, last):  # the first has all that it needs, if it can be; the last what is left
         free = max(width - _sum(least), 0)
         widths[header] = least[header] = min(widths[header], least[header] + free)
-    columns[first] = [_without_middle(text, widths[first]) for text in columns[first]]
-    columns[last] = [_without_beginning(text, widths[last]) for text in columns[last]]
+    columns[first] = [without_middle(text, widths[first]) for text in columns[first]]
+    columns[last] = [without_beginning(text, widths[last]) for text in columns[last]]
 
 
 def _sum(widths: dict[str, int]) -> int:
@@ -61,25 +62,8 @@ def _sum(widths: dict[str, int]) -> int:
 
 
 def _align(column: list[str], width: int, *, to_the_right: bool) -> list[str]:
-    padded = ((text, " " * (width - _width(text))) for text in column)
+    padded = ((text, " " * (width - columns_of(text))) for text in column)
     return [blank + text if to_the_right else text + blank for text, blank in padded]
-
-
-def _without_middle(text: str, width: int) -> str:
-    if _width(text) <= width:
-        return text
-    end = _without_beginning(text, width - (width - 1) // 2)[1:]
-    while _width(text) + _width(end) >= width:
-        text = text[:-1]
-    return f"{text}…{end}"
-
-
-def _without_beginning(text: str, width: int) -> str:
-    if _width(text) <= width:
-        return text
-    while text and _width(text) >= width:
-        text = text[1:]
-    return f"…{text}"
 
 
 def _is_number(cell: object) -> bool:
@@ -89,12 +73,3 @@ def _is_number(cell: object) -> bool:
 def _text(cell: object) -> str:
     text = "" if cell is None else str(cell)
     return text if text.isprintable() else make_line(text)
-
-
-def _width(text: str) -> int:
-    """Columns of the terminal that a text takes: two for a wide character, none for a combining one."""
-    if text.isascii():
-        return len(text)
-    from unicodedata import combining, east_asian_width
-
-    return sum(0 if combining(each) else 2 if east_asian_width(each) in "WF" else 1 for each in text)

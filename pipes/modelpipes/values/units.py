@@ -89,3 +89,8 @@ def parse_count(text: str) -> int:
     if match is None or scale is None:
         raise UsageError(f"{text!r} is no number of parameters: write 9B or 500M")
     return round(float(match[1]) * scale)
+
+
+def format_count(number: int, noun: str) -> str:
+    """So many of them: 1 seat, 2 seats."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -11,8 +11,8 @@ import msgspec
 from modelpipes.commands.cli import options, values
 from modelpipes.errors import UsageError
 from modelpipes.fit.rating import DEFAULT_RESERVE_BYTES, Space
-from modelpipes.machine import cards as gpu
-from modelpipes.machine import memory as hostmemory
+from modelpipes.machine.cards import Card, parse_gpu
+from modelpipes.machine.memory import available_bytes
 from modelpipes.terminal import output
 from modelpipes.values.units import format_bytes
 
@@ -101,7 +101,7 @@ def use_option(defaults: Callable[[Use], Mapping[str, Any]]) -> Callable[[option
 
 def choose_cards(
     name: str, vram_bytes: int | None, use: Use | None = None, *, for_all: bool = False
-) -> tuple[gpu.Card, ...]:
+) -> tuple[Card, ...]:
     """The cards to reckon with; says on stderr where it had to assume one.
 
     With a use case they have what it leaves to one of its models, or to all of them, and nothing else on them counts;
@@ -118,17 +118,17 @@ def choose_cards(
     return tuple(_with_memory(card, share) for card in cards)
 
 
-def _with_memory(card: gpu.Card, size_bytes: int, **other: Any) -> gpu.Card:
+def _with_memory(card: Card, size_bytes: int, **other: Any) -> Card:
     """The card, whatever it has and whoever uses it, with so much."""
     return msgspec.structs.replace(
         card, total_bytes=size_bytes, free_bytes=size_bytes, uuid=None, processes=(), stand_in=False, **other
     )
 
 
-def _choose_cards(name: str, vram_bytes: int | None) -> tuple[gpu.Card, ...]:
+def _choose_cards(name: str, vram_bytes: int | None) -> tuple[Card, ...]:
     if name.lower() == "cpu":
         raise UsageError("--gpu cpu: models are rated for a card; without one, --vram 12GB says what they may take")
-    found = gpu.parse_gpu(name)
+    found = parse_gpu(name)
     is_assumed = any(card.stand_in for card in found.cards)
     if vram_bytes == 0:
         raise UsageError("--vram 0 leaves no card: --no-gpu-fit rates nothing")
@@ -142,10 +142,10 @@ def _choose_cards(name: str, vram_bytes: int | None) -> tuple[gpu.Card, ...]:
     return found.cards
 
 
-def space_of(cards: tuple[gpu.Card, ...], reserve_bytes: int) -> Space:
+def space_of(cards: tuple[Card, ...], reserve_bytes: int) -> Space:
     """What models may use of these cards, and of the host, now."""
     free = tuple(card.free_bytes // DEVICE_STEP * DEVICE_STEP if card.uuid else card.free_bytes for card in cards)
-    host = hostmemory.available_bytes()
+    host = available_bytes()
     return Space(free, host // HOST_STEP * HOST_STEP or host, reserve_bytes)
 
 
@@ -172,7 +172,7 @@ class DescribedCards(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cards: list[DescribedCard]
 
 
-def describe_cards(cards: tuple[gpu.Card, ...], *, is_given: bool) -> DescribedCards:
+def describe_cards(cards: tuple[Card, ...], *, is_given: bool) -> DescribedCards:
     """The cards as JSON says them; `is_given` where their memory was."""
     first = cards[0]
     source: Source = "vram" if is_given else "nvml" if first.uuid else "stand-in" if first.stand_in else "name"

@@ -1,111 +1,29 @@
-"""What watch-gpu writes: a record for each look, as a view for a person, JSON or CSV, and where it goes."""
+"""What watch-gpu writes: a record for each look, as a view for a person, JSON or CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
-import os
-import select
-import stat
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any
 
 import msgspec
 
-from modelpipes.errors import DeadlineError, FileError
-from modelpipes.machine import memory as hostmemory
-from modelpipes.machine.watch import Alarm, Gpu, Sample, Share, sparkline
-from modelpipes.terminal import output
+from modelpipes.commands.views.destination import Destination
+from modelpipes.machine.alarms import Alarm
+from modelpipes.machine.memory import available_bytes, total_bytes
+from modelpipes.machine.watch import Gpu, Sample, Share
 from modelpipes.terminal.safetext import make_line
+from modelpipes.terminal.sparkline import sparkline
 from modelpipes.terminal.table import draw_table
-from modelpipes.values.deadline import Deadline
 from modelpipes.values.units import format_bytes, format_seconds
 
 FORMATS = ("table", "json", "jsonl", "csv")
 KEPT_SAMPLES = 500  # more than a terminal is wide
 DEFAULT_WIDTH = 80  # where stdout is no terminal
 REPAINT, TO_LINE_END, TO_SCREEN_END = "\x1b[H", "\x1b[K", "\x1b[J"
-
-
-class Destination:
-    """stdout, or a file that is appended to; a FIFO too, as long as it has a reader."""
-
-    def __init__(self, path: str | None, timeout_s: float | None) -> None:
-        self._path = path
-        self._timeout_s = timeout_s
-        self._descriptor = output.STDOUT
-        if path is None:
-            return
-        try:
-            # Not blocking: a FIFO that nobody reads would hold us in open(2), a full one in write(2).
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-            self._descriptor = os.open(os.path.expanduser(path), flags, 0o666)
-        except OSError as error:
-            raise FileError(f"{path}: cannot be opened: {(error.strerror or str(error)).lower()}") from None
-
-    @property
-    def is_screen(self) -> bool:
-        """Can it be painted again and again?"""
-        return self._path is None and os.isatty(self._descriptor) and os.environ.get("TERM") not in (None, "", "dumb")
-
-    @property
-    def width(self) -> int | None:
-        return output.width() if self._path is None else None
-
-    def needs_header(self, header: str) -> bool:
-        """Is there no earlier record? FileError where that has another CSV header, which this one would not go by."""
-        if self._path is None or not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
-            return True
-        with open(os.path.expanduser(self._path), "rb") as file:
-            there = file.read(len(header)).decode("utf-8", "replace")
-        if there not in ("", header):
-            raise FileError(
-                f"{self._path}: it has other columns: name another file, or give the options that it began with"
-            )
-        return not there
-
-    def write(self, text: str) -> None:
-        """Raises BrokenPipeError when nobody reads it any more, FileError, DeadlineError for a reader that stalls."""
-        if self._path is None:
-            output.write_text(text)
-            return
-        limit = Deadline.after(self._timeout_s)
-        rest = memoryview(text.encode("utf-8", "replace"))
-        while rest:
-            try:
-                rest = rest[os.write(self._descriptor, rest) :]
-            except BlockingIOError:
-                poll = select.poll()
-                poll.register(self._descriptor, select.POLLOUT)
-                if not poll.poll(limit.poll_ms()):
-                    raise DeadlineError(f"{self._path}: its reader takes nothing") from None
-            except BrokenPipeError:
-                raise
-            except OSError as error:
-                raise FileError(f"{self._path}: cannot be written: {error.strerror}") from None
-
-    def wait(self, until: Deadline) -> None:
-        """Return at the moment; BrokenPipeError as soon as the reader is gone."""
-        poll = select.poll()
-        poll.register(self._descriptor, 0)
-        while not until.has_passed():
-            for _, event in poll.poll(until.poll_ms()):
-                if event & (select.POLLERR | select.POLLHUP):
-                    raise BrokenPipeError
-                poll.unregister(self._descriptor)  # closed by somebody: there is nothing to learn from it
-
-    def __enter__(self) -> Destination:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._path is not None:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
 
 class HostMemory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -128,15 +46,20 @@ class Look(Sample, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Report:
     """Writes a record for each look, in one of FORMATS."""
 
-    def __init__(self, format_: str, to: Destination, given: dict[str, Any]) -> None:
+    def __init__(
+        self, format_: str, to: Destination, *, per_process: bool, has_system: bool, every_s: float | None
+    ) -> None:
+        """`has_system`: with the host's memory; `every_s` is the time between two looks, None where there is one."""
         self._to = to
         self._format = format_
-        self._given = given
+        self._per_process = per_process
+        self._has_system = has_system
+        self._every_s = every_s
         self._used: dict[str, deque[float | None]] = {}
         self._is_first = True
 
     def write(self, sample: Sample, alarms: Sequence[Alarm]) -> None:
-        memory = HostMemory(hostmemory.total_bytes(), hostmemory.available_bytes()) if self._given["system"] else None
+        memory = HostMemory(total_bytes(), available_bytes()) if self._has_system else None
         if self._format == "table":
             self._write_view(sample, alarms, memory)
         elif self._format == "csv":
@@ -151,7 +74,7 @@ class Report:
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\r\n")
         gpu_fields = [name for name in Gpu.__struct_fields__ if name != "processes"]
-        share_fields = list(Share.__struct_fields__) if self._given["per_process"] else []
+        share_fields = list(Share.__struct_fields__) if self._per_process else []
         if self._is_first:
             named = [f"process_{name}" if name == "used_bytes" else name for name in share_fields]
             writer.writerow(["time_s", *gpu_fields, "alarms", *HostMemory.__struct_fields__, *named])
@@ -173,16 +96,16 @@ class Report:
     def _write_view(self, sample: Sample, alarms: Sequence[Alarm], memory: HostMemory | None) -> None:
         """The tables, one after another; in the continuous view under the time, each painted over the last."""
         parts = []
-        if self._given["continuous"]:
-            every = format_seconds(self._given["interval"])
+        if self._every_s is not None:
+            every = format_seconds(self._every_s)
             parts.append(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(sample.time_s))}, every {every}\n")
         width = self._to.width
         if sample.gpus:
             rows = [[cell(each) for cell in COLUMNS.values()] for each in sample.gpus]
             parts.append(draw_table(rows, list(COLUMNS), width, right=NUMBERS, spare=SPARE))
-        if self._given["per_process"]:
+        if self._per_process:
             parts += _share_tables(sample.gpus, width)
-        if self._given["continuous"]:
+        if self._every_s is not None:
             parts += self._history(sample.gpus)
         if memory:
             available, total = format_bytes(memory.host_available_bytes), format_bytes(memory.host_total_bytes)
@@ -190,7 +113,7 @@ class Report:
         if alarms:
             parts.append("".join(f"alarm: {make_line(each.message)}\n" for each in alarms))
         text = "\n".join(parts)
-        if self._given["continuous"] and self._to.is_screen:
+        if self._every_s is not None and self._to.is_screen:
             first = TO_SCREEN_END if self._is_first else ""
             text = REPAINT + first + text.replace("\n", f"{TO_LINE_END}\n") + TO_SCREEN_END
         elif not self._is_first:

@@ -17,7 +17,8 @@ from modelpipes.fit.plan import Kind, Plan, Planned, Swap
 from modelpipes.fit.rating import Space
 from modelpipes.fit.shares import Share
 from modelpipes.gguf.modelfile import path_base64, printable
-from modelpipes.machine.cards import Card, Process
+from modelpipes.machine.cards import Card
+from modelpipes.machine.nvml import Process
 from modelpipes.terminal import output
 from modelpipes.values.units import format_bytes
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.machine.cards import NVML_LIBRARY
+from modelpipes.machine.nvml import LIBRARY
 
 SOURCE = Path(__file__).parent / "fake_nvml.c"
 
@@ -18,6 +18,6 @@ def build_driver(folder: Path, *flags: str) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("no C compiler to build the fake NVML library with")
-    command = [compiler, "-shared", "-fPIC", "-Wall", "-Werror", *flags, "-o", str(folder / NVML_LIBRARY), str(SOURCE)]
+    command = [compiler, "-shared", "-fPIC", "-Wall", "-Werror", *flags, "-o", str(folder / LIBRARY), str(SOURCE)]
     subprocess.run(command, check=True)
     return folder

@@ -1,0 +1,1 @@
+"""What check-system looks at, a file a subject: what is read, and what is said of it."""
