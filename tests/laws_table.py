@@ -1,4 +1,4 @@
-"""Every command with the lines on which tests/test_laws.py tries the laws of DESIGN.md.
+"""Every command with the lines on which tests/test_laws.py tries what docs/reference.md says of all.
 
 Lines are the shell's, in a folder of their own, with bin/ on PATH. There are small models a.gguf, b.gguf,
 llama-3.1-8b.gguf and qwen2.5-7b.gguf, a questions.txt, a models.toml and a torn.toml, which has a wrong key; what is

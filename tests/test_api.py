@@ -26,7 +26,8 @@ COMPANIONS = {
     "Deadline",  # be_ready, wait_for, connect and receive take one
     "PipesError",  # what all of it raises
     "Seating",  # a conversation needs members, and members must not outlive who started them
-    "Settings",  # what predict_memory predicts for
+    "EngineSpec",  # what predict_memory predicts for, and an engine runs by
+    "Settings",  # its former name
     "Space",  # what plan plans for
     "StopRules",  # the end of a conversation
     "clean_up",  # the end of a room
@@ -75,7 +76,7 @@ def test_the_names_are_those_that_were_promised_and_what_they_cannot_do_without(
 def test_every_name_is_there_and_says_what_it_is() -> None:
     for name in set(modelpipes.__all__) - {"__version__"}:
         found = getattr(modelpipes, name)
-        assert found.__name__ == name
+        assert found.__name__ == {"Settings": "EngineSpec"}.get(name, name)
         assert found.__doc__, name
     assert set(modelpipes.__all__) <= set(dir(modelpipes))
 
@@ -132,7 +133,7 @@ def test_pydoc_tells_what_it_is_how_to_begin_and_every_name() -> None:
     for name in modelpipes.__all__:
         if name != "__version__":
             assert re.search(rf"\b{name}\b", description), name
-            assert re.search(rf"^    (class )?{name}\(", done.stdout, re.MULTILINE), name
+            assert re.search(rf"^    (class )?{name}(\(| = )", done.stdout, re.MULTILINE), name
 
 
 def test_every_module_that_the_package_page_names_is_there() -> None:

@@ -373,3 +373,39 @@ def owner(script: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 def read_numbers(process: subprocess.Popen[bytes]) -> list[int]:
     assert process.stdout is not None
     return [int(word) for word in process.stdout.readline().split()]
+
+
+def test_a_sink_that_fails_is_given_up_and_the_child_is_drained() -> None:
+    def sink(data: bytes) -> None:
+        taken.append(data)
+        raise ZeroDivisionError("ours")
+
+    taken: list[bytes] = []
+    with sh("yes | head -c 1000000; echo the end", sink=sink) as child:
+        assert child.wait(Deadline.after(LIMIT_S)) == 0
+        lines = child.last_lines()
+    assert lines[-1] == "the end"
+    assert len(taken) == 1
+
+
+def test_what_a_sink_failed_of_is_among_the_last_lines() -> None:
+    def sink(data: bytes) -> None:
+        raise ZeroDivisionError("ours")
+
+    with sh("echo one", sink=sink) as child:
+        child.wait(Deadline.after(LIMIT_S))
+        assert child.last_lines() == ["what it writes is handed on no more: ZeroDivisionError('ours')", "one"]
+
+
+class Undrained(Child):
+    """A child whose draining breaks down."""
+
+    def _keep(self, data: bytes) -> None:
+        raise ZeroDivisionError("ours")
+
+
+def test_a_child_that_nobody_drains_any_more_ends_and_says_why() -> None:
+    # It would wait for ever for room in its output.
+    with Undrained(["/bin/sh", "-c", "echo one; exec sleep 100"], name="shell") as child:
+        assert child.wait(Deadline.after(LIMIT_S)) == -signal.SIGKILL
+        assert child.last_lines() == ["its output cannot be read any more: ZeroDivisionError('ours')"]

@@ -14,7 +14,14 @@ from tests.shell import CHECKOUT
 PACKAGE = CHECKOUT / "pipes" / "modelpipes"
 CONTRIBUTING = (CHECKOUT / "CONTRIBUTING.md").read_text("utf-8")
 CHANGELOG = (CHECKOUT / "CHANGELOG.md").read_text("utf-8")
-PLACES = (CHECKOUT, PACKAGE, PACKAGE / "engine")  # what a path in the text is meant from
+PLACES = (
+    CHECKOUT,
+    PACKAGE,
+    PACKAGE / "engine",
+    PACKAGE / "chat",
+    PACKAGE / "fit" / "compute",
+    CHECKOUT / "tests" / "chat" / "voices",
+)  # what a path in the text is meant from
 LONGEST_LINES = 120
 
 

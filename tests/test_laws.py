@@ -1,4 +1,4 @@
-"""DESIGN.md's laws of every command, on the real commands: tests/laws_table.py has the lines."""
+"""What every command keeps, as docs/reference.md has it, on the real commands: tests/laws_table.py has the lines."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ Model files and engines:
 
     Engine          a llama-server of ours, or the embedded engine, with one model
     read_header     what a GGUF file says of itself, without loading it
-    predict_memory  the memory that it takes with these Settings, in bytes
+    EngineSpec      what an engine is given: its model, and how it runs it; Settings is its former name
+    predict_memory  the memory that a model takes under such a spec, in bytes
     plan            which models share a Space, and with which settings
 
 Every wait is bounded by a Deadline, or by seconds that make one. What can be foreseen to fail raises a
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from modelpipes.fit.memory import predict_memory
     from modelpipes.fit.plan import plan
     from modelpipes.fit.rating import Space
-    from modelpipes.fit.settings import Settings
+    from modelpipes.fit.spec import EngineSpec, Settings
     from modelpipes.gguf.header import read_header
     from modelpipes.pipe.asker import ask
     from modelpipes.pipe.cleanup import clean_up
@@ -60,6 +61,7 @@ __all__ = [
     "Deadline",
     "Endpoint",
     "Engine",
+    "EngineSpec",
     "PipesError",
     "Room",
     "Seating",
@@ -79,10 +81,11 @@ _HOMES = {
     "Deadline": "values.deadline",
     "Endpoint": "pipe.endpoint",
     "Engine": "engine.lifecycle",
+    "EngineSpec": "fit.spec",
     "PipesError": "errors",
     "Room": "pipe.room",
     "Seating": "chat.seating",
-    "Settings": "fit.settings",
+    "Settings": "fit.spec",
     "Space": "fit.rating",
     "StopRules": "chat.turns",
     "__version__": "values.version",

@@ -56,8 +56,8 @@ class Child:
         """Start `argv` (found on PATH); `name` is what errors call it.
 
         What it writes to stderr, and to stdout unless that is piped, is drained, its end kept, appended to
-        the file `log` and handed to `sink`, in pieces, by whichever thread drains: it must not fail, wait or
-        call us. Raises ProgramError, or FileError for the log.
+        the file `log` and handed to `sink`, in pieces, by whichever thread drains: it must not wait or call us,
+        and is called no more once it failed. Raises ProgramError, or FileError for the log.
         """
         self.name = name
         self.pid = -1
@@ -232,6 +232,16 @@ class Child:
     # -- draining
 
     def _drain(self) -> None:
+        try:
+            self._drain_until_stopped()
+        except BaseException as error:  # noqa: BLE001  # the edge of this thread
+            # A child that nobody drains hangs in its next write: its owner is to learn of an end instead.
+            self._lines.append(f"its output cannot be read any more: {error!r}")
+            with self._lock:
+                if not self._stopped:
+                    self._signal_group(signal.SIGKILL)
+
+    def _drain_until_stopped(self) -> None:
         """Read the output and watch the guard until we are stopped."""
         output_open = True
         while True:
@@ -273,8 +283,7 @@ class Child:
 
     def _keep(self, data: bytes) -> None:
         self._write_log(data)
-        if self._sink is not None:
-            self._sink(data)
+        self._hand_on(data)
         *whole, rest = data.split(b"\n")
         for line in whole[-KEPT_LINES - 1 :] if len(whole) > KEPT_LINES else whole:
             self._partial += line[:KEPT_LINE_BYTES]
@@ -292,6 +301,15 @@ class Child:
             # A full disk ends the log, not the child.
             self._lines.append(f"log file {self._log_name} ends here: {error.strerror}")
             self._log_fd = _close(self._log_fd)
+
+    def _hand_on(self, data: bytes) -> None:
+        if self._sink is None:
+            return
+        try:
+            self._sink(data)
+        except Exception as error:  # noqa: BLE001  # of our owner's making: it must not end the draining
+            self._sink = None
+            self._lines.append(f"what it writes is handed on no more: {error!r}")
 
     # -- ending
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from modelpipes.chat.member import Member
 from modelpipes.chat.voices import Finish, Work
 from modelpipes.errors import DeadlineError, MessageError, PeerError, PeerFailed, PeerGone, ProgramError, RoomError
 from modelpipes.pipe.cleanup import clean_up
@@ -14,7 +16,7 @@ from modelpipes.pipe.endpoint import Arrival, Endpoint
 from modelpipes.pipe.message import Cancel, Delta, Failure, Heard, Message, Pong, Progress, Reply, Say, Usage, new_id
 from modelpipes.pipe.room import Room
 from modelpipes.values.deadline import Deadline
-from tests.chat.conftest import ScriptedVoice, Seat, ask, asker
+from tests.chat.conftest import ScriptedVoice, Seat, Seated, ask, asker
 from tests.peers import LIMIT_S, eventually
 
 
@@ -540,7 +542,9 @@ def test_a_member_that_leaves_tells_who_waits_and_ends_its_voice(room: Room, sea
     assert room.sitting("bob").state == "free"
 
 
-def test_a_fault_of_ours_in_a_voice_is_a_failure_and_keeps_no_seat_busy(room: Room, seat: Seat) -> None:
+def test_a_fault_of_ours_in_a_voice_is_a_failure_and_keeps_no_seat_busy(
+    room: Room, seat: Seat, capfd: pytest.CaptureFixture[str]
+) -> None:
     def script(work: Work) -> None:
         raise ZeroDivisionError("ours") if work.turns[-1].content == "x" else ProgramError("its own")
 
@@ -549,6 +553,97 @@ def test_a_fault_of_ours_in_a_voice_is_a_failure_and_keeps_no_seat_busy(room: Ro
         ask(room, "x")
     with pytest.raises(PeerFailed, match="its own"):
         ask(room, "y")
+    assert re.fullmatch(f"{A_FAULT}ZeroDivisionError: ours .test_member.py:[0-9]+.\n", capfd.readouterr().err)
+
+
+A_FAULT = "bob: a fault of modelpipes, please report it: "
+
+
+class FaultyVoice(ScriptedVoice):
+    """A voice that fails in a way that nobody foresaw, in the method that a test names."""
+
+    def __init__(self, method: str, error: BaseException) -> None:
+        super().__init__()
+        self.begun, self.may_fail = threading.Event(), threading.Event()
+
+        def fail(*_: object) -> None:
+            if self.may_fail.is_set() or method == "prepare":
+                self.begun.set()
+                assert self.may_fail.wait(LIMIT_S)
+                raise error
+
+        setattr(self, method, fail)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ZeroDivisionError("integer\nmodulo"), f"{A_FAULT}ZeroDivisionError: integer modulo (test_member.py:"),
+        (SystemExit(3), f"{A_FAULT}SystemExit: 3 (test_member.py:"),
+        (OSError(24, "Too many open files", "model.gguf"), "bob: Too many open files: model.gguf"),
+        (ProgramError("no such file"), "no such file"),
+    ],
+)
+def test_whatever_loading_dies_of_ends_the_member_and_tells_who_waits(
+    room: Room, error: BaseException, said: str
+) -> None:
+    # The thread died alone, and the seat was "loading" for ever.
+    voice = FaultyVoice("prepare", error)
+    member = Seated(Member(room, "bob", voice))
+    with Wire(room) as hub:
+        hub.say("x")
+        assert isinstance(progress := hub.hear(Progress), Progress)
+        assert (progress.phase, voice.begun.is_set()) == ("loading", True)
+        voice.may_fail.set()
+        failure = hub.hear(Failure)
+    member.join()
+    assert isinstance(failure, Failure)
+    assert failure.reason == "leaving"
+    assert failure.detail == str(member.error)
+    assert str(member.error).startswith(said)
+    assert member.error and member.error.exit_code == 1
+    assert voice.is_closed
+    assert room.sitting("bob").state == "died"
+
+
+@pytest.mark.parametrize("method", ["tend", "death_fd"])
+def test_whatever_looking_after_a_voice_dies_of_ends_the_member_and_tells_who_waits(
+    room: Room, seat: Seat, method: str
+) -> None:
+    gate = Gate()
+    voice = FaultyVoice(method, KeyError("gone"))
+    voice.script = gate
+    if method == "death_fd":  # asked for once the voice is ready
+        voice.may_fail.set()
+        member = Seated(Member(room, "bob", voice))
+    else:
+        member = seat(voice)
+        with Wire(room) as hub:
+            hub.say("x")
+            gate.wait_begun()
+            voice.may_fail.set()
+            failure = hub.hear(Failure)
+        assert isinstance(failure, Failure)
+        assert failure.detail == str(member.error or failure.detail)
+        assert gate.was_cancelled.wait(LIMIT_S)
+    member.join()
+    assert str(member.error).startswith(f"{A_FAULT}KeyError: 'gone' (test_member.py:")
+    assert voice.is_closed
+
+
+def test_what_a_voices_thread_dies_of_beside_an_answer_ends_the_member(room: Room, seat: Seat) -> None:
+    # The answer failed, and so did the look at why: the thread was gone, and the seat busy for ever.
+    def script(work: Work) -> None:
+        voice.may_fail.set()
+        raise ProgramError("it broke")
+
+    voice = FaultyVoice("tend", ZeroDivisionError("ours"))
+    voice.script = script
+    member = seat(voice)
+    with pytest.raises((PeerFailed, PeerGone), match="a fault of modelpipes"):
+        ask(room, "x")
+    member.join()
+    assert str(member.error).startswith(f"{A_FAULT}ZeroDivisionError: ours")
 
 
 def test_a_plain_asker_is_told_that_the_member_leaves(room: Room, seat: Seat) -> None:

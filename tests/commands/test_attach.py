@@ -6,6 +6,7 @@ import pty
 import select
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -286,3 +287,50 @@ def test_a_members_memory_stays_small_however_much_is_said(run: Commands, voice:
     assert (asked.code, len(asked.stdout)) == (0, len(batch))
     peak_kb = Path(f"/proc/{member.pid}/status").read_text().partition("VmHWM:")[2].split()[0]
     assert int(peak_kb) < 80_000
+
+
+FAULTY = """
+import sys
+from modelpipes.chat.voices.program import FilterVoice
+from modelpipes.commands import main
+def fail(*_):
+    raise ZeroDivisionError("integer division\\nor modulo by zero")
+setattr(FilterVoice, sys.argv.pop(1), fail)
+sys.argv[0] = "attach-model"
+main()
+"""
+A_FAULT = (
+    "attach-model: bob: a fault of modelpipes, please report it: "
+    "ZeroDivisionError: integer division or modulo by zero (<string>:6)\n"
+)
+
+
+def attach_faulty(run: Commands, method: str) -> subprocess.Popen[bytes]:
+    """attach-model with a filter that fails, in one of its methods, in a way that nobody foresaw."""
+    assert run("setup", "bob").code == 0
+    command = [sys.executable, "-P", "-c", FAULTY, method, "bob", "--filter", "cat"]
+    return subprocess.Popen(command, env=run.env, cwd=run.cwd, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("method", ["prepare", "tend", "death_fd"])
+def test_a_fault_that_nobody_foresaw_is_one_line_and_exit_1(run: Commands, method: str) -> None:
+    # A fault while it loaded left the member "loading" for ever.
+    assert end_of(attach_faulty(run, method)) == (1, A_FAULT)
+    assert run.room.sitting("bob").state == "died"
+    ask = run("ask", "bob", "hello", "--timeout", "10s")
+    assert (ask.code, ask.stdout) == (1, "")
+    assert "bob" in ask.stderr
+
+
+def test_a_fault_in_an_answer_is_told_to_its_asker_and_the_member_answers_on(run: Commands) -> None:
+    member = attach_faulty(run, "_exchange")
+    run.room.wait_for(["bob"], Deadline.after(LIMIT_S))
+    for _ in range(2):
+        ask = run("ask", "bob", "hello")
+        assert (ask.code, ask.stdout) == (1, "")
+        assert "a fault of modelpipes, please report it: ZeroDivisionError: integer division" in ask.stderr
+        assert ask.stderr.count("\n") == 1
+    member.terminate()
+    code, said = end_of(member)
+    assert (code, said.count("\n")) == (128 + signal.SIGTERM, 2)
+    assert said.startswith(A_FAULT.removeprefix("attach-model: "))

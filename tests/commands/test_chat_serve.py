@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from modelpipes.config.reading import load
+from modelpipes.fit.spec import spec_of
 from modelpipes.serving import budget
 from tests.commands.conftest import Commands
 from tests.models import scripted_model
@@ -25,7 +26,7 @@ def config(tmp_path: Path) -> Path:
     path = tmp_path / "models.toml"
     path.write_text("\n".join(f'[models.{name}]\nfile = "{name}.gguf"\nctx_size = 512' for name in NAMES))
     model = load(str(path)).config.models["qwen"]
-    each = budget.predict(model.file, place, ctx_size=512, parallel=1, kv_type="f16", gpu_layers=None, cpu_moe=False)
+    each = budget.Demand(spec_of(model.file, ctx_size=512), place)()
     path.write_text(f"[memory]\nbudget = {each.card * 5 // 2}\nmin_resident_s = 0\n{path.read_text()}\n")
     return path
 

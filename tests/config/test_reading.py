@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelpipes.config import reading, settings
+from modelpipes.config import reading
 from modelpipes.config.reading import load, read_key
 from modelpipes.config.settings import SECTIONS, Budget, Config, Limit, Memory, Model, Seconds, Server, Size
 from modelpipes.errors import UsageError
-from modelpipes.fit.context import CACHE_TYPES
+from modelpipes.gguf.types import CACHE_TYPES, CacheType
 from modelpipes.terminal.safetext import make_line
 from modelpipes.values.units import MAX_SECONDS
 
@@ -184,7 +184,7 @@ def test_a_key_comes_from_its_file(tmp_path: Path) -> None:
 
 
 def test_the_types_of_caches_are_those_of_llama_cpp() -> None:
-    assert set(msgspec.inspect.type_info(settings.CacheType).values) == set(CACHE_TYPES)  # type: ignore[attr-defined]
+    assert set(msgspec.inspect.type_info(CacheType).values) == set(CACHE_TYPES)  # type: ignore[attr-defined]
 
 
 # What is refused

@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from modelpipes.engine.causes import Cause, cause_of, essence, explain
+from modelpipes.engine.causes import cause_of, essence, explain
+from modelpipes.errors import Cause
 
 BEGIN = ["0.00.003.109 W srv  llama_server: security: no API key is set and CORS allows all origins"]
 

@@ -14,23 +14,13 @@ from typing import Any
 
 import pytest
 
-from modelpipes.engine.client import (
-    Cancelled,
-    ChatStream,
-    Client,
-    Piece,
-    Reading,
-    Refused,
-    TokenUsage,
-    figure_of,
-    root_of,
-)
+from modelpipes.engine.client import ChatStream, Client, Piece, Reading, TokenUsage, figure_of
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import EngineChoice
-from modelpipes.errors import DeadlineError, EngineError
+from modelpipes.errors import Cancelled, DeadlineError, EngineError, Refused
 from modelpipes.values.deadline import Deadline
 from tests.peers import eventually
-from tests.server import Scripted, piece
+from tests.server import Scripted, events, piece
 
 LIMIT_S = 30.0
 SILENCE_S = 2.0  # in which an engine that works shows life, on a machine that does other things as well
@@ -187,6 +177,20 @@ def test_a_cancel_before_anything_is_sent_sends_nothing() -> None:
         list(stream)
 
 
+def test_a_deadline_that_passes_on_what_was_cancelled_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Asked first what kind of server it is, one that was silent ended a cancelled answer with a DeadlineError.
+    client = Client("http://127.0.0.1:9")
+    stream = client.chat(HELLO, silence_s=1)
+
+    def be_silent(body: dict[str, Any]) -> dict[str, Any]:
+        stream.cancel()
+        raise DeadlineError("the server did not answer /props for 30 s")
+
+    monkeypatch.setattr(client, "complete_body", be_silent)
+    with pytest.raises(Cancelled):
+        next(stream)
+
+
 def test_leaving_the_with_ends_the_work(kind: EngineChoice, folder: Path) -> None:
     with client_of(folder, "endless", kind) as (client, engine):
         with client.chat(HELLO, silence_s=LIMIT_S) as stream:
@@ -258,6 +262,42 @@ def test_line_separators_inside_words_survive(server: Scripted) -> None:
     assert text_of(client.chat(HELLO, silence_s=5)) == (words, "")
 
 
+def test_an_answer_is_read_in_every_framing_that_an_event_stream_may_have(server: Scripted) -> None:
+    # A BOM hid the first words, lone CRs the whole answer, and an event in two data lines was no chat chunk.
+    first, last = (json.dumps(each).encode() for each in (piece(content="The "), piece("stop", content="sea.")))
+    half = first.index(b",") + 1
+    framings = [
+        b"\xef\xbb\xbfdata: " + first + b"\n\ndata: " + last + b"\n\ndata: [DONE]\n\n",
+        b"data: " + first + b"\r\rdata: " + last + b"\r\rdata: [DONE]\r\r",
+        b"data: " + first + b"\r\n\r\ndata: " + last + b"\r\n\r\ndata: [DONE]\r\n\r\n",
+        b"data: " + first[:half] + b"\ndata: " + first[half:] + b"\n\ndata:" + last + b"\n\ndata:[DONE]\n\n",
+        b": hi\nid: 1\nevent: message\nretry: 9\ndata: " + first + b"\n\ndata: " + last + b"\n\ndata: [DONE]\n\n",
+    ]
+    for framing in framings:
+        server.body = [framing]
+        assert text_of(Client(server.url).chat(HELLO, silence_s=5)) == ("The sea.", "")
+        server.body = [framing[at : at + 1] for at in range(len(framing))]
+        assert text_of(Client(server.url).chat(HELLO, silence_s=5)) == ("The sea.", "")
+
+
+def test_a_last_event_without_its_blank_line_counts(server: Scripted) -> None:
+    server.body = [*events(piece(content="a")), b"data: " + json.dumps(piece("stop", content="b")).encode() + b"\n"]
+    assert text_of(Client(server.url).chat(HELLO, silence_s=5)) == ("ab", "")
+
+
+def test_done_is_the_end_though_the_connection_stays_open(server: Scripted) -> None:
+    server.body = [*events(piece("stop", content="a")), b"data: [DONE]\n"]
+    server.hold = True
+    stream = Client(server.url).chat(HELLO, silence_s=None)
+    assert text_of(stream) == ("a", "")
+
+
+def test_an_error_line_of_older_servers_ends_the_answer_with_its_words(server: Scripted) -> None:
+    server.body = [*events(piece(content="a")), b'error: {"code": 500, "message": "slot unavailable"}\n\n']
+    with pytest.raises(Refused, match="slot unavailable"):
+        list(Client(server.url).chat(HELLO, silence_s=5))
+
+
 def test_pings_alone_are_silence(server: Scripted) -> None:
     server.say(piece(content="x"))
     server.hold = True
@@ -324,14 +364,3 @@ def test_nobody_at_the_address_is_told() -> None:
             list(client.chat(HELLO, silence_s=5))
         with pytest.raises(EngineError, match="no server answers at"):
             client.count_tokens(HELLO)
-
-
-@pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/", " http://h:1/v1 "])
-def test_an_address_may_end_as_it_likes(url: str) -> None:
-    assert root_of(url) == "http://h:1"
-
-
-@pytest.mark.parametrize("url", ["", "h:1", "ftp://h", "http://", "http://h:x", "http://h:99999"])
-def test_what_is_no_address_is_told(url: str) -> None:
-    with pytest.raises(EngineError, match="is no server address"):
-        root_of(url)

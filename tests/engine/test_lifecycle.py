@@ -13,12 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from modelpipes.engine.causes import Cause, EngineFailure
 from modelpipes.engine.client import Client, figure_of
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import Binary, EngineChoice
 from modelpipes.engine.logs import RotatedFile
-from modelpipes.errors import DeadlineError, EngineError, FileError
+from modelpipes.errors import Cause, DeadlineError, EngineError, EngineFailure, FileError
 from modelpipes.values.deadline import Deadline
 
 LIMIT_S = 30.0

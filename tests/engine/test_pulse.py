@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.engine.causes import Cause
 from modelpipes.engine.client import figure_of
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import EngineChoice, engines
 from modelpipes.engine.pulse import IDLE_PROOF_S, Pulse
+from modelpipes.errors import Cause
 from modelpipes.values.deadline import Deadline
 
 LIMIT_S = 30.0

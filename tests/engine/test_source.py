@@ -26,6 +26,7 @@ from modelpipes.engine.sdist import RELEASE, SHA256
 from modelpipes.engine.source import Source, local_source, packaged_source
 from modelpipes.errors import DeadlineError, EngineError
 from modelpipes.values.deadline import Deadline
+from modelpipes.web import download
 
 LIMIT_S = 30.0
 OTHER = 12345
@@ -376,7 +377,7 @@ def test_a_full_disk_says_how_much_is_needed(index: Index, tmp_path: Path) -> No
     def open_full(path: Any, mode: str = "r", **options: Any) -> IO[Any]:
         return Full() if "w" in mode else open(path, mode, **options)
 
-    with mock.patch.object(sdist, "open", open_full, create=True):
+    with mock.patch.object(download, "open", open_full, create=True):
         text = refusal(tmp_path)
     assert text.startswith(f"no space left in {tmp_path}: llama.cpp b{RELEASE} needs 250 MB there and ")
     with mock.patch.object(tarfile.TarFile, "extract", side_effect=full):

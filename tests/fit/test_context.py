@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelpipes.errors import UsageError
-from modelpipes.fit.context import CACHE_TYPES, Context, plan_context
+from modelpipes.fit.context import Context, plan_context
 from modelpipes.fit.placement import place
 from modelpipes.fit.settings import Settings
-from modelpipes.gguf.types import TYPE_IDS
+from modelpipes.gguf.types import CACHE_TYPES, TYPE_IDS
 from tests.fit.table import CASES, Case, weighed
 
 # One of each kind of memory.

@@ -14,7 +14,7 @@ from tests.fit.accuracy import MIB, misses, report
 from tests.fit.shapes import SHAPES
 from tests.fit.table import CASES, shape_header
 
-# Drafters and routers that lean on another model (`compute.APPROXIMATE`), and a test's mixture that no such
+# Drafters and routers that lean on another model (`Architecture.approximate`), and a test's mixture that no such
 # model is: the general rule stands in.
 GENERIC = {"dflash-qwen3-8b", "eagle3-llama-3.1-8b", "granite-switch-3b", "refact-moe"}
 
@@ -62,6 +62,21 @@ def test_a_model_without_a_weight_that_its_architecture_needs_is_a_rough_estimat
     found = predict_memory(replace(known, tensors=tensors, signature=b"no ffn_down"), Settings())
     assert found.estimate == "generic"
     assert found.devices[0].compute_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "cache"),
+    [("glm-dsa-moe", "attention.indexer.key_length", "f16"), ("llama-3.2-1b", "attention.key_length", "q8_0")],
+)
+def test_heads_without_elements_are_planned_for_as_well(name: str, key: str, cache: str) -> None:
+    # What turns their rows was doubled for ever.
+    known = CASES[name][0].header
+    metadata = {**known.metadata, f"{known.architecture}.{key}": 0}
+    header = replace(known, metadata=metadata, signature=f"no {key}".encode())
+    wanted = Settings(n_ctx=1024, type_k=cache)
+    assert (
+        predict_memory(header, wanted).devices[0].context_bytes < predict_memory(known, wanted).devices[0].context_bytes
+    )
 
 
 def test_a_projector_is_no_language_model() -> None:

@@ -194,7 +194,7 @@ def test_a_header_that_contradicts_itself_ends_no_scan(
     def fail(*given: object) -> None:
         raise error("here")
 
-    monkeypatch.setattr("modelpipes.fit.survey.rate", fail)
+    monkeypatch.setattr("modelpipes.fit.memory.place", fail)
     _, answer, _ = asked(model)
     assert answer.rating is None
     assert answer.why_not.startswith("its numbers contradict each other (")

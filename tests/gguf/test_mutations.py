@@ -95,6 +95,15 @@ MUTATIONS: list[Callable[[bytearray, int, random.Random], None]] = [
 ]
 
 
+def mutated(whole: bytes, header_bytes: int, rng: random.Random) -> bytearray:
+    """A good file with something broken in its header, most often one thing."""
+    data = bytearray(whole)
+    for _ in range(rng.choice((1, 1, 1, 2, 5))):
+        if data:
+            rng.choice(MUTATIONS)(data, rng.randrange(min(header_bytes, len(data))), rng)
+    return data
+
+
 def outcome(path: str, strict: bool = False) -> Header | str:
     try:
         return read_header(path, strict)
@@ -114,10 +123,7 @@ def mutate_and_read(count: int, seed: int) -> dict[str, float]:
     before_kb = peak_kb()
     for number in range(count):
         whole, header_bytes = bases[number % len(bases)]
-        data = bytearray(whole)
-        for _ in range(rng.choice((1, 1, 1, 2, 5))):
-            if data:
-                rng.choice(MUTATIONS)(data, rng.randrange(min(header_bytes, len(data))), rng)
+        data = mutated(whole, header_bytes, rng)
         os.ftruncate(file, 0)
         os.pwrite(file, data, 0)
         began_s = time.thread_time()

@@ -6,14 +6,15 @@ import os
 import resource
 import select
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modelpipes.errors import DeadlineError, MessageError, PeerGone, RoomError
+from modelpipes.errors import DeadlineError, MessageError, MisuseError, PeerGone, PipesError, RoomError
 from modelpipes.pipe import fifo
 from modelpipes.pipe.endpoint import Arrival, Endpoint, Event, Lost, Readable
 from modelpipes.pipe.framing import MAX_MESSAGE_BYTES, encode
@@ -477,3 +478,70 @@ def test_what_a_peer_said_before_it_left_comes_before_the_news_that_it_left(room
         endpoint._ready = ready
         heard = [type(endpoint.receive(soon())) for _ in range(2)]
     assert heard == [Arrival, Lost]
+
+
+# -- two threads at once
+
+
+CALLS: list[tuple[str, Callable[[Endpoint], object]]] = [
+    ("post", lambda end: end.post("bob", say("x"))),
+    ("post_plain", lambda end: end.post_plain("bob", "x")),
+    ("send", lambda end: end.send("bob", say("x"), NOW)),
+    ("receive", lambda end: end.receive(NOW)),
+    ("listen", lambda end: end.listen("alice")),
+    ("watch", lambda end: end.watch(0)),
+    ("try_connect", lambda end: end.try_connect("alice")),
+    ("connect", lambda end: end.connect("alice", NOW)),
+    ("refresh", lambda end: end.refresh()),
+    ("close_idle", lambda end: end.close_idle()),
+    ("close", lambda end: end.close()),
+]
+
+
+@pytest.fixture
+def waiting(hub: Endpoint, bob: Endpoint) -> Iterator[list[Event | None]]:
+    """What a thread of the test has received from the hub's endpoint, once its wait has ended; it waits."""
+    hub.connect("bob", soon())
+    bob.connect(HUB, soon())
+    heard: list[Event | None] = []
+    thread = threading.Thread(target=lambda: heard.append(hub.receive(soon())))
+    thread.start()
+    eventually(lambda: Path(f"/proc/self/task/{thread.native_id}/wchan").read_text() != "0", "wait in poll")
+    yield heard
+    if not heard:
+        bob.send(HUB, Reply("r", "i", "bob", HUB, "done", "end"), soon())
+    thread.join(LIMIT_S)
+
+
+@pytest.mark.parametrize("call", [call for _, call in CALLS], ids=[name for name, _ in CALLS])
+def test_a_second_thread_is_refused_and_spoils_nothing(
+    call: Callable[[Endpoint], object], hub: Endpoint, bob: Endpoint, waiting: list[Event | None]
+) -> None:
+    with pytest.raises(MisuseError, match="the endpoint of hub is in use by another thread") as refused:
+        call(hub)
+    assert not isinstance(refused.value, PipesError), "what expects a failure must not hide it"
+    reply = Reply("r", "i", "bob", HUB, "heard", "end")
+    bob.send(HUB, reply, soon())
+    eventually(lambda: bool(waiting), "end of the wait")
+    assert waiting == [Arrival("bob", reply)]
+    assert hub.post("bob", say("and now"))
+    assert bob.receive(soon()) == Arrival(HUB, say("and now"))
+
+
+def test_one_thread_after_the_other_may_use_it(hub: Endpoint, bob: Endpoint) -> None:
+    hub.connect("bob", soon())
+    for number in range(3):
+        thread = threading.Thread(target=hub.post, args=("bob", say(str(number))))
+        thread.start()
+        thread.join(LIMIT_S)
+        assert bob.receive(soon()) == Arrival(HUB, say(str(number)))
+
+
+def test_a_call_that_failed_leaves_it_free(hub: Endpoint, bob: Endpoint) -> None:
+    hub.connect("bob", soon())
+    for _ in range(2):
+        with pytest.raises(MessageError):
+            hub.post("bob", say("x" * (MAX_MESSAGE_BYTES + 1)))
+        with pytest.raises(DeadlineError):
+            hub.connect("alice", NOW)
+    assert hub.post("bob", say("y"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from modelpipes.errors import MessageError
+from modelpipes.errors import MessageError, Reason
 from modelpipes.pipe.framing import MAX_MESSAGE_BYTES, LineSplitter, decode, encode, encode_plain
 from modelpipes.pipe.message import Delta, Failure, Heard, Malformed, Message, Plain, Reply, Say
 
@@ -18,7 +20,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Say, texts, texts, texts, heard=st.lists(st.builds(Heard, st.integers(0, 9), texts, texts)).map(tuple)),
     st.builds(Delta, texts, texts, texts, texts, texts),
     st.builds(Reply, texts, texts, texts, texts, texts, st.sampled_from(["end", "length", "died"])),
-    st.builds(Failure, texts, texts, st.sampled_from(["busy", "voice"]), texts, st.none() | texts),
+    st.builds(Failure, texts, texts, st.sampled_from(get_args(Reason)), texts, st.none() | texts),
 )
 ENVELOPE_BYTES = len(encode(Say("i", "hub", "bob", "x"))) - 2  # without the x and the line's end
 OVERSIZE = b'{"type":"say","id":"big","from":"hub","to":"bob","content":"' + b"x" * MAX_MESSAGE_BYTES
@@ -36,6 +38,15 @@ def test_what_is_encoded_is_one_line_and_decodes_to_the_same(message: Message) -
     assert line.count(b"\n") == 1
     assert line.endswith(b"\n")
     assert decode(line[:-1]) == message
+
+
+def test_a_failure_has_one_of_the_reasons_that_an_error_may_have() -> None:
+    failure = Failure("bob", "hub", "voice")
+    for reason in get_args(Reason):
+        assert decode(encode(failure).strip().replace(b'"voice"', f'"{reason}"'.encode())) == replace(
+            failure, reason=reason
+        )
+    assert isinstance(decode(encode(failure).strip().replace(b'"voice"', b'"mood"')), Malformed)
 
 
 @given(st.lists(st.one_of(messages.map(encode), st.binary(max_size=40).map(lambda b: b + b"\n"))), st.data())

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from modelpipes.fit.spec import spec_of
 from modelpipes.serving import budget
 from modelpipes.values.deadline import Deadline
 from tests.drill.processes import Id, command_line, descendants, living
@@ -41,10 +42,7 @@ def write_models(folder: Path, names: Sequence[str] = NAMES, words: str = "This 
 def predicted_bytes(file: Path) -> int:
     """What an engine of this model is charged with, of a card in name only."""
     place = budget.Place(n_devices=0, is_charged=True)
-    needs = budget.predict(
-        str(file), place, ctx_size=CTX_SIZE, parallel=1, kv_type="f16", gpu_layers=None, cpu_moe=False
-    )
-    return needs.card
+    return budget.Demand(spec_of(str(file), ctx_size=CTX_SIZE), place)().card
 
 
 class Said:

@@ -15,19 +15,12 @@ import uvloop
 
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import EngineChoice
-from modelpipes.errors import EngineError
+from modelpipes.errors import EngineError, ServingError
+from modelpipes.gateway.wire import DecisionReport, Residency, ResidentReport, WaitingReport
 from modelpipes.serving.gateway import Gateway, Settings, make_app
-from modelpipes.serving.grant import (
-    Address,
-    DecisionReport,
-    Grant,
-    ModelReport,
-    Residency,
-    ResidentReport,
-    ServingError,
-    WaitingReport,
-)
+from modelpipes.serving.grant import Address, Grant, ModelReport
 from modelpipes.serving.listening import Server
+from modelpipes.serving.pages import Mounts
 from modelpipes.values.deadline import Deadline
 
 LIMIT_S = 30.0  # far more than anything here takes; the deadline of every wait
@@ -189,12 +182,13 @@ class SmallPool:
 class Running:
     """A gateway at work in a thread of its own."""
 
-    def __init__(self, pool: SmallPool, settings: Settings, listen: str) -> None:
+    def __init__(self, pool: SmallPool, settings: Settings, listen: str, mounts: Mounts = ()) -> None:
         self.pool = pool
         self.app: Gateway
         self.server: Server
         self._settings = settings
         self._listen = listen
+        self._mounts = mounts
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gateway")
 
@@ -219,7 +213,7 @@ class Running:
         return self.do(work())
 
     async def _start(self) -> None:
-        self.app = make_app(self.pool, self._settings)
+        self.app = make_app(self.pool, self._settings, self._mounts)
         self.server = Server(self.app, self._listen)
         await self.server.start()
 
@@ -250,7 +244,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def gateway(pool: SmallPool, settings: Settings | None = None, listen: str = "127.0.0.1:0") -> Iterator[Running]:
+def gateway(
+    pool: SmallPool, settings: Settings | None = None, listen: str = "127.0.0.1:0", mounts: Mounts = ()
+) -> Iterator[Running]:
     """A gateway in front of this pool, and its end with the pool's engines."""
-    with Running(pool, settings or Settings(), listen) as running:
+    with Running(pool, settings or Settings(), listen, mounts) as running:
         yield running

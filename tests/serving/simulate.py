@@ -13,9 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from modelpipes.serving.residency import (
+from modelpipes.serving.bytes import NOTHING, Bytes
+from modelpipes.serving.residency import decide, wake_at
+from modelpipes.serving.situation import (
+    CLASSES,
     Action,
-    Bytes,
+    Class,
     Model,
     Move,
     Refuse,
@@ -24,9 +27,10 @@ from modelpipes.serving.residency import (
     Start,
     State,
     Use,
+    Waiters,
     Waiting,
-    decide,
-    wake_at,
+    Yield,
+    Yielding,
 )
 
 RECENT_USES = 64
@@ -38,13 +42,17 @@ MAX_EVENTS = 200_000
 class Request:
     """One request: `gap_s` after the one before (of its client, or of all), `serve_s` long once it runs.
 
-    `leaves_after_s`: its client goes if it still waits then.
+    `leaves_after_s`: its client goes if it still waits then. `yields`: so many times it gives way, to one who has
+    waited for `yields_after_s`, and is asked again from the start.
     """
 
     name: str
     serve_s: float
     gap_s: float = 0.0
     leaves_after_s: float | None = None
+    of_class: Class = "interactive"
+    yields: int = 0
+    yields_after_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ class Workload:
     min_resident_s: float = 0.0
     max_wait_s: float = 60.0
     stop_s: float = 0.0
+    head_starts_s: Mapping[Class, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -75,6 +84,7 @@ class Outcome:
     loads: int = 0
     failed: int = 0
     drains: int = 0
+    yields: int = 0
     served: list[str] = field(default_factory=list)
     waits_s: list[float] = field(default_factory=list)
     bounds_s: list[float] = field(default_factory=list)
@@ -84,10 +94,21 @@ class Outcome:
 
 
 @dataclass
+class _Running:
+    """A request in flight; `is_asked`: it gives way."""
+
+    request: Request
+    client: Sequence[Request]
+    ends_at: float
+    is_asked: bool = False
+
+
+@dataclass
 class _Engine:
     model: Model
     state: State = "loading"
-    running: int = 0
+    running: dict[int, _Running] = field(default_factory=dict)
+    last_class: Class = "interactive"
     loaded_at: float = 0.0
     last_used: float = 0.0
     served: int = 0
@@ -150,24 +171,34 @@ class World:
                 name,
                 engine.model.needs,
                 engine.state,
-                engine.running,
+                len(engine.running),
                 engine.loaded_at,
                 engine.last_used,
                 name in self.pinned,
                 self.workload.idle_unload_s,
+                work=engine.model.work,
+                yielding=tuple(
+                    Yielding(number, one.request.of_class, one.request.yields_after_s, one.is_asked)
+                    for number, one in engine.running.items()
+                    if one.request.yields
+                ),
+                last_class=engine.last_class,
             )
             for name, engine in self.engines.items()
         )
+        waiting = [asked.waiting for asked in self.asked.values()]
         return Situation(
             now=self.now,
             budget=self.workload.budget,
             models=self.models,
             residents=residents,
-            waiting=tuple(asked.waiting for asked in self.asked.values()),
+            waiting=waiters_of(waiting, self.models),
             min_resident_s=self.workload.min_resident_s,
             max_wait_s=self.workload.max_wait_s,
             blocked_until=dict(self.blocked_until),
             recent=tuple(self.recent.values()),
+            arrivals=tuple(one.since for one in waiting[-RECENT_USES:]),
+            head_starts_s=self.workload.head_starts_s,
         )
 
     # Events.
@@ -184,17 +215,25 @@ class World:
 
     def _ask(self, request: Request, client: Sequence[Request]) -> None:
         number = next(self.numbers)
-        self.asked[number] = _Asked(request, Waiting(number, request.name, self.now), client)
+        self.asked[number] = _Asked(request, Waiting(number, request.name, self.now, request.of_class), client)
         if self.is_checked:
-            self._after(self.workload.max_wait_s, lambda: self._note_overdue(number))
+            self._after(self._behind_s(request) + self.workload.max_wait_s, lambda: self._note_overdue(number))
         if request.leaves_after_s is not None:
             self._after(request.leaves_after_s, lambda: self._leave(number))
 
     def _note_overdue(self, number: int) -> None:
         asked = self.asked.get(number)
         if asked is not None:
-            asked.ahead = sum(other.waiting.order < asked.waiting.order for other in self.asked.values())
+            asked.ahead = sum(self._order(other) < self._order(asked) for other in self.asked.values())
             asked.setbacks_before = self.setbacks
+
+    def _behind_s(self, request: Request) -> float:
+        """By what its head start is shorter than the longest."""
+        given_s = self.workload.head_starts_s
+        return max(given_s.get(one, 0.0) for one in CLASSES) - given_s.get(request.of_class, 0.0)
+
+    def _order(self, asked: _Asked) -> tuple[float, int]:
+        return asked.waiting.since + self._behind_s(asked.request), asked.waiting.id
 
     def _leave(self, number: int) -> None:
         asked = self.asked.pop(number, None)
@@ -219,13 +258,20 @@ class World:
         engine.state = "ready"
         engine.loaded_at = engine.last_used = self.now
 
-    def _ended(self, name: str, number: int, client: Sequence[Request]) -> None:
-        engine = self.engines[name]
-        engine.running -= 1
+    def _ended(self, name: str, number: int) -> None:
+        engine = self.engines.get(name)
+        if engine is None or number not in engine.running:  # it gave way before
+            return
+        running = engine.running.pop(number)
         engine.last_used = self.outcome.ended_at = self.now
+        engine.last_class = running.request.of_class
         if number in self.recent:
             self.recent[number] = dataclasses.replace(self.recent[number], ended_at=self.now)
-        self._next_of(client)
+        if self.now < running.ends_at:
+            again = dataclasses.replace(running.request, yields=running.request.yields - 1)
+            self._ask(again, running.client)
+        else:
+            self._next_of(running.client)
 
     def _gone(self, name: str) -> None:
         del self.engines[name]
@@ -254,21 +300,23 @@ class World:
         match action:
             case Start():
                 assert engine is not None and engine.state == "ready", action
-                assert engine.running < engine.model.sequences, action
+                assert len(engine.running) < engine.model.sequences, action
                 self._begin(engine, self.asked.pop(action.id))
             case Move("load"):
                 assert engine is None and self.blocked_until.get(action.name, 0.0) <= self.now, action
                 self.engines[action.name] = _Engine(self.models[action.name])
-                used = sum((one.model.needs for one in self.engines.values()), Bytes(0))
+                used = sum((one.model.charge for one in self.engines.values()), NOTHING)
                 assert used <= self.workload.budget, f"over the budget: {action}"
                 self.outcome.loads += 1
                 self._after(self.models[action.name].load_s, lambda: self._loaded(action.name))
             case Move("drain"):
-                assert engine is not None and engine.state == "ready" and engine.running > 0, action
+                assert engine is not None and engine.state == "ready" and engine.running, action
                 assert action.name not in self.pinned, action
+                others = [asked for asked in self.asked.values() if asked.request.name != action.name]
                 assert any(
-                    asked.waiting.since + self.workload.max_wait_s <= self.now and asked.request.name != action.name
-                    for asked in self.asked.values()
+                    self._order(asked)[0] + self.workload.max_wait_s <= self.now
+                    or all(self._has_to_yield(one, asked) for one in engine.running.values())
+                    for asked in others
                 ), f"drained for nobody: {action}"
                 engine.state = "draining"
                 self.outcome.drains += 1
@@ -277,31 +325,48 @@ class World:
                 engine.state = "ready"
             case Move("stop"):
                 assert engine is not None and engine.state in ("ready", "draining"), action
-                assert engine.running == 0 and action.name not in self.pinned, action
+                assert not engine.running and action.name not in self.pinned, action
                 is_wanted = any(asked.request.name == action.name for asked in self.asked.values())
                 assert engine.served > 0 or not is_wanted, f"loaded and stopped without serving: {action}"
                 engine.state = "stopping"
                 self._after(self.workload.stop_s, lambda: self._gone(action.name))
+            case Yield():
+                assert engine is not None and engine.state in ("ready", "draining"), action
+                running = engine.running[action.id]
+                assert not running.is_asked, action
+                assert any(self._has_to_yield(running, asked) for asked in self.asked.values()), action
+                running.is_asked = True
+                self.outcome.yields += 1
+                takes_s = min(self.workload.stop_s, running.ends_at - self.now)
+                self._after(takes_s, partial(self._ended, action.name, action.id))
             case Refuse():
-                asked = self.asked.pop(action.id)
-                self.outcome.refused += 1
-                needs = self.models[action.name].needs
-                rest = (engine.model.needs for name, engine in self.engines.items() if name in self.pinned)
+                needs = self.models[action.name].charge
+                rest = (engine.model.charge for name, engine in self.engines.items() if name in self.pinned)
                 assert not sum(rest, needs) <= self.workload.budget, action
-                self._next_of(asked.client)
+                refused = [number for number, asked in self.asked.items() if asked.request.name == action.name]
+                assert action.count == len(refused), action
+                for number in refused:
+                    self.outcome.refused += 1
+                    self._next_of(self.asked.pop(number).client)
+
+    def _has_to_yield(self, one: _Running, asked: _Asked) -> bool:
+        """Whether a request in flight has to give way to one that waits."""
+        is_below = self._behind_s(one.request) > self._behind_s(asked.request)
+        waited_s = self.now - asked.waiting.since
+        return bool(one.request.yields) and is_below and (one.is_asked or waited_s >= one.request.yields_after_s)
 
     def _begin(self, engine: _Engine, asked: _Asked) -> None:
         name = asked.request.name
-        engine.running += 1
         engine.served += 1
         number = next(self.numbers)
+        engine.running[number] = _Running(asked.request, asked.client, self.now + asked.request.serve_s)
         self.recent[number] = Use(name, asked.waiting.since, self.now)
         if len(self.recent) > RECENT_USES:
             del self.recent[next(iter(self.recent))]
         self.outcome.served.append(name)
         wait = self.now - asked.waiting.since
         self.outcome.waits_s.append(wait)
-        self._after(asked.request.serve_s, partial(self._ended, name, number, asked.client))
+        self._after(asked.request.serve_s, partial(self._ended, name, number))
         if self.is_checked:
             bound = self._bound(asked)
             self.outcome.bounds_s.append(bound)
@@ -309,18 +374,30 @@ class World:
 
     def _bound(self, asked: _Asked) -> float:
         """The longest wait that residency.py promises this request."""
+        patience_s = self.workload.max_wait_s + self._behind_s(asked.request)
         if asked.ahead is None:
-            return self.workload.max_wait_s
+            return patience_s
         load_s = max(model.load_s for model in self.models.values())
         serve_s = max(request.serve_s for request in requests_of(self.workload))
         turns = asked.ahead + 1 + self.setbacks - asked.setbacks_before
         back_off_s = self.backed_off_s.get(asked.request.name, 0.0)
-        return self.workload.max_wait_s + turns * (2 * load_s + self.workload.stop_s + 2 * serve_s) + back_off_s
+        return patience_s + turns * (2 * load_s + self.workload.stop_s + 2 * serve_s) + back_off_s
 
 
 def simulate(workload: Workload, *, is_checked: bool = True) -> Outcome:
     """Run the workload to its end; AssertionError where a promise is broken."""
     return World(workload, is_checked=is_checked).run()
+
+
+def waiters_of(waiting: Sequence[Waiting], models: Mapping[str, Model]) -> tuple[Waiters, ...]:
+    """Those who wait, given in order of arrival, as the decision is told of them."""
+    groups: dict[tuple[str, Class], list[Waiting]] = {}
+    for one in waiting:
+        groups.setdefault((one.name, one.of_class), []).append(one)
+    return tuple(
+        Waiters(tuple(some[: models[name].sequences if name in models else 1]), len(some))
+        for (name, _), some in groups.items()
+    )
 
 
 def requests_of(workload: Workload) -> Iterable[Request]:
@@ -334,7 +411,7 @@ def random_workload(chance: random.Random) -> Workload:
     models = tuple(
         Model(
             name,
-            Bytes(chance.randint(1, 10), chance.choice([0, 0, chance.randint(0, 5)])),
+            Bytes.of(chance.randint(1, 10), chance.choice([0, 0, chance.randint(0, 5)])),
             unit * chance.randint(1, 20),
             chance.choice([1, 1, 2, 4]),
         )
@@ -362,7 +439,7 @@ def random_workload(chance: random.Random) -> Workload:
     is_pinning = chance.random() < 0.3
     return Workload(
         models,
-        Bytes(chance.randint(8, 24), chance.randint(4, 12)),
+        Bytes.of(chance.randint(8, 24), chance.randint(4, 12)),
         clients,
         arrivals,
         frozenset(name for name in names if is_pinning and chance.random() < 0.2),
@@ -379,11 +456,39 @@ def random_workload(chance: random.Random) -> Workload:
     )
 
 
+def random_workload_with_classes(chance: random.Random) -> Workload:
+    """As any, where requests are of all classes, some yield, models lie at more places, and some take more to work."""
+    base = random_workload(chance)
+    places = [place for place in ("card 1", "box") if chance.random() < 0.4]
+    unit = chance.choice([0.5, 1.0])
+
+    def model(one: Model) -> Model:
+        elsewhere = Bytes({place: chance.randint(0, 10) for place in places})
+        work = Bytes.of(chance.choice([0, 0, 1, 3])) + Bytes({place: chance.randint(0, 2) for place in places})
+        return dataclasses.replace(one, needs=one.needs + elsewhere, work=work)
+
+    def request(one: Request) -> Request:
+        of_class = chance.choice(CLASSES)
+        yields = 0 if of_class == "interactive" else chance.choice([0, 1, 3])
+        return dataclasses.replace(
+            one, of_class=of_class, yields=yields, yields_after_s=unit * chance.choice([0, 0, 9])
+        )
+
+    return dataclasses.replace(
+        base,
+        models=tuple(map(model, base.models)),
+        budget=base.budget + Bytes({place: chance.randint(8, 24) for place in places}),
+        clients=tuple(tuple(map(request, client)) for client in base.clients),
+        arrivals=tuple(map(request, base.arrivals)),
+        head_starts_s={one: unit * chance.choice([0, 10, 60, 400]) for one in CLASSES if chance.random() < 0.8},
+    )
+
+
 # Traces over models of one size, and what a clairvoyant would need for them.
 
 
 def equal_models(count: int, load_s: float, sequences: int = 1) -> tuple[Model, ...]:
-    return tuple(Model(chr(ord("a") + number), Bytes(1), load_s, sequences) for number in range(count))
+    return tuple(Model(chr(ord("a") + number), Bytes.of(1), load_s, sequences) for number in range(count))
 
 
 def optimal_swaps(trace: Sequence[str], capacity: int) -> int:
@@ -464,7 +569,7 @@ def quick_workload(clients: Sequence[Sequence[str]], capacity: int, sequences: i
     chance = random.Random(0)
     return Workload(
         tuple(model for model in equal_models(26, 0.026, sequences) if model.name in names),
-        Bytes(capacity),
+        Bytes.of(capacity),
         tuple(
             tuple(Request(name, chance.uniform(0.002, 0.006), chance.expovariate(1 / 0.001)) for name in client)
             for client in clients
@@ -542,13 +647,15 @@ def main() -> None:
     parser.add_argument("--workloads", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    outcomes = [simulate(random_workload(random.Random(given.seed + n))) for n in range(given.workloads)]
-    print(
-        f"{len(outcomes)} workloads: {sum(len(one.served) for one in outcomes)} served, "
-        f"{sum(one.refused for one in outcomes)} refused, {sum(one.left for one in outcomes)} left, "
-        f"{sum(one.loads for one in outcomes)} loads ({sum(one.failed for one in outcomes)} failed), "
-        f"{sum(one.drains for one in outcomes)} drains\n"
-    )
+    for title, make in (("workloads", random_workload), ("with classes", random_workload_with_classes)):
+        outcomes = [simulate(make(random.Random(given.seed + n))) for n in range(given.workloads)]
+        print(
+            f"{len(outcomes)} {title}: {sum(len(one.served) for one in outcomes)} served, "
+            f"{sum(one.refused for one in outcomes)} refused, {sum(one.left for one in outcomes)} left, "
+            f"{sum(one.loads for one in outcomes)} loads ({sum(one.failed for one in outcomes)} failed), "
+            f"{sum(one.drains for one in outcomes)} drains, {sum(one.yields for one in outcomes)} yields"
+        )
+    print()
     print(table())
 
 

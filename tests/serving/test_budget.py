@@ -14,19 +14,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import modelpipes
+from modelpipes.engine import admission
 from modelpipes.engine.arguments import batch_tokens
 from modelpipes.engine.locate import find_model
 from modelpipes.errors import FileError, UsageError
 from modelpipes.fit import Settings, predict_memory
 from modelpipes.fit.cuda import OVERHEAD_BYTES
-from modelpipes.fit.settings import Backend
+from modelpipes.fit.spec import Backend, spec_of
 from modelpipes.gguf.header import read_header
-from modelpipes.machine import cards as gpu
-from modelpipes.machine import memory as hostmemory
+from modelpipes.machine.cards import Card, Cards
 from modelpipes.machine.holdings import Taken
+from modelpipes.machine.memory import available_bytes, total_bytes
 from modelpipes.serving import budget
 from modelpipes.serving.budget import Place, auto_bytes, charge, find_budget, measure, settle
-from modelpipes.serving.residency import Bytes
+from modelpipes.serving.bytes import Bytes
 from tests.machine.driver import build_driver
 from tests.models import scripted_model
 
@@ -34,7 +36,7 @@ MIB = 1 << 20
 CPU = Place(0, False)
 IN_NAME_ONLY = Place(0, True)
 CARD = Place(1, True)
-PACKAGE = Path(gpu.__file__).parent.parent
+PACKAGE = Path(modelpipes.__file__).parent.parent
 
 
 @dataclass
@@ -55,9 +57,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def with_driver(folder: Path, script: str, **environment: str) -> Any:
     """What a script prints as JSON where the driver's library is the one in this folder."""
     kept = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    script = (
-        f"import json; from modelpipes.serving import budget; from modelpipes.serving.residency import Bytes\n{script}"
-    )
+    script = f"import json; from modelpipes.serving import budget; from modelpipes.serving.bytes import Bytes\n{script}"
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=kept | {"LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(PACKAGE)} | environment,
@@ -77,7 +77,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_without_a_card_the_hosts_free_memory_but_for_the_reserve_is_the_budget() -> None:
-    free = hostmemory.available_bytes()
+    free = available_bytes()
     limits, place, words = find_budget(None, None, free // 2, has_gpu=False)
     assert (limits.card, place) == (0, CPU)
     assert limits.host == pytest.approx(free / 2, rel=0.2)
@@ -85,7 +85,7 @@ def test_without_a_card_the_hosts_free_memory_but_for_the_reserve_is_the_budget(
 
 
 def test_a_number_is_a_card_in_name_only_and_the_reserve_is_not_taken_from_it() -> None:
-    assert find_budget(16 * 10**9, 10**9, 10**9, has_gpu=False)[:2] == (Bytes(16 * 10**9, 10**9), IN_NAME_ONLY)
+    assert find_budget(16 * 10**9, 10**9, 10**9, has_gpu=False)[:2] == (Bytes.of(16 * 10**9, 10**9), IN_NAME_ONLY)
 
 
 def test_auto_is_what_is_free_on_the_card_but_for_the_reserve_of_each(driver: Path) -> None:
@@ -95,7 +95,7 @@ def test_auto_is_what_is_free_on_the_card_but_for_the_reserve_of_each(driver: Pa
 
 
 def test_what_our_own_engines_hold_is_ours_when_the_budget_is_found_again(driver: Path) -> None:
-    script = "print(json.dumps(budget.find_budget(None, 7, 0, has_gpu=True, held=Bytes(1 << 30))[0].card))"
+    script = "print(json.dumps(budget.find_budget(None, 7, 0, has_gpu=True, held=Bytes.of(1 << 30))[0].card))"
     assert with_driver(driver, script) == (14000 + 1024) * MIB
 
 
@@ -124,27 +124,27 @@ def test_an_automatic_budget_is_never_more_than_there_is(free: int, held: int, t
 
 
 def test_pages_of_our_model_files_that_are_available_at_once_are_not_counted_twice() -> None:
-    total = hostmemory.total_bytes()
-    assert find_budget(None, None, 0, has_gpu=False, held=Bytes(0, total))[0].host == total
+    total = total_bytes()
+    assert find_budget(None, None, 0, has_gpu=False, held=Bytes.of(0, total))[0].host == total
 
 
 def test_nvml_without_a_card_leaves_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "find_visible_cards", gpu.Cards)
+    monkeypatch.setattr(admission, "find_visible_cards", Cards)
     limits, place, words = find_budget(None, 7, 10**9, has_gpu=True)
-    assert (limits, place, words) == (Bytes(0, 7), CPU, "7 B of host memory")
+    assert (limits, place, words) == (Bytes.of(0, 7), CPU, "7 B of host memory")
 
 
 def test_a_number_beside_a_card_is_the_budget_and_the_words_name_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = gpu.Card(index=0, name="NVIDIA GeForce RTX 4080", total_bytes=16 << 30, free_bytes=15 << 30)
-    monkeypatch.setattr(gpu, "find_visible_cards", lambda: gpu.Cards((card,)))
+    card = Card(index=0, name="NVIDIA GeForce RTX 4080", total_bytes=16 << 30, free_bytes=15 << 30)
+    monkeypatch.setattr(admission, "find_visible_cards", lambda: Cards((card,)))
     limits, place, words = find_budget(8 << 30, 1 << 30, 10**9, has_gpu=True)
-    assert (limits, place) == (Bytes(8 << 30, 1 << 30), CARD)
+    assert (limits, place) == (Bytes.of(8 << 30, 1 << 30), CARD)
     assert words == "8.0 GiB of NVIDIA GeForce RTX 4080, 1.0 GiB of host memory"
 
 
 def test_a_card_that_others_have_filled_leaves_nothing_rather_than_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = gpu.Card(index=0, name="RTX 4080", total_bytes=16 << 30, free_bytes=5)
-    monkeypatch.setattr(gpu, "find_visible_cards", lambda: gpu.Cards((card,)))
+    card = Card(index=0, name="RTX 4080", total_bytes=16 << 30, free_bytes=5)
+    monkeypatch.setattr(admission, "find_visible_cards", lambda: Cards((card,)))
     assert find_budget(None, 7, 10**9, has_gpu=True)[0].card == 0
 
 
@@ -152,13 +152,12 @@ def test_a_card_that_others_have_filled_leaves_nothing_rather_than_less(monkeypa
 
 
 def predict(path: str, place: Place, **more: Any) -> Bytes:
-    given = {"ctx_size": 4096, "parallel": 1, "kv_type": "f16", "gpu_layers": None, "cpu_moe": False, **more}
-    return budget.predict(path, place, **given)
+    return budget.Demand(spec_of(path, **more), place)()
 
 
 def test_on_a_card_the_prediction_has_the_runtimes_overhead(model: str) -> None:
     memory = predict_memory(read_header(model), Settings(n_ubatch=batch_tokens(1, on_cpu=False), backend="cuda"))
-    assert predict(model, CARD) == Bytes(memory.device_bytes, memory.host.total_bytes)
+    assert predict(model, CARD) == Bytes.of(memory.device_bytes, memory.host.total_bytes)
     assert memory.device_bytes > OVERHEAD_BYTES
 
 
@@ -166,7 +165,7 @@ def test_on_the_cpu_all_of_it_is_the_hosts(model: str) -> None:
     memory = predict_memory(
         read_header(model), Settings(n_ubatch=batch_tokens(1, on_cpu=True), n_devices=0, n_gpu_layers=0)
     )
-    assert predict(model, CPU) == Bytes(0, memory.host.total_bytes)
+    assert predict(model, CPU) == Bytes.of(0, memory.host.total_bytes)
 
 
 def test_a_card_in_name_only_is_charged_and_the_host_pays_all_the_same(model: str) -> None:
@@ -186,7 +185,7 @@ def test_the_packaged_model_takes_what_fit_predicts(place: Place) -> None:
     host = predict_memory(
         header, replace(given, n_devices=place.n_devices, n_gpu_layers=None if place.n_devices else 0)
     ).host
-    assert predict(path, place) == Bytes(card, host.total_bytes)
+    assert predict(path, place) == Bytes.of(card, host.total_bytes)
 
 
 def test_a_context_is_that_of_each_sequence(model: str) -> None:
@@ -232,7 +231,7 @@ def test_a_model_whose_memory_cannot_be_predicted_takes_its_file_and_a_fifth(
         predict_memory(read_header(path), Settings())
     whole = int(os.path.getsize(path) * 1.2)
     taken = predict(path, place, gpu_layers=gpu_layers)
-    assert taken == Bytes(whole * on_card + overheads * OVERHEAD_BYTES, whole * on_host)
+    assert taken == Bytes.of(whole * on_card + overheads * OVERHEAD_BYTES, whole * on_host)
 
 
 def test_an_embedding_model_is_predicted_as_any_other(tmp_path: Path) -> None:
@@ -278,7 +277,7 @@ def test_what_is_no_model_file_is_refused(tmp_path: Path) -> None:
 def test_a_process_that_has_gone_counts_as_predicted() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    assert measure(process.pid, Bytes(3, 5), IN_NAME_ONLY) == Bytes(3, 5)
+    assert measure(process.pid, Bytes.of(3, 5), IN_NAME_ONLY) == Bytes.of(3, 5)
 
 
 amounts = st.integers(0, 10**11)
@@ -286,14 +285,14 @@ amounts = st.integers(0, 10**11)
 
 @given(amounts, amounts)
 def test_while_it_loads_the_prediction_counts(card: int, host: int) -> None:
-    assert charge(Bytes(card, host), None) == Bytes(card, host)
+    assert charge(Bytes.of(card, host), None) == Bytes.of(card, host)
 
 
 @given(amounts, amounts, st.none() | amounts, amounts)
 def test_once_it_is_ready_what_it_holds_counts_and_what_may_still_grow(
     card: int, host: int, taken_card: int | None, taken_host: int
 ) -> None:
-    counted = charge(Bytes(card, host), Taken(taken_card, taken_host))
+    counted = charge(Bytes.of(card, host), Taken(taken_card, taken_host))
     assert counted.host == max(host, taken_host)
     if taken_card is None:
         assert counted.card == card
@@ -330,6 +329,6 @@ def test_memory_that_never_comes_back_is_given_up_after_5_s() -> None:
 @given(st.integers(0, 10**11), st.integers(0, 10**11))
 def test_what_an_engine_was_charged_with_and_never_took_is_not_waited_for(predicted: int, taken: int) -> None:
     clock = Clock()
-    charged = charge(Bytes(predicted), Taken(taken, 0)).card
+    charged = charge(Bytes.of(predicted), Taken(taken, 0)).card
     assert settle(charged, 0, lambda: taken, clock=lambda: clock.now, wait=clock.wait)
     assert clock.waits == []

@@ -8,8 +8,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelpipes.errors import ServingError
 from modelpipes.serving.failures import LONGEST_BACKOFF_S, Failures, backoff_s, stamp_of
-from modelpipes.serving.grant import ServingError
 
 
 def refusal(failures: Failures, now: float, file: str = "a.gguf") -> ServingError | None:

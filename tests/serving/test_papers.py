@@ -13,9 +13,12 @@ import pytest
 
 from modelpipes.config.reading import load
 from modelpipes.config.settings import Config, Model
-from modelpipes.machine import cards as gpu
-from modelpipes.serving.budget import Place, find_budget, predict
-from modelpipes.serving.residency import Bytes
+from modelpipes.engine import admission
+from modelpipes.fit.spec import spec_of
+from modelpipes.machine.cards import Cards, parse_gpu
+from modelpipes.serving.budget import Demand, Place, find_budget
+from modelpipes.serving.bytes import Bytes
+from modelpipes.serving.daemon import given_of
 from tests.fit.shapes import SHAPES, TensorType, write_model
 
 FOLDER = Path(__file__).parent.parent.parent / "config"
@@ -41,9 +44,9 @@ def test_any_two_of_the_examples_models_fit_an_rtx_4080_beside_a_desktop_and_thr
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desktop_bytes = 1_000_000_000
-    (card,) = gpu.parse_gpu("rtx4080").cards
+    (card,) = parse_gpu("rtx4080").cards
     card = msgspec.structs.replace(card, free_bytes=card.total_bytes - desktop_bytes)
-    monkeypatch.setattr(gpu, "find_visible_cards", lambda: gpu.Cards((card,)))
+    monkeypatch.setattr(admission, "find_visible_cards", lambda: Cards((card,)))
     example = load(str(EXAMPLE)).config
     memory = example.memory
     limits, place, _ = find_budget(memory.budget, memory.host_budget, memory.reserve, has_gpu=True)
@@ -61,15 +64,7 @@ def needs_of(name: str, model: Model, place: Place, folder: Path) -> Bytes:
     tensors = [replace(one, type=kind if one.type is TensorType.Q4_K else one.type) for one in whole.tensors]
     path = folder / f"{name}.gguf"
     write_model(path, replace(whole, tensors=tensors))
-    return predict(
-        str(path),
-        place,
-        ctx_size=model.ctx_size,
-        parallel=model.parallel,
-        kv_type=model.kv_type,
-        gpu_layers=model.gpu_layers,
-        cpu_moe=model.cpu_moe,
-    )
+    return Demand(spec_of(str(path), **given_of(model)), place)()
 
 
 def unit() -> dict[str, str]:

@@ -21,11 +21,14 @@ import pytest
 from modelpipes.engine.client import Client
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.pulse import Pulse
+from modelpipes.errors import ServingError
+from modelpipes.events import EngineFailed, Event, Trouble
 from modelpipes.serving import failures
-from modelpipes.serving.grant import Grant, ServingError
+from modelpipes.serving.bytes import Bytes
+from modelpipes.serving.grant import Grant
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.pool import Pool, Servable
-from modelpipes.serving.residency import Bytes
+from modelpipes.serving.situation import Yield
 from tests.drill.processes import descendants, living
 from tests.models import scripted_model
 from tests.peers import eventually, eventually_beside
@@ -65,7 +68,7 @@ def servable(name: str, file: str, *engine_args: str, **more: object) -> Servabl
         name=name,
         file=file,
         start=Make(file, name, engine_args),
-        needs=Bytes(10),
+        needs=Bytes.of(10),
         file_bytes=300_000,
         created=0,
         context_length=512,
@@ -86,7 +89,7 @@ def runs(test: Callable[[], Awaitable[None]]) -> None:
 
 @asynccontextmanager
 async def pool_of(*servables: Servable, budget: int = 20, **more: object) -> AsyncIterator[Pool]:
-    pool = Pool(servables, Bytes(budget), **{"min_resident_s": 0.0, "max_wait_s": 5.0, **more})  # type: ignore[arg-type]
+    pool = Pool(servables, Bytes.of(budget), **{"min_resident_s": 0.0, "max_wait_s": 5.0, **more})  # type: ignore[arg-type]
     try:
         yield pool
     finally:
@@ -254,17 +257,18 @@ def test_what_is_pinned_and_cannot_be_loaded_for_a_cause_that_lasts_is_left_alon
     file.write_bytes(b"GGUF" + b"\0" * 100)
 
     async def test() -> None:
-        said: list[str] = []
-        async with pool_of(servable("alpha", str(file), is_pinned=True), say=said.append) as pool:
+        told: list[Event] = []
+        async with pool_of(servable("alpha", str(file), is_pinned=True), sink=told.append) as pool:
             pool.load_pinned()
             await eventually_beside(
-                lambda: any("not before its file or the configuration has changed" in line for line in said),
-                "word",
+                lambda: any(isinstance(event, EngineFailed) and event.is_lasting for event in told), "lasting failure"
             )
             before = loads(pool)
             pool.load_pinned()
-            await eventually_beside(lambda: any("tried again when the file" in line for line in said), "word")
-            assert loads(pool) == before, said
+            await eventually_beside(
+                lambda: any(isinstance(event, Trouble) and "tried again when" in event.why for event in told), "word"
+            )
+            assert loads(pool) == before, told
 
     runs(test)
 
@@ -350,6 +354,35 @@ def test_what_is_pinned_is_never_evicted_and_what_is_unloaded_has_gone(files: di
             pool.pin("alpha", is_pinned=False)
             await pool.unload("alpha")
             assert "alpha" not in states(pool)
+
+    runs(test)
+
+
+def test_all_who_wait_for_a_model_that_no_longer_fits_are_refused(files: dict[str, str]) -> None:
+    async def test() -> None:
+        async with pool_of(servable("alpha", files["alpha"]), servable("beta", files["beta"]), budget=10) as pool:
+            grant = await pool.acquire("alpha")
+            waits = [asyncio.ensure_future(pool.acquire("beta")) for _ in range(3)]
+            await eventually_beside(lambda: len(pool.residency().waiting) == 3, "three waiters")
+            pool.pin("alpha", is_pinned=True)
+            refusals = await asyncio.gather(*waits, return_exceptions=True)
+            assert [getattr(one, "code", None) for one in refusals] == ["model_does_not_fit"] * 3
+            assert [one.action for one in pool.residency().decisions].count("refuse") == 3
+            grant.release()
+
+    runs(test)
+
+
+def test_who_is_to_give_way_is_asked_to_end_and_nobody_else(files: dict[str, str]) -> None:
+    async def test() -> None:
+        async with pool_of(servable("alpha", files["alpha"], "-np", "2", sequences=2)) as pool:
+            one, other = [await pool.acquire("alpha") for _ in range(2)]
+            (number,) = (each.id for each in pool._held["alpha"].grants if each is other)
+            pool._carry_out(Yield(number, "alpha", "beta goes first"))  # nobody yields yet who could be asked
+            assert (one.drain.is_set(), other.drain.is_set()) == (False, True)
+            assert pool.residency().decisions[-1].action == "yield"
+            one.release()
+            other.release()
 
     runs(test)
 

@@ -7,27 +7,16 @@ import itertools
 import os
 import random
 import statistics
+from collections.abc import Callable, Iterable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelpipes.serving.residency import (
-    Action,
-    Bytes,
-    Model,
-    Move,
-    Refuse,
-    Resident,
-    Situation,
-    Start,
-    State,
-    Use,
-    Waiting,
-    decide,
-    next_uses,
-    wake_at,
-)
+from modelpipes.serving.bytes import Bytes
+from modelpipes.serving.residency import decide, wake_at
+from modelpipes.serving.situation import Move, Refuse, Start, Use, Waiting, Yield
+from modelpipes.serving.uses import next_uses
 from tests.serving.simulate import (
     Request,
     Workload,
@@ -37,66 +26,16 @@ from tests.serving.simulate import (
     quick_workload,
     random_clients,
     random_workload,
+    random_workload_with_classes,
     served_in_turn,
     simulate,
-    table,
     trace_with_phases,
     traces,
 )
+from tests.serving.situations import Scene, at, identity, model, resident, scenes, settled, told
 
-GB = 10**9
 WORKLOADS = int(os.environ.get("MODELPIPES_WORKLOADS", "2400"))
 CHUNKS = 8  # of the workloads, so that several cores share them
-
-Told = tuple[str, str | int]
-
-
-def model(name: str, size: int = 5, load_s: float = 4.0, sequences: int = 1, host: int = 0) -> Model:
-    return Model(name, Bytes(size * GB, host * GB), load_s, sequences)
-
-
-def resident(
-    name: str,
-    size: int = 5,
-    state: State = "ready",
-    *,
-    running: int = 0,
-    loaded_at: float = 0.0,
-    last_used: float = 0.0,
-    is_pinned: bool = False,
-    idle_unload_s: float | None = None,
-    is_unwanted: bool = False,
-    host: int = 0,
-) -> Resident:
-    size_ = Bytes(size * GB, host * GB)
-    return Resident(name, size_, state, running, loaded_at, last_used, is_pinned, idle_unload_s, is_unwanted)
-
-
-def at(
-    now: float,
-    *residents: Resident,
-    waiting: str = "",
-    since: float | None = None,
-    models: tuple[Model, ...] = (),
-    budget: int = 10,
-    **others: object,
-) -> Situation:
-    """A situation where one request for each letter of `waiting` came at `since` (now), numbered from 0."""
-    known = {name: model(name) for name in "abcdef"} | {one.name: one for one in models}
-    asked = tuple(Waiting(number, name, now if since is None else since) for number, name in enumerate(waiting))
-    situation = Situation(now, Bytes(budget * GB, 100 * GB), known, residents, asked)
-    return dataclasses.replace(situation, **others)  # type: ignore[arg-type]  # any of its fields
-
-
-def told(situation: Situation) -> list[Told]:
-    return [identity(action) for action in decide(situation)]
-
-
-def identity(action: Action) -> Told:
-    """What is done to which request or model."""
-    if isinstance(action, Move):
-        return action.to_do, action.name
-    return type(action).__name__.lower(), action.id
 
 
 def test_nothing_to_do_is_no_action_and_no_moment() -> None:
@@ -197,22 +136,22 @@ def test_a_busy_model_is_left_alone_until_the_newcomer_waited_too_long_and_then_
 def test_the_newcomer_who_waited_too_long_comes_before_later_requests_of_the_drained_model() -> None:
     queue = (Waiting(1, "b", 10.0), Waiting(2, "a", 20.0))
     draining = resident("a", 10, "draining", running=1)
-    assert told(dataclasses.replace(at(100, draining), waiting=queue)) == []
-    gone = dataclasses.replace(at(100, budget=5), waiting=queue)
+    assert told(at(100, draining, queue=queue)) == []
+    gone = at(100, budget=5, queue=queue)
     assert told(gone) == [("load", "b")]
 
 
 def test_requests_that_came_before_the_newcomer_are_served_before_the_drain() -> None:
     queue = (Waiting(1, "a", 5.0), Waiting(2, "b", 10.0), Waiting(3, "a", 20.0))
-    two = {"a": model("a", 10, sequences=3), "b": model("b")}
-    situation = dataclasses.replace(at(100, resident("a", 10, running=1)), waiting=queue, models=two)
+    three_at_a_time = (model("a", 10, sequences=3),)
+    situation = at(100, resident("a", 10, running=1), queue=queue, models=three_at_a_time)
     assert told(situation) == [("start", 1)]
 
 
 def test_requests_of_one_model_are_served_together() -> None:
     """ABCABC as AABBCC."""
     clients = tuple((Request(name, 1.0),) for name in "abcabc")
-    outcome = simulate(Workload(equal_models(3, 5.0), Bytes(1), clients))
+    outcome = simulate(Workload(equal_models(3, 5.0), Bytes.of(1), clients))
     assert "".join(outcome.served) == "aabbcc"
     assert outcome.loads == 3
 
@@ -234,7 +173,7 @@ def test_pinned_models_make_no_room_however_long_one_waits() -> None:
 def test_what_can_never_fit_is_refused_at_once() -> None:
     big = (model("b", 11),)
     (action,) = decide(at(100, waiting="b", models=big))
-    assert action == Refuse(0, "b", "b: 10.2 GiB needed, the budget is 9.3 GiB")
+    assert action == Refuse("b", 1, "b: 10.2 GiB needed, the budget is 9.3 GiB")
 
 
 def test_what_cannot_fit_beside_the_pinned_is_refused_and_they_are_named() -> None:
@@ -245,7 +184,7 @@ def test_what_cannot_fit_beside_the_pinned_is_refused_and_they_are_named() -> No
 
 
 def test_an_unknown_model_is_refused() -> None:
-    assert told(at(100, waiting="z")) == [("refuse", 0)]
+    assert told(at(100, waiting="z")) == [("refuse", "z")]
 
 
 def test_a_model_in_back_off_waits_and_does_not_block_others() -> None:
@@ -301,9 +240,9 @@ def test_a_client_who_left_for_good_does_not_delay_others_for_ever() -> None:
 
 def test_a_newcomer_keeps_the_room_made_for_it_from_those_who_came_later() -> None:
     queue = (Waiting(1, "b", 10.0), Waiting(2, "c", 11.0))
-    small = {"a": model("a", 6), "b": model("b", 8), "c": model("c", 3)}
+    small = model("a", 6), model("b", 8), model("c", 3)
     stopping = resident("a", 6, "stopping")
-    assert told(dataclasses.replace(at(100, stopping), waiting=queue, models=small)) == []
+    assert told(at(100, stopping, queue=queue, models=small)) == []
 
 
 def test_where_models_take_turns_the_one_whose_turn_is_next_stays() -> None:
@@ -313,112 +252,38 @@ def test_where_models_take_turns_the_one_whose_turn_is_next_stays() -> None:
     assert told(at(80, *pair, waiting="c", recent=turns)) == [("stop", "b")]
 
 
-def test_a_rhythm_is_seen_only_where_the_last_two_intervals_are_equal() -> None:
-    uses = [Use(name, float(n), float(n)) for n, name in enumerate("abcaba")]
-    assert next_uses(uses, 6.0) == {}
-
-
 # Any situation.
 
-NAMES = "abcde"
-MOMENTS = st.integers(0, 40).map(float)
 
-
-@st.composite
-def situations(draw: st.DrawFn) -> Situation:
-    models = {
-        name: Model(name, Bytes(draw(st.integers(1, 8)), draw(st.integers(0, 3))), draw(st.integers(1, 9)), 2)
-        for name in NAMES
-    }
-    residents = []
-    for name in draw(st.sets(st.sampled_from(NAMES))):
-        state: State = draw(st.sampled_from(("loading", "ready", "ready", "ready", "draining", "stopping")))
-        running = draw(st.integers(0, 2)) if state in ("ready", "draining") else 0
-        loaded_at = draw(MOMENTS)
-        residents.append(
-            Resident(
-                name,
-                models[name].needs,
-                state,
-                running,
-                loaded_at,
-                loaded_at + draw(st.integers(0, 9)),
-                draw(st.sampled_from((False, False, False, True))),
-                draw(st.sampled_from((None, 5.0, 30.0))),
-                draw(st.sampled_from((False, False, False, True))),
-            )
-        )
-    waiting = [
-        Waiting(number, draw(st.sampled_from(NAMES)), draw(MOMENTS)) for number in range(draw(st.integers(0, 6)))
-    ]
-    recent = []
-    for _ in range(draw(st.integers(0, 6))):
-        began = draw(MOMENTS)
-        recent.append(Use(draw(st.sampled_from(NAMES)), began - 1, began, draw(st.sampled_from((None, began + 1)))))
-    return Situation(
-        50.0,
-        Bytes(draw(st.integers(4, 20)), draw(st.integers(2, 8))),
-        models,
-        tuple(residents),
-        tuple(waiting),
-        draw(st.sampled_from((0.0, 5.0, 30.0))),
-        draw(st.sampled_from((5.0, 30.0, 60.0))),
-        draw(st.dictionaries(st.sampled_from(NAMES), st.integers(40, 70).map(float), max_size=2)),
-        tuple(sorted(recent, key=lambda use: use.began_at)),
-    )
-
-
-def after(situation: Situation, actions: tuple[Action, ...]) -> Situation:
-    """The situation once the actions were carried out, before anything else has happened."""
-    residents = {one.name: one for one in situation.residents}
-    waiting = {one.id: one for one in situation.waiting}
-    recent = list(situation.recent)
-    for action in actions:
-        one = residents.get(action.name)
-        match action:
-            case Start():
-                assert one is not None
-                residents[action.name] = dataclasses.replace(one, running=one.running + 1)
-                recent.append(Use(action.name, waiting.pop(action.id).since, situation.now))
-            case Refuse():
-                del waiting[action.id]
-            case Move("load"):
-                needs = situation.models[action.name].needs
-                residents[action.name] = Resident(action.name, needs, "loading", 0, 0.0, 0.0)
-            case Move():
-                assert one is not None
-                states: dict[str, State] = {"drain": "draining", "undrain": "ready", "stop": "stopping"}
-                residents[action.name] = dataclasses.replace(one, state=states[action.to_do])
-    return dataclasses.replace(
-        situation, residents=tuple(residents.values()), waiting=tuple(waiting.values()), recent=tuple(recent)
-    )
-
-
-def settled(situation: Situation) -> Situation:
-    for _ in range(10):
-        actions = decide(situation)
-        if not actions:
-            return situation
-        situation = after(situation, actions)
-    raise AssertionError(f"never settles: {actions}")
-
-
-@given(situations())
+@given(scenes())
 @settings(max_examples=300, deadline=None)
-def test_no_action_breaks_a_law_in_any_situation(situation: Situation) -> None:
+def test_no_action_breaks_a_law_in_any_situation(scene: Scene) -> None:
+    situation = scene.situation
     residents = {one.name: one for one in situation.residents}
+    yielding = {one.id: one for r in situation.residents for one in r.yielding}
     actions = decide(situation)
     assert decide(dataclasses.replace(situation)) == actions
     assert len({identity(action) for action in actions}) == len(actions)
-    used = sum((one.bytes for one in situation.residents), Bytes(0))
+    used = Bytes.total(one.charge for one in situation.residents)
     for action in actions:
         one = residents.get(action.name)
         assert action.reason
         match action:
             case Start():
                 assert one is not None and one.state == "ready"
+            case Refuse():
+                assert action.count == sum(waiting.name == action.name for waiting in scene.queue)
+            case Yield():
+                assert one is not None and one.state in ("ready", "draining")
+                asked = yielding[action.id]
+                assert not asked.is_asked
+                assert any(
+                    scene.head_start_s(waiting.of_class) > scene.head_start_s(asked.of_class)
+                    and waiting.since + asked.after_s <= situation.now
+                    for waiting in scene.queue
+                )
             case Move("load"):
-                used += situation.models[action.name].needs
+                used += situation.models[action.name].charge
                 assert one is None and used <= situation.budget
                 assert situation.blocked_until.get(action.name, 0.0) <= situation.now
             case Move("drain"):
@@ -427,16 +292,16 @@ def test_no_action_breaks_a_law_in_any_situation(situation: Situation) -> None:
                 assert one is not None and one.running == 0 and not one.is_pinned and one.state in ("ready", "draining")
 
 
-@given(situations())
+@given(scenes())
 @settings(max_examples=300, deadline=None)
-def test_once_carried_out_nothing_is_ordered_again(situation: Situation) -> None:
-    settled(situation)
+def test_once_carried_out_nothing_is_ordered_again(scene: Scene) -> None:
+    settled(scene)
 
 
-@given(situations(), st.floats(0, 1, exclude_max=True))
+@given(scenes(), st.floats(0, 1, exclude_max=True))
 @settings(max_examples=300, deadline=None)
-def test_time_alone_changes_nothing_before_the_moment_named(situation: Situation, share: float) -> None:
-    quiet = settled(situation)
+def test_time_alone_changes_nothing_before_the_moment_named(scene: Scene, share: float) -> None:
+    quiet = settled(scene).situation
     wake = wake_at(quiet)
     later = quiet.now + share * (1000.0 if wake is None else wake - quiet.now)
     if wake is None or later < wake:
@@ -449,9 +314,18 @@ def test_time_alone_changes_nothing_before_the_moment_named(situation: Situation
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_every_request_is_answered_within_its_bound_over_random_workloads(chunk: int) -> None:
     """Never over the budget, no busy or pinned model stopped, none loaded in vain: `World` checks each action."""
-    for seed in range(chunk, WORKLOADS, CHUNKS):
+    run_all(random_workload, range(chunk, WORKLOADS, CHUNKS))
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_so_it_is_where_requests_have_classes_and_yield_and_models_lie_at_several_places(chunk: int) -> None:
+    run_all(random_workload_with_classes, range(chunk, WORKLOADS // 2, CHUNKS))
+
+
+def run_all(make: Callable[[random.Random], Workload], seeds: Iterable[int]) -> None:
+    for seed in seeds:
         try:
-            simulate(random_workload(random.Random(seed)))
+            simulate(make(random.Random(seed)))
         except AssertionError as error:
             raise AssertionError(f"workload {seed}: {error}") from error
 
@@ -459,13 +333,13 @@ def test_every_request_is_answered_within_its_bound_over_random_workloads(chunk:
 @given(st.randoms(use_true_random=False))
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_every_request_is_answered_within_its_bound_over_workloads_that_shrink(chance: random.Random) -> None:
-    simulate(random_workload(chance))
+    simulate(random_workload_with_classes(chance))
 
 
 def test_a_newcomer_is_not_starved_by_two_clients_who_overlap() -> None:
     busy = tuple(Request("a", 2.0) for _ in range(100))
     late = (Request("a", 1.0), *busy)
-    workload = Workload(equal_models(2, 1.0, 2), Bytes(1), (busy, late, (Request("b", 1.0, 5.0),)), max_wait_s=10.0)
+    workload = Workload(equal_models(2, 1.0, 2), Bytes.of(1), (busy, late, (Request("b", 1.0, 5.0),)), max_wait_s=10.0)
     outcome = simulate(workload)
     assert outcome.drains == 1
     assert max(outcome.waits_s) <= 10.0 + 2.0 + 1.0 + 2.0
@@ -474,7 +348,7 @@ def test_a_newcomer_is_not_starved_by_two_clients_who_overlap() -> None:
 def test_a_model_that_never_loads_does_not_keep_others_from_memory() -> None:
     broken = (Request("a", 1.0),)
     sound = tuple(Request("b", 1.0) for _ in range(20))
-    outcome = simulate(Workload(equal_models(2, 1.0), Bytes(1), (broken, sound), failing={"a": 5}, max_wait_s=5.0))
+    outcome = simulate(Workload(equal_models(2, 1.0), Bytes.of(1), (broken, sound), failing={"a": 5}, max_wait_s=5.0))
     assert outcome.failed == 5
     assert len(outcome.served) == 21
 
@@ -524,17 +398,3 @@ def test_a_thousand_requests_of_four_clients_need_at_most_1_5_times_the_least(se
     outcome = simulate(quick_workload(clients, 2, sequences))
     assert outcome.loads <= 1.5 * best_with_reordering(clients, 2)
     assert max(outcome.waits_s) < 0.4
-
-
-def test_the_table_of_loads_beside_the_optimum_is_printed() -> None:
-    print("\n" + table())
-
-
-def test_a_decision_over_many_models_is_taken() -> None:
-    names = [f"model{number}" for number in range(60)]
-    models = tuple(model(name, 1) for name in names)
-    residents = [resident(name, 1, last_used=n, running=n % 2) for n, name in enumerate(names[:30])]
-    situation = at(1000, *residents, models=models, budget=30)
-    waiting = tuple(Waiting(n, name, 500.0 * (n % 3)) for n, name in enumerate(names * 3))
-    situation = dataclasses.replace(situation, waiting=waiting)
-    assert decide(situation)

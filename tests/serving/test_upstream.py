@@ -14,8 +14,9 @@ import pytest
 import uvloop
 
 from modelpipes.engine.lifecycle import Engine
+from modelpipes.errors import EngineLost
 from modelpipes.serving.grant import Address
-from modelpipes.serving.upstream import HELD_BYTES, MAX_HEAD_BYTES, Lost, ask
+from modelpipes.serving.upstream import HELD_BYTES, MAX_HEAD_BYTES, ask
 from modelpipes.values.deadline import Deadline
 from tests.models import scripted_model
 from tests.serving.pools import LIMIT_S
@@ -128,7 +129,7 @@ def test_an_answer_that_is_not_whole_is_lost(parts: list[bytes], words: str) -> 
         async with scripted(saying(*parts)) as address:
             return await whole(address)
 
-    with pytest.raises(Lost, match=words):
+    with pytest.raises(EngineLost, match=words):
         run(work())
 
 
@@ -137,7 +138,7 @@ def test_what_came_before_a_loss_is_still_read() -> None:
         async with scripted(saying(OK + b"Content-Length: 100\r\n\r\nshort")) as address:
             answer = await ask(address, "/", b"")
             piece = await answer.read()
-            with pytest.raises(Lost):
+            with pytest.raises(EngineLost):
                 await answer.read()
             return piece
 
@@ -147,9 +148,9 @@ def test_what_came_before_a_loss_is_still_read() -> None:
 def test_nobody_there_is_lost(tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        with pytest.raises(Lost, match="cannot be reached: Connection refused"):
+        with pytest.raises(EngineLost, match="cannot be reached: Connection refused"):
             run(whole(Address("127.0.0.1", unused.getsockname()[1], "")))
-    with pytest.raises(Lost, match="No such file"):
+    with pytest.raises(EngineLost, match="No such file"):
         run(whole(Address("", 0, "", str(tmp_path / "none"))))
 
 

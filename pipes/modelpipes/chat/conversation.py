@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
 from modelpipes.chat.turns import DEFAULT_ROUNDS, RoundRobin, StopRules, TurnTaking, moderator_question, parse_choice
 from modelpipes.chat.voices import LEAVING_S
-from modelpipes.errors import DeadlineError, PeerError, PeerFailed, UsageError
+from modelpipes.errors import DeadlineError, PeerError, PeerFailed, Reason, UsageError
 from modelpipes.pipe.asker import SILENCE_S, Answer, Asker
 from modelpipes.pipe.fifo import RETRY_S
 from modelpipes.pipe.message import Delta, Heard, Reply, Say, new_id
@@ -243,7 +243,7 @@ class Conversation:
         self._listener.ends(turn)
 
 
-def reason_of(error: PeerError) -> str:
+def reason_of(error: PeerError) -> Reason:
     """Why there is no answer: the reason of the failure, which is "leaving" where the member is gone."""
     return error.reason if isinstance(error, PeerFailed) else "leaving"
 

@@ -1,7 +1,7 @@
 """A process in a seat: reads every pipe that leads to it, lets its voice answer, writes the answers back.
 
 One thread owns the pipes; each message in work has a thread for its voice. They meet in a queue and a
-wake-up pipe, so that one poll waits for everything.
+wake-up pipe, so that one poll waits for everything. Whatever a thread dies of ends the member.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from modelpipes.chat.memory import Memory, OutOfStep
 from modelpipes.chat.outbox import DELTA_S, UNSENT_LIMIT_BYTES, Outbox
 from modelpipes.chat.plain import PlainAnswers
 from modelpipes.chat.voices import LOAD_S, Finish, Voice, Work
-from modelpipes.errors import DeadlineError, EngineError, MessageError, PeerError, PipesError, RoomError
+from modelpipes.errors import DeadlineError, EngineError, MessageError, PeerError, PipesError, Reason, RoomError
 from modelpipes.pipe.endpoint import Arrival, Endpoint, Lost, Readable
 from modelpipes.pipe.framing import encode
 from modelpipes.pipe.message import (
@@ -31,7 +31,6 @@ from modelpipes.pipe.message import (
     Malformed,
     Message,
     Plain,
-    Reason,
     Reply,
     Say,
     Stop,
@@ -93,7 +92,13 @@ class Member:
         self._end = why if self._end is None else self._end
 
     def run(self) -> int:
-        """Take the seat and answer; the exit code, or the error that the voice died of."""
+        """Take the seat and answer; the exit code. Raises the PipesError that the voice died of, or the member."""
+        try:
+            return self._run()
+        except Exception as e:  # noqa: BLE001  # the edge of the member: what is ours to tell is one line
+            raise self._why(e) from e.__cause__
+
+    def _run(self) -> int:
         try:
             with self.room.take_seat(self.seat) as self._lock, Endpoint(self.room, self.seat) as self._endpoint:
                 self._out = Outbox(self._endpoint)
@@ -101,11 +106,8 @@ class Member:
                 self._show_state()
                 self._endpoint.watch(self._wake_r)
                 self._listen()
-                for target in (self._load, *[self._answer_jobs] * self._jobs.parallel):
-                    threading.Thread(target=target, daemon=True).start()
                 try:
-                    while self._end is None:
-                        self._step()
+                    self._work_until_the_end()
                     self._say_goodbye()
                 finally:
                     self.voice.close()
@@ -121,6 +123,15 @@ class Member:
         if isinstance(self._end, PipesError):
             raise self._end
         return self._end or 0
+
+    def _work_until_the_end(self) -> None:
+        try:
+            for work in (self._load, *[self._answer_jobs] * self._jobs.parallel):
+                threading.Thread(target=self._in_thread, args=(work,), daemon=True).start()
+            while self._end is None:
+                self._step()
+        except Exception as e:  # noqa: BLE001  # the edge of this thread: whatever it is, who waits is told
+            self._leave(self._why(e))
 
     def _step(self) -> None:
         plain = [job for job in (*self._jobs.waiting, *self._jobs.working) if job.is_plain]
@@ -165,14 +176,25 @@ class Member:
         while not self._news.empty():
             self._news.get_nowait()()
 
-    def _load(self) -> None:
+    def _in_thread(self, work: Callable[[], None]) -> None:
         try:
-            self.voice.prepare(Deadline.after(self._load_s))
-        except PipesError as e:
-            error = e
-            self._hand_over(lambda: self._leave(error))
-        else:
-            self._hand_over(self._be_ready)
+            work()
+        except BaseException as e:  # noqa: BLE001  # the edge of this thread: nobody waits for it in vain
+            why = self._why(e)
+            self._hand_over(lambda: self._leave(why))
+
+    def _why(self, error: BaseException) -> PipesError:
+        """The error to end with: for what nobody foresaw one that says, in a line, what it was and where."""
+        if isinstance(error, PipesError):
+            return error
+        if isinstance(error, OSError):  # the machine's own limits: no descriptors left, a full disk
+            return PeerError(f"{self.seat}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        return PeerError(f"{self.seat}: a fault of modelpipes, please report it: {what} ({_place(error)})")
+
+    def _load(self) -> None:
+        self.voice.prepare(Deadline.after(self._load_s))
+        self._hand_over(self._be_ready)
 
     def _be_ready(self) -> None:
         self._is_ready = True
@@ -285,8 +307,9 @@ class Member:
                 self._hand_over(lambda: self._leave(death))  # the job learns of it as one that the leaving member owes
             else:
                 self._hand_over(lambda: self._give_up(job, error))
-        except Exception as e:  # noqa: BLE001  # the edge of this thread: a fault of ours must not keep the seat busy
-            fault = PeerError(f"{self.seat}: a fault of modelpipes, please report it: {e!r}")
+        except Exception as e:  # noqa: BLE001  # the edge of one answer: it fails, and the seat answers the next one
+            fault = self._why(e)
+            self._report(str(fault))
             self._hand_over(lambda: self._give_up(job, fault))
         else:
             self._hand_over(lambda: self._finish(job, finish))
@@ -424,6 +447,14 @@ class Member:
                 self._out.fail(job.asker, job.say.id, "leaving", detail)
         self._plain.deliver()
         self._out.say_goodbye()
+
+
+def _place(error: BaseException) -> str:
+    """Where it was raised: file and line."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}" if trace else "nowhere"
 
 
 def _timing(job: Job, finish: Finish) -> Timing:

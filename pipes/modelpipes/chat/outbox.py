@@ -6,9 +6,9 @@ import contextlib
 import time
 
 from modelpipes.chat.jobs import Job
-from modelpipes.errors import MessageError, RoomError
+from modelpipes.errors import MessageError, Reason, RoomError
 from modelpipes.pipe.endpoint import Endpoint
-from modelpipes.pipe.message import Bye, Delta, Failure, Message, Phase, Progress, Reason
+from modelpipes.pipe.message import Bye, Delta, Failure, Message, Phase, Progress
 from modelpipes.values.deadline import Deadline
 
 DELTA_S = (

@@ -18,7 +18,8 @@ from modelpipes.terminal import output
 
 if TYPE_CHECKING:
     from modelpipes.chat.voices import Voice
-    from modelpipes.engine.admission import Asked
+    from modelpipes.engine.locate import EngineChoice
+    from modelpipes.fit.spec import EngineSpec
 
 # Of the options of a voice: those that programs, engines of ours and servers alone can use.
 FOR_PROGRAMS = ("parallel",)
@@ -122,14 +123,16 @@ def make_voice(seat: str, given: dict[str, Any]) -> Voice:
 
 def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> Voice:
     from modelpipes.chat.voices.engine import EngineVoice, Sampling
-    from modelpipes.engine.client import root_of
+    from modelpipes.engine.admission import Candidate, admit
     from modelpipes.engine.lifecycle import Engine
+    from modelpipes.web.site import root_of
 
+    spec = spec_of_options(given)
     common: dict[str, Any] = {
         "system": options.read_text(given["system"]) if given["system"] else None,
         "sampling": Sampling(given["max_tokens"], given["temperature"], given["top_p"], given["seed"]),
-        "ctx_size": given["ctx_size"] or 4096,
-        "parallel": given["parallel"] or 1,
+        "ctx_size": spec.n_ctx_seq,
+        "parallel": spec.n_parallel,
         "silence_s": silence_s,
     }
     if given["server"]:
@@ -152,40 +155,24 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
         if _is_given(given[name.replace("-", "_")]):
             raise UsageError(f"--{name} is for --server")
 
+    engine: EngineChoice = given["engine"] or "auto"
+
     def start_engine() -> Engine:
         if not given["no_fit_check"]:
-            from modelpipes.engine.admission import check_fit
-
-            check_fit([asked_of(seat, given)], given["engine"] or "auto")
-        return Engine(
-            given["model"],
-            ctx_size=common["ctx_size"],
-            kv_type=given["kv_type"] or "f16",
-            gpu_layers=given["gpu_layers"],
-            threads=given["threads"],
-            parallel=common["parallel"],
-            engine=given["engine"] or "auto",
-            engine_args=given["engine_arg"],
-            name=seat,
-            log=given["log"],
-        )
+            for line in admit([Candidate(seat, spec)], engine):
+                output.say(line)
+        return Engine(spec, engine=engine, name=seat, log=given["log"])
 
     # Once the seat is taken: who waits for it learns that the file or the engine is missing.
     return EngineVoice(seat, kind=f"model {os.path.basename(given['model'])}", start_engine=start_engine, **common)
 
 
-def asked_of(seat: str, given: dict[str, Any]) -> Asked:
-    """What the fit check needs to know of an engine that these options describe."""
-    from modelpipes.engine.admission import Asked
+def spec_of_options(given: dict[str, Any]) -> EngineSpec:
+    """The engine that these options describe."""
+    from modelpipes.fit.spec import spec_of
 
-    return Asked(
-        seat,
-        given["model"],
-        ctx_size=given["ctx_size"] or 4096,
-        kv_type=given["kv_type"] or "f16",
-        parallel=given["parallel"] or 1,
-        gpu_layers=given["gpu_layers"],
-    )
+    said = {name: given[name] for name in ("ctx_size", "parallel", "kv_type", "gpu_layers", "threads")}
+    return spec_of(given["model"] or "", **said, engine_args=given["engine_arg"])
 
 
 def _api_key(file: str | None) -> str | None:

@@ -10,6 +10,7 @@ import msgspec
 
 from modelpipes.commands.cli import cards, options, values
 from modelpipes.commands.views import listing as listview
+from modelpipes.engine.admission import look_at
 from modelpipes.errors import UsageError
 from modelpipes.fit.listing import SORTS, Filter, Line, list_files, sort_lines
 from modelpipes.fit.settings import Settings
@@ -93,7 +94,7 @@ def command(
         n_ctx=ctx_size, n_parallel=parallel, flash_attn=flash_attn, type_k=kv_type, type_v=kv_type, backend="cuda"
     )
     chosen = cards.choose_cards(gpu, vram, use) if gpu_fit else ()
-    space = cards.space_of(chosen, reserve) if gpu_fit else None
+    space = look_at(chosen).space(reserve, is_steady=True) if gpu_fit else None
     searched = folders or places.default_places()
     with Survey(settings, space, strict=strict, cached=not no_cache) as survey, output.Progress() as progress:
         listing = list_files(searched, survey, wanted, progress.show)

@@ -9,14 +9,15 @@ import click
 
 from modelpipes.commands.cli import cards, options, values
 from modelpipes.commands.views import plan as planview
+from modelpipes.engine.admission import look_at
 from modelpipes.engine.locate import find_model
 from modelpipes.errors import PipesError, UsageError
-from modelpipes.fit.context import CACHE_TYPES
 from modelpipes.fit.plan import Wishes, plan
 from modelpipes.fit.rating import LEAST_CONTEXT
 from modelpipes.fit.search import KV_TYPES
 from modelpipes.gguf.modelfile import stem
 from modelpipes.gguf.shards import read_model
+from modelpipes.gguf.types import CACHE_TYPES
 
 if TYPE_CHECKING:
     from modelpipes.config.settings import Use
@@ -81,7 +82,7 @@ def command(
         flash_attn=flash_attn,
     )
     chosen = cards.choose_cards(gpu, vram, use, for_all=True)
-    space = cards.space_of(chosen, reserve)
+    space = look_at(chosen).space(reserve, is_steady=True)
     made = plan(headers, space, wishes)
     names = [stem(path) if _is_path(file, path) else file for file, path in zip(files, paths, strict=True)]
     view = planview.View(made, names, paths, chosen, space)

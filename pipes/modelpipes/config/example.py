@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from modelpipes.config.settings import SECTIONS, Amount, CacheType, Use, keys
+from modelpipes.config.settings import SECTIONS, Amount, Use, keys
 from modelpipes.config.writing import write_value
 from modelpipes.errors import UsageError
+from modelpipes.gguf.types import CacheType
 
 GB = 10**9
 DESKTOP_GB = 2  # of the number that a card is called by, which counts in GiB

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from modelpipes.gguf.types import CacheType
+
 DEFAULT_LISTEN = "127.0.0.1:9090"
 MAX_TOKENS = 2**31 - 1  # llama.cpp counts a context in 32 bits
 LEAST_AMOUNT = 1_000_000  # bytes: who writes 14 means something else
 MAX_PARALLEL = 256  # LLAMA_MAX_SEQ of llama.cpp's llama-cparams.h
 
-CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 EngineKind = Literal["auto", "llama-server", "embedded"]
 
 

@@ -1,137 +1,189 @@
-"""Whether models can be resident together where the engine computes, looked at before engines start."""
+"""Whether engines are let in: what is free where they compute, what they will take, and what would fit instead."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from modelpipes.errors import FileError, ModelFileError
+from modelpipes.errors import FileError
+from modelpipes.fit.rating import Space, largest
+from modelpipes.machine.cards import find_visible_cards
+from modelpipes.machine.memory import available_bytes
 from modelpipes.values.units import format_bytes
 
 if TYPE_CHECKING:
     from modelpipes.engine.locate import EngineChoice
-    from modelpipes.fit.rating import Space
-    from modelpipes.fit.settings import Settings
+    from modelpipes.fit.prediction import EnginePredictor
     from modelpipes.fit.shares import Memory
-    from modelpipes.gguf.header import Header
+    from modelpipes.fit.spec import EngineSpec
+    from modelpipes.machine.cards import Card
 
-LEAST_SUGGESTED = 512  # tokens of context: with fewer, nobody talks
-ADVICE = "--no-fit-check starts them all the same"
+LEAST_CONTEXT = 512  # tokens: with fewer, nobody talks
+# Free memory moves by some MiB from one second to the next; what rests on a steady look should not.
+DEVICE_STEP = 64 << 20
+HOST_STEP = 1 << 30
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One engine that is to start, as the options describe it; `ctx_size` is what each conversation may have."""
+class Site:
+    """Where engines compute, on these cards or, without any, on the host; and what was free there."""
 
-    name: str
-    model: str
-    ctx_size: int = 4096
-    kv_type: str = "f16"
-    parallel: int = 1
+    cards: tuple[Card, ...]
+    host_bytes: int
+
+    @property
+    def n_devices(self) -> int:
+        return len(self.cards)
+
+    def space(self, reserve_bytes: int = 0, *, is_steady: bool = False) -> Space:
+        """What models may use; `is_steady` rounds down what was measured, so that two looks see the same."""
+        free, host = tuple(card.free_bytes for card in self.cards), self.host_bytes
+        if is_steady:
+            free = tuple(_steady_bytes(card) for card in self.cards)
+            host = host // HOST_STEP * HOST_STEP or host
+        return Space(free, host, reserve_bytes)
+
+    def describe(self) -> str:
+        """What is free, in words."""
+        if not self.cards:
+            return f"the {format_bytes(self.host_bytes)} of host memory that are free"
+        free = format_bytes(sum(card.free_bytes for card in self.cards))
+        return f"the {free} that are free on {' and '.join(card.name for card in self.cards)}"
+
+
+def _steady_bytes(card: Card) -> int:
+    return card.free_bytes // DEVICE_STEP * DEVICE_STEP if card.uuid else card.free_bytes
+
+
+def look_at(cards: tuple[Card, ...]) -> Site:
+    """The site of these cards, now."""
+    return Site(cards, available_bytes())
+
+
+def find_site(*, has_gpu: bool) -> Site:
+    """Where an engine computes, now: on the cards that it sees, if it has a back-end for them."""
+    return look_at(find_visible_cards().cards if has_gpu else ())
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What would fit: a context of each conversation, in tokens, or layers on the devices; neither: another model."""
+
+    ctx_size: int | None = None
     gpu_layers: int | None = None
 
 
-def check_fit(asked: Sequence[Asked], engine: EngineChoice = "auto") -> None:
-    """Raise FileError, with the plan that would work, where the models cannot all be resident at once.
+def find_advice(ctx_size: int, n_layers: int, spare: Callable[[int, int | None], int]) -> Advice:
+    """The largest context up to `ctx_size` that leaves something to spare; else the most layers, up to `n_layers`.
+
+    `spare` tells what is left, in bytes, with a context and with so many layers (None: as many as were asked for).
+    """
+    tokens = largest(LEAST_CONTEXT, ctx_size, lambda n: spare(n, None))
+    if tokens >= LEAST_CONTEXT:
+        return Advice(ctx_size=tokens)
+    layers = largest(0, n_layers, lambda n: spare(ctx_size, n)) if n_layers else -1
+    return Advice(gpu_layers=layers) if layers >= 0 else Advice()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An engine that is to start."""
+
+    name: str
+    spec: EngineSpec
+
+
+def admit(candidates: Sequence[Candidate], engine: EngineChoice = "auto") -> list[str]:
+    """Raise FileError, with what would work, where engines cannot all be resident at once; what was not counted.
 
     What counts is the card that NVML shows, free now, where the engine has a back-end for it; else the host
     memory that is available now. Layers that were asked for are taken so; without a wish, all go to the card.
     """
-    from modelpipes.engine.arguments import batch_tokens
     from modelpipes.engine.locate import find_engine, find_model
-    from modelpipes.fit.memory import predict_memory
-    from modelpipes.fit.settings import Settings
-    from modelpipes.gguf.shards import read_model
 
-    paths = [find_model(one.model) for one in asked]
-    headers = []
-    for one, path in zip(asked, paths, strict=True):
-        try:
-            headers.append(read_model(path))
-        except ModelFileError as error:
-            raise FileError(f"{one.name}: {error}") from None
-    space, place = _space(find_engine(engine).has_gpu)
-    n_devices = len(space.device_bytes)
-    settings = [
-        Settings(
-            n_ctx=one.ctx_size * one.parallel,
-            n_ubatch=batch_tokens(one.parallel, on_cpu=not n_devices or one.gpu_layers == 0),
-            n_parallel=one.parallel,
-            n_gpu_layers=one.gpu_layers if n_devices else 0,
-            type_k=one.kv_type,
-            type_v=one.kv_type,
-            n_devices=n_devices,
-            backend="cuda" if n_devices else "generic",
-        )
-        for one in asked
-    ]
-    memories = [predict_memory(header, each) for header, each in zip(headers, settings, strict=True)]
-    if _missing_bytes(memories, paths, space) <= 0:
-        return
-    needs = ", ".join(
-        f"{one.name} {format_bytes(_device_bytes(memory) or memory.host.total_bytes)}"
-        for one, memory in zip(asked, memories, strict=True)
-    )
-    raise FileError(f"{needs}: more than {place}; {_what_would_work(asked, headers, settings, paths, space)}; {ADVICE}")
+    candidates = [replace(one, spec=replace(one.spec, model=find_model(one.spec.model))) for one in candidates]
+    predictors = [_predictor(one) for one in candidates]
+    plan = _Plan(candidates, predictors, find_site(has_gpu=find_engine(engine).has_gpu))
+    if plan.missing_bytes() > 0:
+        raise FileError(plan.refusal())
+    return [f"{one.name}: {what}" for one in candidates for what in uncounted(one.spec)]
 
 
-def _space(is_on_card: bool) -> tuple[Space, str]:
-    """Where the engine computes, and its name for a message."""
-    from modelpipes.fit.rating import Space
-    from modelpipes.machine import cards as gpu
-    from modelpipes.machine import memory as hostmemory
+def uncounted(spec: EngineSpec) -> Iterator[str]:
+    """What of an engine's own arguments is not, or not wholly, in the prediction, in words."""
+    from modelpipes.fit.flags import in_force
 
-    host = hostmemory.available_bytes()
-    cards = gpu.find_visible_cards().cards if is_on_card else ()
-    if not cards:
-        return Space((), host, 0), f"the {format_bytes(host)} of host memory that are free"
-    free = tuple(card.free_bytes for card in cards)
-    names = " and ".join(card.name for card in cards)
-    return Space(free, host, 0), f"the {format_bytes(sum(free))} that are free on {names}"
+    told = in_force(spec)
+    for flag in told.uncounted:
+        yield f"what {flag} moves or adds is not counted"
+    if told.projector:
+        yield "of --mmproj the weights are counted, not what it computes with"
 
 
-def _device_bytes(memory: Memory) -> int:
-    return sum(share.total_bytes for share in memory.devices)
+def _predictor(one: Candidate) -> EnginePredictor:
+    from modelpipes.fit.prediction import EnginePredictor
+
+    try:
+        return EnginePredictor(one.spec)
+    except FileError as error:
+        raise FileError(f"{one.name}: {error}") from None
 
 
-def _missing_bytes(memories: Sequence[Memory], paths: Sequence[str], space: Space) -> int:
-    """What the fullest place lacks; a file that several engines map into host memory counts once."""
-    over = [
-        sum(memory.devices[place].total_bytes for memory in memories) - free
-        for place, free in enumerate(space.device_bytes)
-    ]
-    mapped = {path: memory.host.model_bytes for path, memory in zip(paths, memories, strict=True)}
-    host = sum(mapped.values()) + sum(memory.host.total_bytes - memory.host.model_bytes for memory in memories)
-    return max([*over, host - space.host_bytes])
+class _Plan:
+    """Engines side by side on a site."""
 
+    def __init__(self, candidates: Sequence[Candidate], predictors: Sequence[EnginePredictor], site: Site) -> None:
+        from modelpipes.engine.arguments import placed
 
-def _what_would_work(
-    asked: Sequence[Asked], headers: Sequence[Header], settings: Sequence[Settings], paths: Sequence[str], space: Space
-) -> str:
-    """A smaller context for all, fewer layers, or another model: the first that is enough."""
-    from dataclasses import replace
+        self._candidates = candidates
+        self._predictors = predictors
+        self._site = site
+        self._space = site.space()
+        self._specs = [placed(one.spec, site.n_devices) for one in candidates]
 
-    from modelpipes.fit.memory import predict_memory
-    from modelpipes.fit.rating import largest
+    def _memories(self, ctx_size: int | None = None, gpu_layers: int | None = None) -> list[Memory]:
+        memories = []
+        for one, predict, spec in zip(self._candidates, self._predictors, self._specs, strict=True):
+            if ctx_size is not None:
+                spec = replace(spec, n_ctx=min(ctx_size, spec.n_ctx_seq) * spec.n_parallel)
+            if gpu_layers is not None:
+                spec = replace(spec, n_gpu_layers=gpu_layers)
+            try:
+                memories.append(predict(spec))
+            except FileError as error:
+                raise FileError(f"{one.name}: {error}") from None
+        return memories
 
-    def spare(ctx_size: int, layers: int | None = None) -> int:
-        changed = [
-            replace(
-                each,
-                n_ctx=min(ctx_size, one.ctx_size) * one.parallel,
-                n_gpu_layers=each.n_gpu_layers if layers is None else layers,
-            )
-            for one, each in zip(asked, settings, strict=True)
+    def missing_bytes(self, ctx_size: int | None = None, gpu_layers: int | None = None) -> int:
+        """What the fullest place lacks; a file that several engines map into host memory counts once."""
+        memories = self._memories(ctx_size, gpu_layers)
+        over = [
+            sum(memory.devices[place].total_bytes for memory in memories) - free
+            for place, free in enumerate(self._space.device_bytes)
         ]
-        memories = [predict_memory(header, each) for header, each in zip(headers, changed, strict=True)]
-        return -_missing_bytes(memories, paths, space)
+        mapped = {spec.model: memory.host.model_bytes for spec, memory in zip(self._specs, memories, strict=True)}
+        host = sum(mapped.values()) + sum(memory.host.total_bytes - memory.host.model_bytes for memory in memories)
+        return max([*over, host - self._space.host_bytes])
 
-    most = max(one.ctx_size for one in asked)
-    if most > LEAST_SUGGESTED and spare(LEAST_SUGGESTED) >= 0:
-        return f"--ctx-size {largest(LEAST_SUGGESTED, most, spare)} would fit"
-    if space.device_bytes:
-        layers = largest(0, max(len(header.tensors) for header in headers), lambda n: spare(most, n))
-        if layers >= 0:
-            return f"--gpu-layers {layers} would fit (fit-models {' '.join(paths)} plans it better)"
-    return "smaller models, or smaller quantisations, would fit (find-gguf --fits)"
+    def refusal(self) -> str:
+        """What they need, what there is, and what would work."""
+        needs = ", ".join(
+            f"{one.name} {format_bytes(memory.device_bytes or memory.host.total_bytes)}"
+            for one, memory in zip(self._candidates, self._memories(), strict=True)
+        )
+        start = "--no-fit-check starts them all the same"
+        return f"{needs}: more than {self._site.describe()}; {self._advice()}; {start}"
+
+    def _advice(self) -> str:
+        n_layers = max(predict.n_layers for predict in self._predictors) if self._site.n_devices else 0
+        most = max(spec.n_ctx_seq for spec in self._specs)
+        advice = find_advice(most, n_layers, lambda ctx_size, layers: -self.missing_bytes(ctx_size, layers))
+        if advice.ctx_size is not None:
+            if any(spec.n_ctx != one.spec.n_ctx for one, spec in zip(self._candidates, self._specs, strict=True)):
+                return f"a context of {advice.ctx_size} would fit, and an --engine-arg asks for more"
+            return f"--ctx-size {advice.ctx_size} would fit"
+        if advice.gpu_layers is not None:
+            paths = " ".join(one.spec.model for one in self._candidates)
+            return f"--gpu-layers {advice.gpu_layers} would fit (fit-models {paths} plans it better)"
+        return "smaller models, or smaller quantisations, would fit (find-gguf --fits)"

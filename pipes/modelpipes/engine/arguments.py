@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from modelpipes.engine.locate import Binary
+from modelpipes.fit.flags import in_force
+from modelpipes.fit.spec import EngineSpec
 
 HOST = "127.0.0.1"
 PING_INTERVAL_S = 1  # llama-server's shortest; its 30 s also delay the end of a server with open streams
@@ -31,44 +34,44 @@ ONE_THREAD_BYTES = 16 * 1024 * 1024
 FEW_CORES = 4
 
 
+def placed(spec: EngineSpec, n_devices: int) -> EngineSpec:
+    """The spec in force where there are so many devices, with the batch that our engines are given there. Pure."""
+    told = in_force(spec)
+    where = replace(
+        spec,
+        n_ubatch=batch_tokens(told.n_parallel, on_cpu=not n_devices or told.n_gpu_layers == 0),
+        n_gpu_layers=spec.n_gpu_layers if n_devices else 0,
+        n_devices=n_devices,
+        backend="cuda" if n_devices else "generic",
+    )
+    return in_force(where)
+
+
 def batch_tokens(parallel: int, *, on_cpu: bool) -> int:
     """Tokens that our engines read at a time; a batch also takes one of every conversation."""
     return max(CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS, parallel)
 
 
-def make_arguments(
-    binary: Binary,
-    model: str,
-    port: int,
-    *,
-    ctx_size: int,
-    kv_type: str,
-    gpu_layers: int | None,
-    threads: int | None,
-    parallel: int,
-    slot_folder: str | None,
-    engine_args: Sequence[str],
-) -> list[str]:
-    """Those for a start, but for flags that the binary does not list; see `Engine` for what is given.
+def make_arguments(binary: Binary, spec: EngineSpec, port: int, slot_folder: str | None) -> list[str]:
+    """Those for a start, but for flags that the binary does not list.
 
-    A user's own `engine_args` come last: of two, llama.cpp takes the later one.
+    A user's own come last: of two, llama.cpp takes the later one.
     """
     listed = binary.flags
     # The embedded engine's wheel computes on the CPU.
-    on_cpu = gpu_layers == 0 or binary.kind == "embedded" or not any(map(os.path.exists, GPU_DEVICES))
-    batch = str(batch_tokens(parallel, on_cpu=on_cpu))
+    on_cpu = spec.n_gpu_layers == 0 or binary.kind == "embedded" or not any(map(os.path.exists, GPU_DEVICES))
+    batch = str(batch_tokens(spec.n_parallel, on_cpu=on_cpu))
     wanted: list[tuple[str, str | None]] = [
-        ("--model", model),
+        ("--model", spec.model),
         ("--host", HOST),
         ("--port", str(port)),
-        # llama-server divides the context among its slots (src/llama-context.cpp, n_ctx_seq).
-        ("--ctx-size", str(ctx_size * parallel)),
-        ("--parallel", str(parallel)),
+        ("--ctx-size", str(spec.n_ctx)),
+        ("--parallel", str(spec.n_parallel)),
         ("--batch-size", batch),
         ("--ubatch-size", batch),
-        ("--threads", str(threads) if threads else _threads(model)),
-        ("--cache-type-k", kv_type),
-        ("--cache-type-v", kv_type),
+        ("--threads", str(spec.threads) if spec.threads else _threads(spec.model)),
+        ("--cache-type-k", spec.type_k),
+        ("--cache-type-v", spec.type_v),
         ("--cache-ram", str(CACHE_RAM_MIB)),
         ("--sse-ping-interval", str(PING_INTERVAL_S)),
         ("--slots", None),
@@ -77,14 +80,16 @@ def make_arguments(
         ("--offline", None),
         ("--no-ui" if "--no-ui" in listed else "--no-webui", None),
     ]
-    if gpu_layers is not None:
+    if spec.n_gpu_layers is not None:
         # A plan was made: llama.cpp must not make another one.
-        wanted += [("--n-gpu-layers", str(gpu_layers)), ("--fit", "off")]
+        wanted += [("--n-gpu-layers", str(spec.n_gpu_layers)), ("--fit", "off")]
     arguments: list[str] = []
     for flag, value in wanted:
         if flag in listed and value != "":
             arguments += [flag] if value is None else [flag, value]
-    return [*arguments, *engine_args]
+    if spec.cpu_moe:  # asked for: a binary that does not know it must say so
+        arguments.append("--cpu-moe")
+    return [*arguments, *spec.arguments]
 
 
 def _threads(model: str) -> str:

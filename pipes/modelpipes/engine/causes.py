@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import enum
 import re
 import signal
 from collections.abc import Sequence
 
-from modelpipes.errors import EngineError
+from modelpipes.errors import Cause
 
 # What a fault of the process itself ends with; any other signal was sent by somebody.
 FAULTS = frozenset(
@@ -29,34 +28,6 @@ SAYS_FLAG = re.compile(
     re.MULTILINE,
 )
 SAYS_FILE = re.compile(r"error loading model|failed to load model|failed to open GGUF|gguf_init_from", re.IGNORECASE)
-
-
-class Cause(enum.Enum):
-    """Why an engine does not run."""
-
-    STOPPED = "stopped"  # by us
-    MEMORY = "out-of-memory"  # the card's or the machine's
-    FILE = "bad-file"
-    FLAG = "bad-flag"
-    PORT = "busy-port"
-    KILLED = "killed"  # by a signal that somebody sent
-    WEDGED = "wedged"  # it ran, and computed nothing
-    CRASHED = "crashed"  # a fault of its own
-    ENDED = "ended"  # with exit code 0, unasked: somebody sent it a TERM
-    NO_START = "cannot-start"  # no such program, no descriptor or process to be had
-
-    @property
-    def is_lasting(self) -> bool:
-        """Whether the same start would fail the same way: somebody must change something first."""
-        return self in (Cause.FILE, Cause.FLAG)
-
-
-class EngineFailure(EngineError):
-    """An engine does not run, and its `cause`."""
-
-    def __init__(self, text: str, cause: Cause) -> None:
-        super().__init__(text)
-        self.cause = cause
 
 
 def cause_of(

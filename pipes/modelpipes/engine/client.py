@@ -1,16 +1,9 @@
-"""Speak to a llama-server, or to any server of the OpenAI chat API.
-
-Over http.client: httpx brought the first token 0.7 ms later (median; 2.3 ms in place of 1.5), which is
-most of what the pipes may cost, and took 60 ms to import.
-"""
+"""Speak to a llama-server, or to any server of the OpenAI chat API."""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
-import socket
-import ssl
 import threading
 import time
 import uuid
@@ -18,32 +11,22 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any, Literal, TypeAlias
-from urllib.parse import urlsplit
+from typing import Any
 
 import msgspec
 
-from modelpipes.errors import DeadlineError, EngineError, PipesError
+from modelpipes.engine.refusal import SHOWN_BODY_CHARS, refusal
+from modelpipes.errors import DeadlineError, EngineError, PipesError, Refused
+from modelpipes.web.requests import Response, exchange, explain_transport
+from modelpipes.web.site import Site, root_of
+from modelpipes.web.sse import EventParser, ServerEvent
+from modelpipes.web.stream import Stream
 
-READ_BYTES = 65536  # what has come by then is taken at once; pieces that came together go on together
+CHAT = "/v1/chat/completions"
+DONE = b"[DONE]"
+FAULT = "error"  # a field of older llama-servers for what broke the answer off
 CONNECT_LIMIT_S = 10.0  # a handshake across any network is over by then
 QUERY_LIMIT_S = 30.0  # counting tokens and the like; llama-server answers them beside a running answer
-SHOWN_BODY_CHARS = 300  # of an error answer that is no JSON
-
-Kind: TypeAlias = Literal["context", "template", "auth", "missing", "loading", "other"]
-
-
-class Cancelled(PipesError):
-    """We cancelled the answer."""
-
-
-class Refused(EngineError):
-    """The server answered with an error: its HTTP `status`, and what `kind` of fault it names."""
-
-    def __init__(self, text: str, status: int, kind: Kind) -> None:
-        super().__init__(text)
-        self.status = status
-        self.kind = kind
 
 
 @dataclass
@@ -113,15 +96,13 @@ class Client:
     def __init__(self, base_url: str, *, model_name: str | None = None, api_key: str | None = None) -> None:
         """`base_url` with or without `/v1`; `model_name` None: the only, or the first, that the server has."""
         self.root = root_of(base_url)
+        self.site = Site(self.root)
+        self.headers = {"User-Agent": "modelpipes", "Content-Type": "application/json", "Connection": "close"}
+        if api_key:
+            self.headers["Authorization"] = f"Bearer {api_key}"
         self._model_name = model_name
         self._is_llama_server: bool | None = None
         self._lock = threading.Lock()
-        self._address = urlsplit(self.root)
-        # Reading the certificates takes 20 ms: only where they are used.
-        self._tls = ssl.create_default_context() if self._address.scheme == "https" else None
-        self._headers = {"User-Agent": "modelpipes", "Content-Type": "application/json", "Connection": "close"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
 
     def chat(
         self,
@@ -210,27 +191,23 @@ class Client:
 
     def metrics(self, limit_s: float = QUERY_LIMIT_S) -> str:
         """A llama-server's figures in Prometheus' text format; fails as `get` does."""
-        response, answer = self._exchange("GET", "/metrics", None, limit_s)
+        response = self._exchange("GET", "/metrics", None, limit_s)
         if response.status != HTTPStatus.OK:
-            raise refusal(self.root, response.status, answer)
-        return answer.decode("utf-8", "replace")
+            raise refusal(self.root, response.status, response.body)
+        return response.body.decode("utf-8", "replace")
 
     def is_healthy(self, limit_s: float = QUERY_LIMIT_S) -> bool:
         """Whether /health answers 200 now; says nothing about inference."""
         try:
-            with contextlib.closing(self.connect(limit_s)) as connection:
-                connection.request("GET", self._path("/health"), headers=self._headers)
-                return connection.getresponse().status == HTTPStatus.OK
-        except (OSError, http.client.HTTPException):
+            return self._exchange("GET", "/health", None, limit_s).status == HTTPStatus.OK
+        except (EngineError, DeadlineError):
             return False
 
     def is_busy(self, limit_s: float) -> bool:
         """Whether a slot of a llama-server works now; False where it does not say within `limit_s`."""
         try:
-            with contextlib.closing(self.connect(limit_s)) as connection:
-                connection.request("GET", self._path("/slots"), headers=self._headers)
-                slots = json.loads(connection.getresponse().read())
-        except (OSError, http.client.HTTPException, ValueError):
+            slots = self._exchange("GET", "/slots", None, limit_s).json()
+        except (EngineError, DeadlineError, ValueError):
             return False
         return isinstance(slots, list) and any(isinstance(s, dict) and s.get("is_processing") for s in slots)
 
@@ -250,22 +227,6 @@ class Client:
                 self._model_name = names[0]
             return body | {"model": self._model_name} if self._model_name else body
 
-    def connect(self, limit_s: float) -> http.client.HTTPConnection:
-        """A new connection: servers close kept ones unannounced, and one to this machine costs 0.2 ms."""
-        host, port = self._address.hostname or "", self._address.port
-        if self._tls:
-            return http.client.HTTPSConnection(host, port, timeout=limit_s, context=self._tls)
-        return http.client.HTTPConnection(host, port, timeout=limit_s)
-
-    def send_chat(self, connection: http.client.HTTPConnection, body: dict[str, Any]) -> http.client.HTTPResponse:
-        """Send a chat request; the response with its body still unread."""
-        headers = self._headers | {"Accept": "text/event-stream"}
-        connection.request("POST", self._path("/v1/chat/completions"), _encode(body), headers)
-        return connection.getresponse()
-
-    def _path(self, path: str) -> str:
-        return self._address.path + path
-
     # -- short requests
 
     def _apply_template(self, messages: Sequence[Mapping[str, str]], limit_s: float = QUERY_LIMIT_S) -> str | None:
@@ -276,30 +237,19 @@ class Client:
         return prompt if isinstance(prompt, str) else None
 
     def _query(self, method: str, path: str, body: bytes | None, missing_is_none: bool, limit_s: float) -> Any:
-        response, answer = self._exchange(method, path, body, limit_s)
-        is_json = "json" in response.headers.get("Content-Type", "")
-        has_no_such = (400 <= response.status < 500 and response.status != HTTPStatus.UNAUTHORIZED) or not is_json
-        if missing_is_none and has_no_such:
+        response = self._exchange(method, path, body, limit_s)
+        has_no_such = 400 <= response.status < 500 and response.status != HTTPStatus.UNAUTHORIZED
+        if missing_is_none and (has_no_such or "json" not in response.content_type):
             return None
-        if not 200 <= response.status < 300:
-            raise refusal(self.root, response.status, answer)
+        if not response.is_success:
+            raise refusal(self.root, response.status, response.body)
         try:
-            return json.loads(answer)
-        except (ValueError, RecursionError):
+            return response.json()
+        except ValueError:
             raise EngineError(f"the server at {self.root} answers {path} with no JSON") from None
 
-    def _exchange(
-        self, method: str, path: str, body: bytes | None, limit_s: float
-    ) -> tuple[http.client.HTTPResponse, bytes]:
-        try:
-            with contextlib.closing(self.connect(limit_s)) as connection:
-                connection.request(method, self._path(path), body, self._headers)
-                response = connection.getresponse()
-                return response, response.read()
-        except TimeoutError:
-            raise DeadlineError(f"the server at {self.root} did not answer {path} for {limit_s:g} s") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise EngineError(explain_transport(self.root, error)) from None
+    def _exchange(self, method: str, path: str, body: bytes | None, limit_s: float) -> Response:
+        return exchange(self.site, method, path, body, headers=self.headers, limit_s=limit_s)
 
 
 class ChatStream:
@@ -313,9 +263,7 @@ class ChatStream:
         self._body = body
         self._silence_s = silence_s
         self._last_life_s = time.monotonic()
-        self._lock = threading.Lock()
-        self._cancelled = False
-        self._socket: socket.socket | None = None
+        self._stream = Stream(client.site, self._explain)
         self._iterator: Generator[Piece | Reading] = self._iterate()
 
     def __iter__(self) -> ChatStream:
@@ -327,9 +275,7 @@ class ChatStream:
 
     def cancel(self) -> None:
         """End the answer from any thread at any time; who iterates it gets Cancelled at once."""
-        with self._lock:
-            self._cancelled = True
-            self._shut_socket()
+        self._stream.cancel()
 
     def close(self) -> None:
         """Close the connection; for the thread that iterates."""
@@ -344,56 +290,56 @@ class ChatStream:
         self.close()
 
     def _iterate(self) -> Generator[Piece | Reading]:
-        try:
-            self._check_cancelled()
-            body = self._client.complete_body(self._body)
-            limit_s = CONNECT_LIMIT_S if self._silence_s is None else min(CONNECT_LIMIT_S, self._silence_s)
-            with contextlib.closing(self._client.connect(limit_s)) as connection:
-                connection.connect()
-                self._watch(connection.sock)
+        limit_s = CONNECT_LIMIT_S if self._silence_s is None else min(CONNECT_LIMIT_S, self._silence_s)
+        with self._stream as stream:
+            try:
+                stream.check_cancelled()
+                body = _encode(self._client.complete_body(self._body))
+                headers = self._client.headers | {"Accept": "text/event-stream"}
+                stream.send("POST", CHAT, body, headers, connect_s=limit_s, silence_s=self._silence_s)
                 self._last_life_s = time.monotonic()
-                with self._client.send_chat(connection, body) as response:
-                    yield from self._read_answer(response)
-        except (OSError, http.client.HTTPException, EngineError) as error:
-            self._check_cancelled()
-            if isinstance(error, EngineError):
+                yield from self._read_answer()
+            except PipesError:
+                stream.check_cancelled()  # then it is no failure, whatever it looks like
                 raise
-            if isinstance(error, TimeoutError) and self._socket:
-                raise self._silent() from None
-            raise EngineError(explain_transport(self._client.root, error)) from None
-        finally:
-            with self._lock:
-                self._socket = None
 
-    def _read_answer(self, response: http.client.HTTPResponse) -> Generator[Piece | Reading]:
-        root = self._client.root
-        if not 200 <= response.status < 300:
-            raise refusal(root, response.status, response.read())
-        if "event-stream" not in response.headers.get("Content-Type", ""):
+    def _read_answer(self) -> Generator[Piece | Reading]:
+        root, stream = self._client.root, self._stream
+        if not 200 <= stream.status < 300:
+            raise refusal(root, stream.status, stream.read_all())
+        if "event-stream" not in stream.content_type:
             raise EngineError(f"the server at {root} does not stream: it is no chat server")
-        rest, is_over = b"", False
-        while not is_over and (data := response.read1(READ_BYTES)):
-            self._check_cancelled()
-            *lines, rest = (rest + data).split(b"\n")
-            piece, reading = Piece(), None
-            for line in lines:
-                if line.startswith(b"error:"):
-                    raise refusal(root, response.status, line[len(b"error:") :])
-                event = line[len(b"data:") :].strip() if line.startswith(b"data:") else b""
-                is_over = is_over or event == b"[DONE]"
-                if event and not is_over:
-                    reading = self._take(event, piece) or reading
-                    self._last_life_s = time.monotonic()
-            if reading:
-                yield reading
-            if piece.content or piece.thinking:
-                yield piece
-                # We may have been suspended for as long as our caller liked.
-                self._last_life_s = time.monotonic()
+        parser, is_over = EventParser(alone=(FAULT,)), False
+        while not is_over and (data := stream.read()):
+            events = parser.feed(data)
+            if (begun := parser.rest()) and begun.data.strip() == DONE:
+                events.append(begun)  # the end, also where neither a blank line nor the connection's end follows
+            is_over = yield from self._pass_on(events)
             self._check_silence()
-        self._check_cancelled()
+        if not is_over and (begun := parser.rest()):  # the standard drops it, and some servers forget the blank line
+            is_over = yield from self._pass_on([begun])
+        stream.check_cancelled()
         if not is_over and self.finish is None:
             raise EngineError(f"the server at {root} closed the connection amid its answer")
+
+    def _pass_on(self, events: Sequence[ServerEvent]) -> Generator[Piece | Reading, None, bool]:
+        """What came together goes on together; whether the answer is over."""
+        piece, reading, is_over = Piece(), None, False
+        for event in events:
+            if event.field == FAULT:
+                raise refusal(self._client.root, self._stream.status, event.data)
+            said = event.data.strip()
+            is_over = is_over or said == DONE
+            if said and not is_over:
+                reading = self._take(said, piece) or reading
+                self._last_life_s = time.monotonic()
+        if reading:
+            yield reading
+        if piece.content or piece.thinking:
+            yield piece
+            # We may have been suspended for as long as our caller liked.
+            self._last_life_s = time.monotonic()
+        return is_over
 
     def _take(self, event: bytes, piece: Piece) -> Reading | None:
         """Take in one event: what it adds to the piece, or how far the prompt is read."""
@@ -421,24 +367,10 @@ class ChatStream:
 
     # -- its end
 
-    def _watch(self, connected: socket.socket) -> None:
-        """Remember the socket as soon as there is one: it is what a cancel shuts."""
-        connected.settimeout(self._silence_s)
-        with self._lock:
-            self._socket = connected
-            if self._cancelled:
-                self._shut_socket()
-
-    def _shut_socket(self) -> None:
-        if self._socket is not None:
-            # Of socket.socket, not of SSLSocket: that one throws away the state that the reader uses.
-            # Already closed is as good as shut.
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-
-    def _check_cancelled(self) -> None:
-        if self._cancelled:
-            raise Cancelled("the answer was cancelled")
+    def _explain(self, error: Exception) -> PipesError:
+        if isinstance(error, TimeoutError) and self._stream.is_connected:
+            return self._silent()
+        return EngineError(explain_transport(self._client.root, error))
 
     def _check_silence(self) -> None:
         """Called for all that arrives: pings alone show that the server lives, not that it works."""
@@ -449,63 +381,6 @@ class ChatStream:
         return DeadlineError(f"the server at {self._client.root} was silent for {self._silence_s:g} s")
 
 
-def root_of(base_url: str) -> str:
-    """The address of a server without `/v1`; EngineError if it is none."""
-    root = base_url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
-    try:
-        parts = urlsplit(root)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise EngineError(f"{base_url!r} is no server address: it looks like http://127.0.0.1:8080")
-    return root
-
-
-def refusal(root: str, status: int, body: bytes) -> Refused:
-    """The error that a server's answer stands for, with the server's own words."""
-    text, type_name, code = _server_words(body)
-    # An error inside a stream comes with its own code (llama-server: error.code).
-    if isinstance(code, int) and 400 <= code < 600:
-        status = code
-    kind = _kind_of(status, type_name, text)
-    # A template's own complaint comes after pages of its source.
-    said = " ".join(text.rpartition("Jinja Exception:")[2].split()) or f"HTTP {status}"
-    return Refused(f"the server at {root} refuses: {said}", status, kind)
-
-
-def _server_words(body: bytes) -> tuple[str, str, Any]:
-    """Message, type and code of an error in any of the usual forms."""
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
-        return body.decode("utf-8", "replace")[:SHOWN_BODY_CHARS], "", None
-    error = answer.get("error", answer) if isinstance(answer, dict) else answer
-    if isinstance(error, dict):
-        message = error.get("message") or error.get("detail") or json.dumps(error)
-        return str(message), str(error.get("type", "")), error.get("code")
-    return str(error), "", None
-
-
-def _kind_of(status: int, type_name: str, text: str) -> Kind:
-    words = text.lower()
-    # llama-server names it; the others (vLLM, LM Studio, Ollama) only write of it.
-    if type_name == "exceed_context_size_error" or any(
-        phrase in words for phrase in ("context length", "context size", "context window", "maximum context")
-    ):
-        return "context"
-    # From minja and Jinja: raise_exception in the template, or an error of its own.
-    if any(word in words for word in ("template", "jinja", "roles must alternate", "system role", "system message")):
-        return "template"
-    if status in (401, 403):
-        return "auth"
-    if status == 404:
-        return "missing"
-    if status == 503:
-        return "loading"
-    return "other"
-
-
 def figure_of(metrics: str, name: str) -> float | None:
     """One figure of llama-server's metrics, as `n_decode_total`; None where it is not there."""
     for line in metrics.splitlines():
@@ -513,15 +388,6 @@ def figure_of(metrics: str, name: str) -> float | None:
             with contextlib.suppress(ValueError):
                 return float(line.rpartition(" ")[2])
     return None
-
-
-def explain_transport(root: str, error: Exception) -> str:
-    """One line for a request that did not come through."""
-    if isinstance(error, ConnectionRefusedError | TimeoutError | socket.gaierror):
-        return f"no server answers at {root}: is it running?"
-    if isinstance(error, ConnectionError | http.client.IncompleteRead | http.client.RemoteDisconnected):
-        return f"the server at {root} closed the connection"
-    return f"the server at {root} cannot be spoken to: {error or type(error).__name__}"
 
 
 def _encode(body: Any) -> bytes:

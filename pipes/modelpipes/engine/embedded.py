@@ -10,12 +10,10 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from modelpipes.gguf.types import CACHE_TYPES
+
 if TYPE_CHECKING:
     from types import FrameType
-
-
-# As in llama.cpp's common/arg.cpp, kv_cache_types.
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 
 
 class _Parser(argparse.ArgumentParser):

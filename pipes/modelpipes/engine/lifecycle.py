@@ -11,23 +11,37 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from modelpipes.child import Child
 from modelpipes.engine.arguments import HOST, make_arguments, value_of
-from modelpipes.engine.causes import Cause, EngineFailure, cause_of, explain, port_taken
-from modelpipes.engine.client import Client, Refused
+from modelpipes.engine.causes import cause_of, explain, port_taken
+from modelpipes.engine.client import Client
 from modelpipes.engine.locate import Binary, EngineChoice, find_engine, find_model
 from modelpipes.engine.logs import Log, RotatedFile
-from modelpipes.errors import DeadlineError, EngineError, FileError, PipesError, ProgramError
+from modelpipes.errors import (
+    Cause,
+    DeadlineError,
+    EngineError,
+    EngineFailure,
+    FileError,
+    PipesError,
+    ProgramError,
+    Refused,
+)
+from modelpipes.fit.spec import EngineSpec, Given, spec_of
 from modelpipes.machine.kernel import count_oom_kills
 from modelpipes.machine.processes import resident_bytes
 from modelpipes.values.deadline import Deadline
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 HEALTH_INTERVAL_S = 0.005  # tiny models are ready in 25 ms; a refused connection costs 0.1 ms
 HEALTH_LIMIT_S = 0.25  # one look; a server that loads answers 503 at once, and a stranger on its port may not
@@ -89,43 +103,35 @@ class Engine:
 
     def __init__(
         self,
-        model: str,
+        spec: EngineSpec | str,
         *,
-        ctx_size: int = 4096,
-        kv_type: str = "f16",
-        gpu_layers: int | None = None,
-        threads: int | None = None,
-        parallel: int = 1,
         engine: EngineChoice | Binary = "auto",
-        engine_args: Sequence[str] = (),
         name: str = "",
         log: str | RotatedFile | None = None,
         with_key: bool = False,
         slot_folder: str | None = None,
+        **given: Unpack[Given],
     ) -> None:
-        """Nothing starts yet. `model` is a path or `tiny-chat`; `ctx_size` is what each of `parallel`
-        conversations may have, in tokens (llama.cpp rounds up to 256), `kv_type` the type of its cache;
-        `gpu_layers` None: as many as fit; `threads` None: as many as serve on this CPU.
+        """Nothing starts yet. `spec` says all; or it is the model, a path or `tiny-chat`, and `given` the rest:
+        `ctx_size` is what each of `parallel` conversations may have, in tokens (llama.cpp rounds up to 256),
+        `kv_type` the type of its cache; `gpu_layers` None: as many as fit; `threads` None: as many as serve on
+        this CPU; `engine_args` are passed on as they are.
         `log` is a file to append to, or two that stay small; `with_key`: it answers only who has `api_key`,
         made at random; `slot_folder` is where it may keep conversations (see `slots`).
 
         Raises FileError or EngineError where there is no such file, or no engine.
         """
-        self.model = find_model(model)
+        spec = spec_of(spec, **given) if isinstance(spec, str) else spec
+        self.spec = replace(spec, model=find_model(spec.model))
         self.binary: Binary = engine if isinstance(engine, Binary) else find_engine(engine)
         self.name = name or Path(self.model).stem
-        self.ctx_size = ctx_size
-        self.parallel = parallel
-        given = value_of(engine_args, "--api-key")
-        self._has_own_key = with_key and given is None
+        given_key = value_of(self.spec.arguments, "--api-key")
+        self._has_own_key = with_key and given_key is None
         # A key in our environment is the server's as well.
-        self.api_key = secrets.token_urlsafe(KEY_BYTES) if self._has_own_key else given or os.environ.get(KEY_VARIABLE)
+        made_key = secrets.token_urlsafe(KEY_BYTES) if self._has_own_key else None
+        self.api_key = made_key or given_key or os.environ.get(KEY_VARIABLE)
         self.slot_folder = slot_folder
         self.log = Log(log if isinstance(log, RotatedFile) else None)
-        self._gpu_layers = gpu_layers
-        self._kv_type = kv_type
-        self._threads = threads
-        self._engine_args = tuple(engine_args)
         self._log_path = log if isinstance(log, str) else None
         self._changed = threading.Condition(threading.RLock())
         self._state = State.STOPPED
@@ -148,9 +154,24 @@ class Engine:
             return self._state
 
     @property
+    def ctx_size(self) -> int:
+        """The context that each conversation may have, in tokens."""
+        return self.spec.n_ctx_seq
+
+    @property
+    def parallel(self) -> int:
+        """Conversations at a time."""
+        return self.spec.n_parallel
+
+    @property
+    def model(self) -> str:
+        """The path of its model file."""
+        return self.spec.model
+
+    @property
     def base_url(self) -> str:
         """Its address, of the last start."""
-        return f"http://{value_of(self._engine_args, '--host') or HOST}:{self._port}"
+        return f"http://{value_of(self.spec.arguments, '--host') or HOST}:{self._port}"
 
     @property
     def pid(self) -> int:
@@ -364,7 +385,7 @@ class Engine:
     # -- starting
 
     def _start(self) -> None:
-        port_given = value_of(self._engine_args, "--port")
+        port_given = value_of(self.spec.arguments, "--port")
         for attempt in range(1, PORT_ATTEMPTS + 1):
             self._port = self._check_port(port_given) if port_given is not None else _find_free_port()
             child = self._spawn()
@@ -388,7 +409,7 @@ class Engine:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as llama-server binds
             try:
-                probe.bind((value_of(self._engine_args, "--host") or HOST, int(text)))
+                probe.bind((value_of(self.spec.arguments, "--host") or HOST, int(text)))
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
                     raise EngineFailure(port_taken(self.name, int(text)), Cause.PORT) from None
@@ -419,18 +440,7 @@ class Engine:
         return EngineFailure(f"engine {self.name} was stopped while it started", Cause.STOPPED)
 
     def _arguments(self) -> list[str]:
-        return make_arguments(
-            self.binary,
-            self.model,
-            self._port,
-            ctx_size=self.ctx_size,
-            kv_type=self._kv_type,
-            gpu_layers=self._gpu_layers,
-            threads=self._threads,
-            parallel=self.parallel,
-            slot_folder=self.slot_folder,
-            engine_args=self._engine_args,
-        )
+        return make_arguments(self.binary, self.spec, self._port, self.slot_folder)
 
     def _await_health(self, child: Child) -> None:
         client = self.client()

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from modelpipes.engine.client import QUERY_LIMIT_S, Client, Refused, figure_of
-from modelpipes.errors import EngineError
+from modelpipes.engine.client import QUERY_LIMIT_S, Client, figure_of
+from modelpipes.errors import EngineError, Refused
 from modelpipes.values.deadline import Deadline
 
 TRIAL = "trial.slot"

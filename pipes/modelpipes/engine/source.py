@@ -16,10 +16,11 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from modelpipes.engine.sdist import RELEASE, fetch, part_of, reason_of
+from modelpipes.engine.sdist import RELEASE, fetch, part_of
 from modelpipes.errors import EngineError
 from modelpipes.terminal.safetext import make_line
 from modelpipes.values.deadline import Deadline
+from modelpipes.web.download import reason_of
 
 NEEDED_BYTES = 250_000_000  # b11434: a tarball of 37 MB, a tree of 176 MB in 3,700 files
 

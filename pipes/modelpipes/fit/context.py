@@ -20,21 +20,17 @@ from modelpipes.fit.placement import (
     cuda_row_padding,
 )
 from modelpipes.fit.settings import Settings
-from modelpipes.gguf.types import TENSOR_TYPES, TYPE_IDS, row_bytes
+from modelpipes.gguf.types import CACHE_TYPES, TENSOR_TYPES, TYPE_IDS, row_bytes
 
 N_BATCH = 2048  # tokens of a logical batch: llama.cpp's default
 PADDING = 256  # cells; contexts and windows are padded so (llama_context, llama_kv_cache_iswa)
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")  # common/arg.cpp
 STATE_TYPE = "f32"
 
 # DeepSeek V4 keeps every token within the window, and beyond it one for every 4 or 128 (llama-kv-cache-dsv4.cpp).
 DSV4_FINE = 4
 DSV4_COARSE = 128
-# Rows of a k-pooled indexer: key, gate and pooled key; Qwen4 has no gate (`indexer_kpool_row`).
-KPOOL_ROWS = 3
-QWEN4_KPOOL_ROWS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +100,7 @@ def plan_context(hparams: Hparams, placement: Placement, settings: Settings) -> 
 
     Raises UsageError where it would refuse them, as a quantised V cache without flash attention.
     """
-    flash_attn = settings.flash_attn and hparams.arch != "grok"  # llama_init_from_model
+    flash_attn = settings.flash_attn and hparams.facts.flash_attention  # llama_init_from_model
     _check(hparams, settings, flash_attn)
     n_ctx, n_ctx_seq, n_ubatch = _lengths(hparams, settings)
     shape = _Shape(hparams, settings, n_ctx_seq, n_ubatch, transposed=not flash_attn)
@@ -139,7 +135,7 @@ def _check(hparams: Hparams, settings: Settings, flash_attn: bool) -> None:
             raise UsageError(f"no cache can be of type {name}; llama.cpp takes {', '.join(CACHE_TYPES)}")
     if _block_size(settings.type_v) > 1 and not flash_attn:
         raise UsageError(f"a V cache of type {settings.type_v} needs flash attention")
-    if (hparams.is_mla or hparams.arch == "deepseek4") and settings.type_k != settings.type_v:
+    if (hparams.is_mla or hparams.facts.memory == "dsv4") and settings.type_k != settings.type_v:
         raise UsageError(f"{hparams.arch} needs K and V caches of one type, not {settings.type_k}, {settings.type_v}")
     if flash_attn:
         for name, heads in ((settings.type_k, hparams.n_embd_head_k), (settings.type_v, hparams.n_embd_head_v)):
@@ -219,7 +215,7 @@ def _make_caches(shape: _Shape) -> list[Cache]:
     h = shape.hparams
     memory = h.facts.memory
     every, trunk = range(h.n_layer), range(h.n_layer_trunk)
-    if memory in ("none", "recurrent") or h.arch == "gemma4-assistant":  # the last uses its target's caches
+    if memory in ("none", "recurrent") or h.facts.drafts:
         return []
     if memory == "dsv4":
         return _make_dsv4_caches(shape)
@@ -238,33 +234,35 @@ def _make_caches(shape: _Shape) -> list[Cache]:
         return shape.windowed(attending)
     caches = [shape.attention("base", attending, shape.cells)]
     if memory == "hybrid-indexed" and h.indexer_head_size:
-        rows = QWEN4_KPOOL_ROWS if h.arch == "qwen4exp" else KPOOL_ROWS
-        indexed = attending if h.arch == "qwen4exp" else [layer for layer in attending if h.is_indexer_full[layer]]
-        caches.append(shape.indexer(indexed, h.indexer_head_size * (rows if h.indexer_kpool else 1)))
+        rows = h.facts.indexer_rows if h.indexer_kpool else 1
+        caches.append(shape.indexer(_indexed(h, attending), h.indexer_head_size * rows))
     return caches
 
 
 def _attending_layers(h: Hparams) -> list[int]:
     """The layers of a hybrid model that keep keys and values."""
-    if h.arch == "falcon-h1":
+    if h.facts.recurrence == "all":  # falcon-h1: its layers keep both
         return list(range(h.n_layer))
-    if h.arch.startswith("nemotron_h"):
+    if h.facts.recurrence == "no-kv-heads-nor-ff":
         return [layer for layer in range(h.n_layer) if not h.is_recr[layer] and h.n_ff[layer] == 0]
     # Of most architectures the filter of `llama_memory_hybrid` knows nothing of next-token prediction.
-    in_trunk = h.facts.recurrence == "interval" or h.arch == "glm5-next"
-    layers = range(h.n_layer_trunk if in_trunk else h.n_layer)
+    layers = range(h.n_layer if h.facts.nextn_attends else h.n_layer_trunk)
     return [layer for layer in layers if not h.is_recr[layer]]
+
+
+def _indexed(h: Hparams, layers: Iterable[int]) -> list[int]:
+    """Those of the layers that have an indexer of their own."""
+    return [layer for layer in layers if h.facts.indexed_always or h.is_indexer_full[layer]]
 
 
 def _make_dsa_caches(shape: _Shape) -> list[Cache]:
     """Sparse attention with an indexer (`llama_kv_cache_dsa`, `llama_kv_cache_dsa_iswa`)."""
     h = shape.hparams
-    layers = range(h.n_layer if h.arch == "hy_v4" else h.n_layer_trunk)
-    indexed = [layer for layer in range(h.n_layer_trunk) if h.arch == "deepseek32" or h.is_indexer_full[layer]]
+    layers = range(h.n_layer if h.facts.nextn_cached else h.n_layer_trunk)
     caches = shape.windowed(layers) if h.swa_type != "none" else [shape.attention("base", layers, shape.cells)]
-    if h.arch == "hy_v4" and not h.indexer_top_k:
+    if h.facts.indexer_optional and not h.indexer_top_k:
         return caches
-    return [*caches, shape.indexer(indexed, h.indexer_head_size)]
+    return [*caches, shape.indexer(_indexed(h, range(h.n_layer_trunk)), h.indexer_head_size)]
 
 
 def _make_dsv4_caches(shape: _Shape) -> list[Cache]:
@@ -298,7 +296,7 @@ def _make_states(h: Hparams, n_sequences: int) -> Iterable[State]:
         return
     rolling, recurrent = h.n_embd_r * n_sequences, h.n_embd_s * n_sequences
     for layer in range(h.n_layer_trunk):
-        if h.is_recr[layer] and not (h.arch.startswith("nemotron_h") and h.n_ff[layer]):
+        if h.is_recr[layer] and not (h.facts.recurrence == "no-kv-heads-nor-ff" and h.n_ff[layer]):
             history = (h.ple_conv_state * n_sequences,) if h.is_ple[layer] else ()
             yield State(layer, (rolling, recurrent, *history))
 

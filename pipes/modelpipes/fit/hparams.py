@@ -196,16 +196,16 @@ def read_hparams(header: Header) -> Hparams:
     blocks = _read_blocks(keys, facts, header)
     n_layer, n_layer_trunk = len(blocks.n_head), len(blocks.n_head) - blocks.n_nextn
     n_ctx_train = keys.required("context_length")
-    n_embd = keys.required("features_length" if arch == "wavtokenizer-dec" else "embedding_length")
+    n_embd = keys.required(facts.width_key)
     hc_mult = keys.number("hyper_connection.count")
     n_embd_out = keys.number("embedding_length_out") or n_embd
-    if arch in ("deepseek4", "qwen4exp"):
+    if facts.streams_as_output:
         n_embd_out = hc_mult * n_embd
-    heads = _read_heads(keys, n_embd, blocks)
+    heads = _read_heads(keys, facts, n_embd, blocks)
     n_vocab = _count_vocabulary(keys, header)
-    ratios = _read_ratios(keys, n_layer)
+    ratios = _read_ratios(keys, facts, n_layer)
     kv_layers = n_layer if facts.kv_layers is None else facts.kv_layers
-    if arch == "gemma4":
+    if facts.borrows_listed:
         kv_layers = max(n_layer - keys.number("attention.shared_kv_layers"), 0)
     ple_layers = keys.listed("ple.layers") or ()
     ple_rows = max(keys.number("ple.conv_kernel") - 1, 0) * keys.number("ple.ngram_size")
@@ -218,7 +218,7 @@ def read_hparams(header: Header) -> Hparams:
         n_vocab=n_vocab,
         n_ctx_train=n_ctx_train,
         n_embd=n_embd,
-        n_embd_inp=n_embd_out if arch == "gemma4-assistant" else n_embd * (1 + _deepstack_layers(keys)),
+        n_embd_inp=n_embd_out if facts.drafts else n_embd * (1 + _deepstack_layers(keys)),
         n_embd_out=n_embd_out,
         n_head=blocks.n_head,
         n_head_kv=blocks.n_head_kv,
@@ -232,11 +232,11 @@ def read_hparams(header: Header) -> Hparams:
         n_expert_used_arr=blocks.n_expert_used,
         n_ff_exp=blocks.n_ff_exp[0],
         n_ff_exp_arr=blocks.n_ff_exp,
-        n_ff_shexp=_shared_width(keys, blocks.n_ff_exp),
-        n_expert_shared=keys.number("expert_shared_count", int(arch == "laguna")),
+        n_ff_shexp=_shared_width(keys, facts, blocks.n_ff_exp),
+        n_expert_shared=keys.number("expert_shared_count", facts.shared_experts),
         n_expert_groups=keys.number("expert_group_count"),
         n_group_used=keys.number("expert_group_used_count"),
-        n_layer_dense_lead=n_layer if arch == "lfm2" else keys.number("leading_dense_block_count"),
+        n_layer_dense_lead=n_layer if facts.all_dense else keys.number("leading_dense_block_count"),
         n_moe_layer_step=keys.number("interleave_moe_layer_step"),
         n_swa=blocks.n_swa,
         swa_type=blocks.swa_type,
@@ -244,24 +244,24 @@ def read_hparams(header: Header) -> Hparams:
         is_recr=blocks.is_recr,
         has_kv=tuple(layer < kv_layers for layer in range(n_layer)),
         router_layer=blocks.router_layer,
-        n_lora_q=0 if _is_lite(arch, n_layer_trunk, n_vocab) else keys.number("attention.q_lora_rank"),
+        n_lora_q=0 if _is_lite(facts, n_layer_trunk, n_vocab) else keys.number("attention.q_lora_rank"),
         n_lora_kv=keys.number("attention.kv_lora_rank"),
         n_embd_head_k_mla=keys.number("attention.key_length_mla") if facts.latent else 0,
         n_embd_head_v_mla=keys.number("attention.value_length_mla") if facts.latent else 0,
         indexer_n_head=keys.number("attention.indexer.head_count"),
         indexer_head_size=keys.number("attention.indexer.key_length"),
         indexer_top_k=keys.number("attention.indexer.top_k"),
-        indexer_kpool=max(ratios) if arch == "qwen4exp" else keys.number("attention.indexer.kpool"),
-        is_indexer_full=_indexed_layers(keys, n_layer, n_layer_trunk, n_ctx_train),
+        indexer_kpool=max(ratios) if facts.condensing == "pools" else keys.number("attention.indexer.kpool"),
+        is_indexer_full=_indexed_layers(keys, facts, n_layer, n_layer_trunk, n_ctx_train),
         dsv4_hc_mult=hc_mult,
         dsv4_compress_ratios=ratios,
         ssm_d_conv=keys.number("ssm.conv_kernel"),
         ssm_d_inner=keys.number("ssm.inner_size"),
         ssm_d_state=keys.number("ssm.state_size"),
         ssm_dt_rank=keys.number("ssm.time_step_rank"),
-        ssm_n_group=0 if arch in ("mamba", "jamba") else keys.number("ssm.group_count"),
+        ssm_n_group=keys.number("ssm.group_count") if facts.ssm_groups else 0,
         n_embd_head_kda=keys.number("kda.head_dim"),
-        n_embd_head_la=heads.k[0] if arch == "minimax-01" else 0,
+        n_embd_head_la=heads.k[0] if facts.linear_heads else 0,
         wkv_head_size=keys.number("wkv.head_size"),
         token_shift_count=keys.number("token_shift_count", 2),
         n_shortconv_l_cache=keys.number("shortconv.l_cache"),
@@ -327,11 +327,11 @@ def _read_blocks(keys: Keys, facts: Architecture, header: Header) -> _Blocks:
     n_nextn = keys.number("nextn_predict_layers")
     if n_nextn > n:
         raise keys.refuse("nextn_predict_layers", f"is {n_nextn}, more than there are blocks")
-    if keys.arch == "deepseek4" and n_nextn:  # they count only where they are in the file
-        probe = f"blk.{n - n_nextn}.nextn.eh_proj.weight"
+    if facts.nextn_probe and n_nextn:
+        probe = f"blk.{n - n_nextn}.{facts.nextn_probe}"
         n_nextn = n_nextn if any(tensor.name == probe for tensor in header.tensors) else 0
     zeros = (0,) * n
-    n_expert, n_expert_used = _read_experts(keys, n)
+    n_expert, n_expert_used = _read_experts(keys, facts, n)
     n_head = keys.each("attention.head_count", n, zeros)
     n_head_kv = keys.each("attention.head_count_kv", n, n_head)
     n_ff = keys.each("feed_forward_length", n, zeros)
@@ -341,9 +341,9 @@ def _read_blocks(keys: Keys, facts: Architecture, header: Header) -> _Blocks:
     blocks = _Blocks(
         n_nextn, n_head, n_head_kv, n_ff, n_ff_exp, n_expert, n_expert_used, is_recr, n_swa, swa_type, is_swa
     )
-    if keys.arch == "graniteswitch":
+    if facts.router_block:
         return blocks.with_router()
-    if keys.arch == "nanbeige":
+    if facts.runs_in_loops:
         loops = keys.number("num_loops", 1)
         _check_blocks(keys, "num_loops", n * loops)
         return blocks.repeated(loops)
@@ -356,11 +356,11 @@ def _check_blocks(keys: Keys, key: str, count: int) -> int:
     raise keys.refuse(key, f"makes {count} blocks; llama.cpp takes 1 to {MAX_BLOCKS}")
 
 
-def _read_experts(keys: Keys, n: int) -> tuple[int, Counts]:
+def _read_experts(keys: Keys, facts: Architecture, n: int) -> tuple[int, Counts]:
     """How many experts there are, and how many a token uses in each block (`load_hparams`)."""
     n_expert = keys.number("expert_count")
     used = keys.each("expert_used_count", n, (0,) * n)
-    if keys.arch in ("hunyuan_vl", "hunyuan-dense") and n_expert <= 1:
+    if facts.one_expert_is_none and n_expert <= 1:
         return 0, (0,) * n
     if n_expert > MAX_EXPERTS:
         raise keys.refuse("expert_count", f"is {n_expert}; llama.cpp takes up to {MAX_EXPERTS}")
@@ -376,7 +376,7 @@ def _recurrent_layers(keys: Keys, facts: Architecture, n_nextn: int, n_head_kv: 
     if facts.recurrence == "all":
         return (True,) * n
     if facts.recurrence == "no-kv-heads":
-        last = n if keys.arch == "glm5-next" else n_trunk
+        last = n if facts.nextn_recurrent else n_trunk
         return tuple(layer < last and n_head_kv[layer] == 0 for layer in range(n))
     if facts.recurrence == "no-kv-heads-nor-ff":
         return tuple(layer < n_trunk and n_head_kv[layer] == n_ff[layer] == 0 for layer in range(n))
@@ -405,8 +405,8 @@ def _read_window(keys: Keys, facts: Architecture, n_nextn: int, is_recr: Flags) 
 def _windowed_layers(keys: Keys, window: Window, n_nextn: int, is_recr: Flags) -> Flags:
     """The blocks with a sliding window (`load_swa_pattern`, `llama_hparams::set_swa_pattern`)."""
     n = len(is_recr)
-    is_dspark = keys.arch == "dflash" and keys.number("hyper_connection.count") > 0
-    if window.period == 0 or is_dspark:
+    has_streams = window.all_with_streams and keys.number("hyper_connection.count") > 0
+    if window.period == 0 or has_streams:
         return tuple(not recurrent for recurrent in is_recr)
     key = "attention.sliding_window_pattern"
     listed = keys.flags(key, n)
@@ -421,7 +421,7 @@ def _windowed_layers(keys: Keys, window: Window, n_nextn: int, is_recr: Flags) -
     return tuple(layer < n - n_nextn and layer % period != dense for layer in range(n))
 
 
-def _read_heads(keys: Keys, n_embd: int, blocks: _Blocks) -> _Heads:
+def _read_heads(keys: Keys, facts: Architecture, n_embd: int, blocks: _Blocks) -> _Heads:
     """The sizes of heads: one for all blocks, and one for those with a window (`load_hparams`)."""
     k = v = rot = 0
     if blocks.n_head[0]:
@@ -431,9 +431,9 @@ def _read_heads(keys: Keys, n_embd: int, blocks: _Blocks) -> _Heads:
     k_swa = keys.number("attention.key_length_swa", k)
     v_swa = keys.number("attention.value_length_swa", v)
     rot_swa = keys.number("rope.dimension_count_swa", rot)
-    if keys.arch == "step35":
+    if facts.half_rope:
         rot //= 2
-    if keys.arch in ("glm5-next", "kimi-k3"):
+    if facts.latent_values:
         v = keys.number("attention.kv_lora_rank")
     return _Heads(
         tuple(k_swa if swa else k for swa in blocks.is_swa),
@@ -442,28 +442,28 @@ def _read_heads(keys: Keys, n_embd: int, blocks: _Blocks) -> _Heads:
     )
 
 
-def _read_ratios(keys: Keys, n_layer: int) -> Counts:
+def _read_ratios(keys: Keys, facts: Architecture, n_layer: int) -> Counts:
     """How many tokens each block condenses into one (`dsv4_compress_ratios`); 0: it does not."""
     key = "attention.compress_ratios"
-    if keys.arch == "qwen4exp":
+    if facts.condensing == "pools":
         return keys.each(key, n_layer, (0,) * n_layer)
     listed = (keys.listed(key) or ())[:n_layer]
-    if keys.arch == "deepseek4" and len(listed) < n_layer:
+    if facts.condensing == "every-block" and len(listed) < n_layer:
         raise keys.refuse(key, f"has {len(listed)} entries for {n_layer} blocks")
     return listed + (0,) * (n_layer - len(listed))
 
 
-def _indexed_layers(keys: Keys, n_layer: int, n_layer_trunk: int, n_ctx_train: int) -> Flags:
+def _indexed_layers(keys: Keys, facts: Architecture, n_layer: int, n_layer_trunk: int, n_ctx_train: int) -> Flags:
     """The layers with an indexer of their own, where others use the last one's choice (`is_indexer_full_impl`)."""
     types = "attention.indexer.types"
-    if keys.arch == "dots3note":
+    if facts.indexers == "flags":
         return keys.flags(types, n_layer) or (False,) * n_layer
     if keys.get(types) is not None:
         listed = keys.each(types, n_layer_trunk, ())
         return tuple(item != 0 for item in listed) + (False,) * (n_layer - n_layer_trunk)
-    if keys.arch == "glm-dsa" and n_ctx_train >= GLM_5_2_CONTEXT:
+    if facts.indexers == "all-or-glm-5.2" and n_ctx_train >= GLM_5_2_CONTEXT:
         return (GLM_5_2_INDEXERS + (False,) * n_layer)[:n_layer]
-    return (keys.arch in ("deepseek32", "glm-dsa", "glm5-next"),) * n_layer
+    return (facts.indexers != "none",) * n_layer
 
 
 def _count_vocabulary(keys: Keys, header: Header) -> int:
@@ -474,14 +474,13 @@ def _count_vocabulary(keys: Keys, header: Header) -> int:
     return keys.number("vocab_size")
 
 
-def _shared_width(keys: Keys, n_ff_exp: Counts) -> int:
+def _shared_width(keys: Keys, facts: Architecture, n_ff_exp: Counts) -> int:
     """The width of the experts that every token passes (`n_ff_shexp`)."""
     width = keys.number("expert_shared_feed_forward_length")
-    if not width and keys.arch == "laguna":
-        return n_ff_exp[0] * keys.number("expert_shared_count", 1)
-    if not width and keys.arch == "bailingmoe3":
-        return n_ff_exp[0] * max(keys.number("expert_shared_count"), 1)
-    return width
+    if width or facts.shared_width == "none":
+        return width
+    count = keys.number("expert_shared_count", facts.shared_experts)
+    return n_ff_exp[0] * (max(count, 1) if facts.shared_width == "one-or-counted" else count)
 
 
 def _deepstack_layers(keys: Keys) -> int:
@@ -492,8 +491,8 @@ def _deepstack_layers(keys: Keys) -> int:
     return keys.number("n_deepstack_layers")
 
 
-def _is_lite(arch: str, n_layer_trunk: int, n_vocab: int) -> bool:
+def _is_lite(facts: Architecture, n_layer_trunk: int, n_vocab: int) -> bool:
     """Whether DeepSeek-V2's loader leaves out the rank of queries (`is_lite` in models/deepseek2.cpp)."""
-    if arch not in ("deepseek2", "mistral4"):
+    if not facts.no_rank_when_small:
         return False
     return n_layer_trunk in (26, 27) or (n_layer_trunk == 48 and n_vocab == 128256)

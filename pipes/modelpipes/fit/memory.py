@@ -6,12 +6,14 @@ compute buffers from the graph that llama.cpp builds, laid out as ggml does (`co
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from modelpipes.errors import FileError
+from modelpipes.errors import ContradictionError, FileError
 from modelpipes.fit import cuda
-from modelpipes.fit.compute import APPROXIMATE, GROWING, build
+from modelpipes.fit.compute import build
 from modelpipes.fit.compute.builder import Builder, MissingWeight
 from modelpipes.fit.compute.repeats import without_repeats
 from modelpipes.fit.compute.schedule import Device, buffer_sizes
@@ -19,7 +21,7 @@ from modelpipes.fit.compute.tensor import Tensor, stored
 from modelpipes.fit.compute.transformer import has_rope
 from modelpipes.fit.context import Context, plan_context
 from modelpipes.fit.hparams import Hparams, classify, read_hparams
-from modelpipes.fit.placement import Placement, Weights, place, weigh
+from modelpipes.fit.placement import Placement, Weights, place, size_of, weigh
 from modelpipes.fit.settings import Settings
 from modelpipes.fit.shares import Memory, Share
 from modelpipes.gguf.header import Header
@@ -27,6 +29,7 @@ from modelpipes.gguf.header import Header
 FOLLOWED_BUILD = "b11434"  # of llama.cpp, whose rules these are
 KNOWN_MODELS = 64  # whose weights were added up and are kept: a plan tries one model under many settings
 FLOAT_BYTES = 4
+ATTENDS = re.compile(r"blk\.[0-9]+\.attn_q\.weight")
 
 
 def predict_memory(header: Header, settings: Settings | None = None) -> Memory:
@@ -39,7 +42,8 @@ def predict_memory(header: Header, settings: Settings | None = None) -> Memory:
     the compute buffers and what the runtime takes beside. `estimate` says whether the rules for the architecture are
     llama.cpp's own. They are those of b11434; the modules of `modelpipes.fit` name the files that they follow.
 
-    Raises FileError where the file is no language model, and UsageError where llama.cpp would refuse the settings.
+    Raises FileError where the file is no language model, ContradictionError where it contradicts itself, and UsageError
+    where llama.cpp would refuse the settings.
     """
     return Predictor(header)(settings or Settings())
 
@@ -48,8 +52,10 @@ class Predictor:
     """Predicts one model's memory under many settings: what its header says is worked out once."""
 
     def __init__(self, header: Header) -> None:
-        """Raises FileError where the file is no language model."""
-        self._model = _model_of(header)
+        """Raises FileError where the file is no language model, ContradictionError where it contradicts itself."""
+        self._path = header.path
+        with _checked(header.path):
+            self._model = _model_of(header)
 
     @property
     def hparams(self) -> Hparams:
@@ -57,10 +63,16 @@ class Predictor:
 
     def __call__(self, settings: Settings) -> Memory:
         """As `predict_memory`."""
+        with _checked(self._path):
+            return self._predict(settings)
+
+    def _predict(self, settings: Settings) -> Memory:
         model, hparams = self._model, self.hparams
         placement = place(model.weights, hparams, settings)
         context = plan_context(hparams, placement, settings)
         compute, known = _compute_bytes(model, placement, context, settings)
+        # Experts of some blocks on the host were never measured side by side with llama.cpp, only those of all.
+        is_measured = settings.cpu_moe or not 0 < settings.n_cpu_moe < hparams.n_layer
         overhead = cuda.OVERHEAD_BYTES if settings.backend == "cuda" else 0
         logits = FLOAT_BYTES * hparams.n_vocab * settings.n_parallel
         return Memory(
@@ -71,7 +83,7 @@ class Predictor:
                 )
             ),
             Share(placement.host_model_bytes, context.host_bytes, compute[-1], logits),
-            "exact" if known and hparams.known and hparams.arch not in APPROXIMATE else "generic",
+            "exact" if known and hparams.known and not hparams.facts.approximate and is_measured else "generic",
         )
 
     def host_weights(self, settings: Settings) -> tuple[int, int]:
@@ -81,9 +93,36 @@ class Predictor:
         homes = (*placement.layers, placement.output)
         dense = sum(size.plain for home, size in zip(homes, weights.layers, strict=True) if home is None)
         experts = sum(
-            size.plain for home, size in zip(homes, weights.experts, strict=True) if home is None or settings.cpu_moe
+            size.plain
+            for layer, (home, size) in enumerate(zip(homes, weights.experts, strict=True))
+            if home is None or settings.keeps_experts(layer)
         )
         return dense, experts
+
+    def place_adapter(self, adapter: Header, settings: Settings) -> tuple[list[int], int]:
+        """Bytes of an adapter's tensors on every device and on the host: each lies with the weight that it changes.
+
+        Follows `llama_adapter_lora_init` in llama-adapter.cpp.
+        """
+        with _checked(adapter.path):
+            placement = place(self._model.weights, self.hparams, settings)
+            devices, host = [0] * settings.n_devices, 0
+            for tensor in adapter.tensors:
+                device = placement.device_of(tensor.name.rpartition(".lora_")[0] or tensor.name, self.hparams)
+                if device is None:
+                    host += size_of(tensor).plain
+                else:
+                    devices[device] += size_of(tensor).plain
+            return devices, host
+
+
+@contextlib.contextmanager
+def _checked(path: str) -> Iterator[None]:
+    """Within, numbers of a header that contradict each other, in more ways than the rules look for, are its fault."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, ValueError) as error:
+        raise ContradictionError(path, f"its numbers contradict each other ({error})") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +157,8 @@ def _read_model(header: Header) -> _Model:
     if any(tensor.n_bytes is None for tensor in header.tensors):
         header = _with_sizes(header)
     tensors = {tensor.name: (tensor.shape, tensor.n_bytes or 0) for tensor in header.tensors}
+    if not any(hparams.n_head) and any(ATTENDS.fullmatch(name) for name in tensors):
+        raise ValueError("attention.head_count is 0, and there are queries")
     return _Model(hparams, weigh(header, hparams), tensors, tuple(_block_kinds(tensors, hparams.n_layer)))
 
 
@@ -187,15 +228,15 @@ def _compute_bytes(model: _Model, placement: Placement, context: Context, settin
     deep = hparams.number("n_deepstack_layers")
     labels = [
         (homes[il], model.kinds[il], hparams.is_swa[il], hparams.is_recr[il], hparams.has_kv[il], il < deep,
-         has_rope(hparams, il))
+         has_rope(hparams, il), settings.keeps_experts(il))
         for il in range(hparams.n_layer_trunk)
     ]  # fmt: skip
     try:
-        build(builder, list(range(len(labels))) if hparams.arch in GROWING else without_repeats(labels))
+        build(builder, list(range(len(labels))) if hparams.facts.growing else without_repeats(labels))
     except MissingWeight:
         return _rough_compute_bytes(hparams, homes, context, settings), False
     device = cuda.device() if settings.backend == "cuda" else Device()
-    pipelined = last > 1 and all(home != last for home in homes) and not settings.cpu_moe
+    pipelined = last > 1 and all(home != last for home in homes) and not (settings.cpu_moe or settings.n_cpu_moe)
     return buffer_sizes(builder.graph, [device] * last, Device(), pipelined=pipelined), True
 
 

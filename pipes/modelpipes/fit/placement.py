@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -88,7 +88,7 @@ class Placement:
     layer_bytes: tuple[int, ...]  # of every layer, the output last; experts on the host included
     model_bytes: tuple[int, ...]  # of every device
     host_model_bytes: int
-    cpu_moe: bool
+    keeps_experts: Callable[[int], bool]  # of a layer, on the host
 
     def device_of(self, name: str, hparams: Hparams) -> Device:
         """Where a tensor lies; of the tables that are copied, the first layer's copy.
@@ -96,7 +96,7 @@ class Placement:
         A tied `token_embd.weight` lies on the host; its copy is where `output` is.
         """
         home = locate(name, hparams)
-        if home in (INPUT, UNUSED) or (self.cpu_moe and EXPERTS.search(name)):
+        if home in (INPUT, UNUSED) or (EXPERTS.search(name) and self.keeps_experts(home)):
             return None
         if home == TABLE:
             home = 0
@@ -122,7 +122,7 @@ def weigh(header: Header, hparams: Hparams) -> Weights:
         group[home] = _sum(group.get(home, NOTHING), size)
         if name in (EMBEDDING, OUTPUT):
             ends[name] = size
-    if hparams.arch == "codeshell" and EMBEDDING not in ends:
+    if hparams.facts.input_from_output and EMBEDDING not in ends:
         # models/codeshell.cpp makes the input from the output, on the output's device, and then the output.
         rest[output] = _sum(rest.get(output, NOTHING), ends.get(OUTPUT, NOTHING))
     is_tied = OUTPUT not in ends and hparams.facts.ties_output
@@ -154,10 +154,10 @@ def place(weights: Weights, hparams: Hparams, settings: Settings) -> Placement:
         totals[device] += n_bytes
         return n_bytes
 
-    for device, size, experts in zip(devices, weights.layers, weights.experts, strict=True):
+    for layer, (device, size, experts) in enumerate(zip(devices, weights.layers, weights.experts, strict=True)):
         held = put(device, size)
         if experts.plain:
-            held += put(None if settings.cpu_moe else device, experts)
+            held += put(None if settings.keeps_experts(layer) else device, experts)
         layer_bytes.append(held)
     output = devices[-1]
     if weights.tied.plain and (output is not None or weights.tied_always_copied):
@@ -165,7 +165,7 @@ def place(weights: Weights, hparams: Hparams, settings: Settings) -> Placement:
     if weights.tables.plain:
         for device in {devices[layer] for layer in weights.table_layers}:
             put(device, weights.tables)
-    return Placement(devices[:-1], output, tuple(layer_bytes), tuple(totals), host, settings.cpu_moe)
+    return Placement(devices[:-1], output, tuple(layer_bytes), tuple(totals), host, settings.keeps_experts)
 
 
 def locate(name: str, hparams: Hparams) -> int:
@@ -176,8 +176,7 @@ def locate(name: str, hparams: Hparams) -> int:
     if name.startswith(INPUTS):
         return INPUT
     if name.startswith(FIRST_LAYER):
-        # LFM2 calls the norm of its output so (LLM_TENSOR_OUTPUT_NORM_LFM2).
-        return hparams.n_layer if hparams.arch.startswith("lfm2") else 0
+        return hparams.n_layer if hparams.facts.norm_at_output else 0
     if name.startswith(TABLES):
         return TABLE
     return UNUSED if name.startswith(NEVER_LOADED) else hparams.n_layer
@@ -256,7 +255,8 @@ def _locate_in_block(layer: int, name: str, hparams: Hparams) -> int:
 
 def _table_layers(hparams: Hparams) -> Iterator[int]:
     """The layers whose loader asks for rope tables."""
-    layers = range(hparams.n_layer if hparams.arch == "step35" else hparams.n_layer_trunk or hparams.n_layer)
-    if hparams.arch in ("gemma4", "gemma4-assistant"):
+    which = hparams.facts.rope_tables
+    layers = range(hparams.n_layer if which == "all" else hparams.n_layer_trunk or hparams.n_layer)
+    if which == "dense":
         return (layer for layer in layers if not hparams.is_swa[layer])
     return iter(layers)

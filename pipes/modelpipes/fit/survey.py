@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from modelpipes.errors import FileError, ModelFileError, UsageError
+from modelpipes.errors import ContradictionError, FileError, ModelFileError, UsageError
 from modelpipes.fit.rating import Rating, Space, rate
 from modelpipes.fit.settings import Settings
 from modelpipes.gguf.cache import Cache
@@ -111,13 +111,12 @@ class Survey:
         if answer is None:
             try:
                 answer = Answer(rate(header, self._settings, self._space), host_bytes=self._host_bytes)
+            except ContradictionError as error:
+                answer = Answer(None, error.reason)
             except ModelFileError:
                 raise
             except (FileError, UsageError) as error:  # what llama.cpp would refuse too
                 answer = Answer(None, str(error))
-            except (ArithmeticError, LookupError, ValueError) as error:
-                # A header made up or damaged contradicts itself in more ways than the rules for memory look for.
-                answer = Answer(None, f"its numbers contradict each other ({error})")
             self._answers[header.signature] = answer
         return answer
 

@@ -6,7 +6,11 @@ include/llama.h.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
+
+# Those that a cache of keys and values can have: kv_cache_types in common/arg.cpp.
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+CACHE_TYPES: tuple[str, ...] = get_args(CacheType)
 
 UNKNOWN = "unknown"
 REMOVED = "removed"

@@ -5,16 +5,17 @@ Reading never stops while it waits to write, so two full pipes cannot deadlock. 
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import time
 from collections import deque
-from collections.abc import Collection, Iterable
-from typing import TypeAlias
+from collections.abc import Callable, Collection, Iterable
+from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import msgspec
 
-from modelpipes.errors import DeadlineError, MessageError, PeerGone, RoomError
+from modelpipes.errors import DeadlineError, MessageError, MisuseError, PeerGone, RoomError
 from modelpipes.lockfile import is_same
 from modelpipes.pipe import fifo
 from modelpipes.pipe.framing import MAX_MESSAGE_BYTES, READ_BYTES, LineSplitter, encode, encode_plain
@@ -128,8 +129,32 @@ class _Outlet:
         self.fd = -1
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _alone(method: Callable[Concatenate[Endpoint, P], R]) -> Callable[Concatenate[Endpoint, P], R]:
+    """A method that no thread may call while another one is in any of these: it would tear a message in two.
+
+    `post` and `receive` do the same in lines of their own, in a fifth of the time. Python changes threads at calls
+    and loops, of which there is none between the look at the mark and its setting.
+    """
+
+    @functools.wraps(method)
+    def call(self: Endpoint, /, *args: P.args, **options: P.kwargs) -> R:
+        if self._is_in_use:
+            raise self._misuse()
+        self._is_in_use = True
+        try:
+            return method(self, *args, **options)
+        finally:
+            self._is_in_use = False
+
+    return call
+
+
 class Endpoint:
-    """One seat's open ends. Used by one thread; `with` closes them all.
+    """One seat's open ends. Used by one thread at a time, else MisuseError; `with` closes them all.
 
         with Endpoint(room, "hub") as hub:
             hub.listen("bob")
@@ -151,6 +176,7 @@ class Endpoint:
         self._outlets: dict[str, _Outlet] = {}
         self._by_fd: dict[int, _Inlet | _Outlet | None] = {}  # None: a watched descriptor
         self._events: deque[Event] = deque()
+        self._is_in_use = False  # by a thread that is in a method of ours
 
     def __enter__(self) -> Endpoint:
         return self
@@ -158,14 +184,19 @@ class Endpoint:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @_alone
     def close(self) -> None:
         """Close every end; what had not yet gone is lost."""
         ends: list[_Inlet | _Outlet] = [*self._inlets.values(), *self._outlets.values()]
         for end in ends:
             self._close(end)
 
+    @_alone
     def listen(self, sender: str) -> None:
         """Open the pipe that leads here from a seat, unless it is open; RoomError where that cannot be."""
+        self._listen(sender)
+
+    def _listen(self, sender: str) -> None:
         if sender not in self._inlets:
             inlet = _Inlet(sender, self.room.pipe(sender, self.seat))
             self._inlets[sender] = inlet
@@ -176,13 +207,18 @@ class Endpoint:
         """The seats whose pipes to us are open."""
         return self._inlets.keys()
 
+    @_alone
     def watch(self, fd: int) -> None:
         """Report a foreign descriptor as Readable for as long as it is."""
         self._by_fd[fd] = None
         self._poll.register(fd, select.POLLIN)
 
+    @_alone
     def try_connect(self, receiver: str) -> bool:
         """Open the pipe to a seat, unless it is open; False while nobody reads there."""
+        return self._try_connect(receiver)
+
+    def _try_connect(self, receiver: str) -> bool:
         if outlet := self._outlets.get(receiver):
             return outlet.is_polled or self._use_again(outlet)
         path = self.room.pipe(self.seat, receiver)
@@ -195,17 +231,18 @@ class Endpoint:
         self._poll.register(fd, 0)  # POLLERR, which tells that the reader died, needs no asking
         return True
 
+    @_alone
     def connect(self, receiver: str, deadline: Deadline, *, was_taken: bool = False) -> None:
         """Open the pipe to a seat, waiting for its reader.
 
         A seat that nobody ever took is waited for; one whose member died, or is known to have been there
         (`was_taken`) and has left, raises PeerGone at once.
         """
-        while not self.try_connect(receiver):
+        while not self._try_connect(receiver):
             who = self.room.sitting(receiver)
-            if who.state == "died" and not self.try_connect(receiver):
+            if who.state == "died" and not self._try_connect(receiver):
                 raise PeerGone(f"{who.name()} died; seat it again with attach-model")
-            if who.state == "free" and was_taken and not self.try_connect(receiver):
+            if who.state == "free" and was_taken and not self._try_connect(receiver):
                 raise PeerGone(f"{receiver} has left; seat it again with attach-model")
             if deadline.has_passed():
                 why = "nobody took the seat" if who.state == "free" else f"it is {who.state}, but did not listen"
@@ -241,6 +278,15 @@ class Endpoint:
 
         MessageError for what is over 16 MiB as JSON, or is no Unicode text; the same for `send`.
         """
+        if self._is_in_use:
+            raise self._misuse()
+        self._is_in_use = True
+        try:
+            return self._post_message(receiver, message)
+        finally:
+            self._is_in_use = False
+
+    def _post_message(self, receiver: str, message: Message) -> bool:
         line = encode(message)
         outlet = self._outlets.get(receiver)
         if outlet is None:
@@ -251,6 +297,10 @@ class Endpoint:
             line = b"\n" + line
         return self._post(outlet, line)
 
+    def _misuse(self) -> MisuseError:
+        return MisuseError(f"the endpoint of {self.seat} is in use by another thread: one at a time")
+
+    @_alone
     def post_plain(self, receiver: str, text: str) -> bool:
         """Send one plain line without waiting; the pipe then closes in `close_idle`. False where nobody reads."""
         line = encode_plain(text)
@@ -265,6 +315,7 @@ class Endpoint:
         inlet = self._inlets.get(sender)
         return inlet is not None and fifo.is_readable(inlet.fd)
 
+    @_alone
     def close_idle(self, owed: Collection[str] = ()) -> bool:
         """Close the pipes that were used no more for a while; False where one will soon be due.
 
@@ -313,9 +364,10 @@ class Endpoint:
             outlet.closes = Deadline.after(LINGER_S)
         return True
 
+    @_alone
     def send(self, receiver: str, message: Message, deadline: Deadline) -> None:
         """Send and wait until the pipe took it all; PeerGone where the reader goes, DeadlineError."""
-        is_sent = self.post(receiver, message)
+        is_sent = self._post_message(receiver, message)
         while is_sent and self._outlets[receiver].unsent:
             if not self._wait(deadline):
                 raise DeadlineError(f"{receiver} did not read before the deadline")
@@ -333,19 +385,26 @@ class Endpoint:
 
     def receive(self, deadline: Deadline) -> Event | None:
         """The next event; None where the deadline passes first. RoomError where a pipe cannot be read."""
-        events = self._events
-        while not events:
-            if not self._wait(deadline) and not events:
-                return None
-        return events.popleft()
+        if self._is_in_use:
+            raise self._misuse()
+        self._is_in_use = True
+        try:
+            events = self._events
+            while not events:
+                if not self._wait(deadline) and not events:
+                    return None
+            return events.popleft()
+        finally:
+            self._is_in_use = False
 
+    @_alone
     def refresh(self) -> list[str]:
         """Notice pipes that were removed or replaced: reopen these, close those; the senders that are gone."""
         gone = []
         for inlet in [i for i in self._inlets.values() if not is_same(i.fd, i.path)]:
             self._close(inlet)
             try:
-                self.listen(inlet.sender)
+                self._listen(inlet.sender)
             except RoomError:
                 gone.append(inlet.sender)
         for outlet in [o for o in self._outlets.values() if not is_same(o.fd, o.path)]:
@@ -383,11 +442,11 @@ class Endpoint:
         try:
             outlet = self._outlets.get(sender)
             if outlet is None or not outlet.is_polled:
-                if not self.try_connect(sender):
+                if not self._try_connect(sender):
                     return
                 outlet = self._outlets[sender]
             if outlet.unsent_bytes < PONGS_BYTES:
-                self.post(sender, Pong(ping.id, self.seat, sender, ping.content))
+                self._post_message(sender, Pong(ping.id, self.seat, sender, ping.content))
         except (MessageError, RoomError):
             pass  # too large to go back, or no way back: its sender's own doing, who hears nothing
 

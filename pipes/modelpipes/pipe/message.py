@@ -15,17 +15,10 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct, field
 
+from modelpipes.errors import Reason
+
 Stop: TypeAlias = Literal["end", "length", "cancelled", "timeout", "died"]
 Phase: TypeAlias = Literal["queued", "loading", "reading", "thinking"]
-Reason: TypeAlias = Literal[
-    "busy",  # the queue is full
-    "malformed",  # a line that is no message
-    "too-large",  # one message does not fit the context, or the pipe
-    "out-of-step",  # the member knows less of the conversation than the leader believes; see `have`
-    "silent",  # the voice showed no life for the member's own limit
-    "voice",  # the engine or program failed
-    "leaving",  # the member ends
-]
 
 
 class Heard(Struct, frozen=True, gc=False):

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from modelpipes.engine.arguments import batch_tokens
+from modelpipes.engine.admission import find_advice, find_site
+from modelpipes.engine.arguments import placed
 from modelpipes.errors import FileError, ModelFileError
 from modelpipes.fit.cuda import OVERHEAD_BYTES
+from modelpipes.fit.flags import in_force
 from modelpipes.fit.hparams import classify
-from modelpipes.fit.memory import predict_memory
-from modelpipes.fit.settings import Settings
+from modelpipes.fit.prediction import EnginePredictor
+from modelpipes.fit.spec import EngineSpec
 from modelpipes.gguf.shards import read_model
-from modelpipes.machine import cards as gpu
-from modelpipes.machine import memory as hostmemory
+from modelpipes.machine.cards import find_visible_cards
 from modelpipes.machine.holdings import Taken, look
-from modelpipes.serving.residency import NOTHING, Bytes
+from modelpipes.machine.memory import total_bytes
+from modelpipes.serving.bytes import NOTHING, Bytes
 from modelpipes.values.units import format_bytes
 
 SETTLE_S = 5.0  # a driver gives memory back within seconds, or it is somebody else's now
@@ -46,9 +48,10 @@ def find_budget(
     `held` is what our own engines hold while this is asked: it is not free, and it is ours. Of several cards each
     keeps the reserve. Without a card the card's budget is a number, against which predictions are charged.
     """
-    cards = gpu.find_visible_cards().cards if has_gpu else ()
+    site = find_site(has_gpu=has_gpu)
+    cards = site.cards
     if host is None:
-        host = auto_bytes(hostmemory.available_bytes(), held.host, hostmemory.total_bytes(), reserve)
+        host = auto_bytes(site.host_bytes, held.host, total_bytes(), reserve)
     name = " and ".join(one.name for one in cards) or "a card in name only"
     words = f"{format_bytes(host)} of host memory"
     if card is None:
@@ -58,7 +61,7 @@ def find_budget(
         card_bytes = card
     if cards or card is not None:
         words = f"{format_bytes(card_bytes)} of {name}, {words}"
-    return Bytes(int(card_bytes), int(host)), Place(len(cards), bool(cards) or card is not None), words
+    return Bytes.of(int(card_bytes), int(host)), Place(len(cards), bool(cards) or card is not None), words
 
 
 def auto_bytes(free: int, held: int, total: int, reserve: int) -> int:
@@ -70,38 +73,59 @@ def auto_bytes(free: int, held: int, total: int, reserve: int) -> int:
     return max(0, min(free + held, total) - reserve)
 
 
-def predict(
-    path: str, place: Place, *, ctx_size: int, parallel: int, kv_type: str, gpu_layers: int | None, cpu_moe: bool
-) -> Bytes:
-    """What an engine with this model will take, the runtime's overhead on each card included.
+class Demand:
+    """What the engine of a model will take, and what would fit in its stead; its files' headers are read once."""
 
-    FileError where the file cannot be read or contradicts itself, UsageError where llama.cpp would refuse the settings.
-    """
-    on_cpu = not place.n_devices or gpu_layers == 0
+    def __init__(self, spec: EngineSpec, place: Place) -> None:
+        """FileError where a file cannot be read, or contradicts itself."""
+        self._spec = spec
+        self._place = place
+        self._file_size = 0
+        self._predict: EnginePredictor | None = None
+        try:
+            self._predict = EnginePredictor(spec)
+        except ModelFileError:
+            raise
+        except FileError:  # no language model, or of a kind that we do not know: it is its weights, mostly
+            self._file_size = read_model(spec.model).file_size
 
-    def settings(n_devices: int) -> Settings:
-        return Settings(
-            n_ctx=ctx_size * parallel,
-            n_ubatch=batch_tokens(parallel, on_cpu=on_cpu),
-            n_parallel=parallel,
-            type_k=kv_type,
-            type_v=kv_type,
-            n_gpu_layers=gpu_layers if n_devices else 0,
-            cpu_moe=cpu_moe,
-            n_devices=n_devices,
-            backend="cuda" if place.n_devices else "generic",
-        )
+    def __call__(self, ctx_size: int | None = None, gpu_layers: int | None = None) -> Bytes:
+        """With these settings or the spec's own, the runtime's overhead on each card included.
 
-    header = read_model(path)
-    try:
-        on_host = predict_memory(header, settings(place.n_devices)).host.total_bytes
-        devices = place.n_devices or (1 if place.is_charged else 0)
-        on_card = predict_memory(header, settings(devices)).device_bytes if devices else 0
-    except (ArithmeticError, LookupError, ValueError) as error:  # a header made up or damaged
-        raise ModelFileError(path, f"its numbers contradict each other ({error})") from None
-    except FileError:  # no language model, or of a kind that we do not know: it is its weights, mostly
-        return _guess(header.file_size, place, gpu_layers)
-    return Bytes(on_card, on_host)
+        ModelFileError where the file contradicts itself, UsageError where llama.cpp would refuse the settings.
+        """
+        spec = placed(self._spec, self._place.n_devices)
+        if ctx_size is not None:
+            spec = replace(spec, n_ctx=ctx_size * spec.n_parallel)
+        if gpu_layers is not None:
+            spec = replace(spec, n_gpu_layers=gpu_layers)
+        layers = in_force(self._spec).n_gpu_layers if gpu_layers is None else gpu_layers
+        if self._predict is None:
+            return _guess(self._file_size, self._place, layers)
+        memory = self._predict(spec)
+        if self._place.is_charged and not self._place.n_devices:  # a card in name only, beside the host
+            charged = self._predict(replace(spec, n_devices=1, n_gpu_layers=layers))
+            return Bytes.of(charged.device_bytes, memory.host.total_bytes)
+        return Bytes.of(memory.device_bytes, memory.host.total_bytes)
+
+    def advise(self, limits: Bytes) -> str:
+        """The plan that would fit: a smaller context, fewer layers on the card, or another model."""
+
+        def spare(ctx_size: int, gpu_layers: int | None) -> int:
+            needs = self(ctx_size, gpu_layers)
+            card = limits.card - needs.card if self._place.is_charged else limits.host
+            return min(card, limits.host - needs.host)
+
+        told = in_force(self._spec)
+        n_layers = self._predict.n_layers if self._predict and self._place.n_devices else 0
+        advice = find_advice(told.n_ctx_seq, n_layers, spare)
+        if advice.ctx_size is not None:
+            if told.n_ctx != self._spec.n_ctx:
+                return f"a context of {advice.ctx_size} would fit, and engine_args ask for more"
+            return f"ctx_size = {advice.ctx_size} would fit"
+        if advice.gpu_layers is not None:
+            return f"gpu_layers = {advice.gpu_layers} would fit"
+        return "a smaller model, or a smaller quantisation, would fit (find-gguf --fits)"
 
 
 def _guess(file_size: int, place: Place, gpu_layers: int | None) -> Bytes:
@@ -109,10 +133,10 @@ def _guess(file_size: int, place: Place, gpu_layers: int | None) -> Bytes:
     whole = int(file_size * UNKNOWN_SHARE)
     overhead = OVERHEAD_BYTES * place.n_devices
     if gpu_layers == 0:  # the runtime still takes its part of each card
-        return Bytes(overhead, whole)
+        return Bytes.of(overhead, whole)
     on_card = whole + overhead if place.is_charged else 0
     # Of some layers on the card nobody knows how large they are: both pay.
-    return Bytes(on_card, 0 if place.n_devices and gpu_layers is None else whole)
+    return Bytes.of(on_card, 0 if place.n_devices and gpu_layers is None else whole)
 
 
 def is_model(path: str) -> bool:
@@ -144,9 +168,9 @@ def charge(predicted: Bytes, taken: Taken | None) -> Bytes:
     if taken is None:
         return predicted
     if taken.card is None:
-        return Bytes(predicted.card, max(predicted.host, taken.host))
+        return Bytes.of(predicted.card, max(predicted.host, taken.host))
     growth = min(max(predicted.card - taken.card, 0), OVERHEAD_BYTES)
-    return Bytes(taken.card + growth, max(predicted.host, taken.host))
+    return Bytes.of(taken.card + growth, max(predicted.host, taken.host))
 
 
 def settle(
@@ -174,7 +198,7 @@ def settle(
 
 def free_on_cards() -> int:
     """Bytes that are free on the cards now."""
-    return sum(card.free_bytes for card in gpu.find_visible_cards().cards)
+    return sum(card.free_bytes for card in find_visible_cards().cards)
 
 
 def file_bytes(path: str) -> int:

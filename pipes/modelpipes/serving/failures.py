@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from modelpipes.errors import ServingError
 from modelpipes.gguf.shards import shard_names
-from modelpipes.serving.grant import ServingError
 
 BACKOFF_S = 10.0  # before the second attempt; the first follows at once, for most deaths are accidents
 LONGEST_BACKOFF_S = 300.0

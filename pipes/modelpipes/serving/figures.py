@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import prometheus_client as prometheus
 
-from modelpipes.serving.grant import Residency
+from modelpipes.gateway.wire import Residency
 
 
 class GatewayFigures:

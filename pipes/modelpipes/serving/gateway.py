@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import msgspec
 from starlette.exceptions import HTTPException
 
+from modelpipes.errors import EngineLost, ServingError
+from modelpipes.gateway.wire import Failure, Fault
 from modelpipes.serving import upstream
 from modelpipes.serving.figures import GatewayFigures
-from modelpipes.serving.grant import Grant, Pool, ServingError
+from modelpipes.serving.grant import Grant, Pool
 from modelpipes.serving.job import CONNECTION, JSON, Headers, Job, Receive, Scope, Send
-from modelpipes.serving.openapi import PASSED_ON, Asked, Failure, Fault
-from modelpipes.serving.pages import Pages
+from modelpipes.serving.openapi import PASSED_ON, Asked
+from modelpipes.serving.pages import Mounts, Pages
 
 LOST_LIMIT_S = 0.5  # a socket closes some milliseconds before its process counts as dead
 LOST_INTERVAL_S = 0.005
@@ -50,7 +52,7 @@ class Settings:
 class Gateway:
     """The ASGI application; run it with `Server`, which holds the deadlines and notices clients that leave."""
 
-    def __init__(self, pool: Pool, settings: Settings) -> None:
+    def __init__(self, pool: Pool, settings: Settings, mounts: Mounts = ()) -> None:
         self.pool = pool
         self.settings = settings
         self._key = settings.key.encode()
@@ -60,7 +62,7 @@ class Gateway:
         self._body_bytes = 0
         self._closing = asyncio.Event()
         self._asked = msgspec.json.Decoder(Asked)
-        self._pages = Pages(pool, self._figures, self._acquire, self._closing, settings.max_lease_s)
+        self._pages = Pages(pool, self._figures, self._acquire, self._closing, settings.max_lease_s, mounts)
 
     def close(self) -> None:
         """Tell the holders of leases to come to an end, and refuse new work."""
@@ -151,12 +153,12 @@ class Gateway:
             job.asked_at = job.loop.time()
             try:
                 await self._ask_once(job, path, name, body)
-            except upstream.Lost:
+            except EngineLost:
                 # Once more: a second engine that dies of the same request says that the request is the cause.
                 self._figures.again.inc()
                 try:
                     await self._ask_once(job, path, name, body)
-                except upstream.Lost as error:
+                except EngineLost as error:
                     raise ServingError(f"{name}: {error}", 502, "engine_lost") from None
         finally:
             self._body_bytes -= job.body_bytes
@@ -216,7 +218,7 @@ class Gateway:
             self._waiting -= 1
 
     async def _ask_once(self, job: Job, path: str, name: str, body: bytes) -> None:
-        """Have it answered by one engine; Lost where that died before its answer began for the client."""
+        """Have it answered by one engine; EngineLost where that died before its answer began for the client."""
         grant = await self._acquire(name)
         try:
             async with await upstream.ask(grant.address, path, body) as answer:
@@ -224,7 +226,7 @@ class Gateway:
                     await self._relay_stream(job, answer, grant)
                 else:
                     await self._relay_whole(job, answer, grant)
-        except upstream.Lost:
+        except EngineLost:
             # Released too early, the pool would grant the same dead engine again.
             waited_until = job.loop.time() + LOST_LIMIT_S
             while not grant.is_lost and job.loop.time() < waited_until:
@@ -239,7 +241,7 @@ class Gateway:
         while True:
             try:
                 piece = await answer.read()
-            except upstream.Lost as error:
+            except EngineLost as error:
                 if not job.status:
                     raise
                 self._figures.broken.inc()
@@ -276,7 +278,7 @@ class Gateway:
         try:
             while piece := await answer.read():
                 await job.write(piece)
-        except upstream.Lost:
+        except EngineLost:
             self._figures.broken.inc()
             job.break_off()
             return
@@ -330,9 +332,9 @@ class Gateway:
         await self._refuse(job, ServingError(text, status, code, RETRY_AFTER_S if status == 503 else None))
 
 
-def make_app(pool: Pool, settings: Settings | None = None) -> Gateway:
-    """The ASGI application in front of a pool."""
-    return Gateway(pool, settings or Settings())
+def make_app(pool: Pool, settings: Settings | None = None, mounts: Mounts = ()) -> Gateway:
+    """The ASGI application in front of a pool, with what else is mounted into it."""
+    return Gateway(pool, settings or Settings(), mounts)
 
 
 def split_events(data: bytes) -> tuple[bytes, bytes]:

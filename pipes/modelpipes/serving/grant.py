@@ -9,17 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from modelpipes.errors import PipesError
-
-
-class ServingError(PipesError):
-    """A request that gets no engine: `status` is its HTTP status, `code` OpenAI's word for the fault."""
-
-    def __init__(self, text: str, status: int, code: str, retry_after_s: float | None = None) -> None:
-        super().__init__(text)
-        self.status = status
-        self.code = code
-        self.retry_after_s = retry_after_s
+from modelpipes.gateway.wire import Residency
 
 
 @dataclass(frozen=True)
@@ -43,47 +33,6 @@ class Grant:
 
     def release(self) -> None:
         """Give it back; a second time does nothing."""
-
-
-class ResidentReport(msgspec.Struct):
-    """A model in memory: loading, ready, draining, stopping or failed; its bytes of the card's and of host memory."""
-
-    name: str
-    state: str
-    bytes: int
-    host_bytes: int
-    busy: int
-    idle_s: float
-    pinned: bool
-
-
-class WaitingReport(msgspec.Struct):
-    """A request that waits for room, the first at position 1."""
-
-    name: str
-    position: int
-    waited_s: float
-
-
-class DecisionReport(msgspec.Struct):
-    """What was done with a model, why, and when: ISO 8601 in UTC."""
-
-    at: str
-    action: str
-    name: str
-    reason: str
-
-
-class Residency(msgspec.Struct):
-    """Who is in memory and who waits, beside the budgets of the card and the host, and the last decisions."""
-
-    budget_bytes: int
-    used_bytes: int
-    host_budget_bytes: int
-    host_used_bytes: int
-    resident: list[ResidentReport]
-    waiting: list[WaitingReport]
-    decisions: list[DecisionReport]
 
 
 class ModelReport(msgspec.Struct):

@@ -11,6 +11,7 @@ import msgspec
 Scope: TypeAlias = Any  # uvicorn's, Starlette's and our own types of a scope differ only in name
 Receive: TypeAlias = Callable[[], Awaitable[Any]]
 Send: TypeAlias = Callable[[Any], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]  # what ASGI calls an application
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 LINGER_BYTES = 64 * 1024 * 1024  # read and dropped after a refusal: closing at once would destroy its answer

@@ -15,9 +15,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from modelpipes.errors import PipesError, UsageError
+from modelpipes.errors import PipesError, ServingError, UsageError
 from modelpipes.serving.gateway import Gateway, Settings, encode_failure, is_loopback
-from modelpipes.serving.grant import ServingError
 from modelpipes.serving.job import CONNECTION, Job
 
 SWEEP_S = 0.5  # between two looks at the deadlines of all connections

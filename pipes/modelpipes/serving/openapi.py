@@ -1,4 +1,4 @@
-"""What the gateway says over HTTP: its own answers as types, and the OpenAPI 3.1 document made from them."""
+"""The OpenAPI 3.1 document of what the gateway says over HTTP, made from the types of its answers."""
 
 from __future__ import annotations
 
@@ -6,25 +6,10 @@ from typing import Any
 
 import msgspec
 
-from modelpipes.serving.grant import Residency
+from modelpipes.gateway.wire import Failure, LeaseLine, LeaseNews, Model, ModelList, ModelState, Residency
 
 REF = "#/components/schemas/{name}"
 VERSION = "1"  # of this interface, not of the program
-
-
-class Fault(msgspec.Struct):
-    """What is wrong, as OpenAI's API says it; `code` is one of a fixed list."""
-
-    message: str
-    type: str
-    code: str | int | None
-    param: str | None = None
-
-
-class Failure(msgspec.Struct):
-    """The body of every answer that is none."""
-
-    error: Fault
 
 
 class Asked(msgspec.Struct):
@@ -33,52 +18,8 @@ class Asked(msgspec.Struct):
     model: str | None = None
 
 
-class Model(msgspec.Struct):
-    """One servable model."""
-
-    id: str
-    created: int
-    file: str
-    aliases: list[str]
-    context_length: int
-    state: str
-    object: str = "model"
-    owned_by: str = "modelpipes"
-
-
-class ModelList(msgspec.Struct):
-    data: list[Model]
-    object: str = "list"
-
-
 class Health(msgspec.Struct):
     status: str = "ok"
-
-
-class ModelState(msgspec.Struct):
-    """What a model is now, after it was told to load, unload, pin or unpin."""
-
-    name: str
-    state: str
-    pinned: bool
-
-
-class LeaseLine(msgspec.Struct):
-    """The first line of a lease: where the engine listens. `path` is a Unix socket, where it is on one."""
-
-    host: str
-    port: int
-    path: str
-    key: str
-    name: str
-
-
-class LeaseNews(msgspec.Struct, omit_defaults=True):
-    """A later line of a lease: others wait; its time is over; the engine has died. After the latter two, the end."""
-
-    drain: bool = False
-    expired: bool = False
-    lost: bool = False
 
 
 FAULTS = {

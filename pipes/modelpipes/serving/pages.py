@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
 from urllib.parse import parse_qs
 
 import msgspec
-from starlette.routing import Route, Router
+from starlette.routing import Mount, Route, Router
 
+from modelpipes.errors import ServingError
+from modelpipes.gateway.wire import LeaseLine, LeaseNews, Model, ModelList, ModelState
 from modelpipes.serving.figures import GatewayFigures
-from modelpipes.serving.grant import Grant, ModelReport, Pool, ServingError
-from modelpipes.serving.job import JSON, Headers, Job, Receive, Scope, Send
-from modelpipes.serving.openapi import Health, LeaseLine, LeaseNews, Model, ModelList, ModelState, document
+from modelpipes.serving.grant import Grant, ModelReport, Pool
+from modelpipes.serving.job import JSON, App, Headers, Job, Receive, Scope, Send
+from modelpipes.serving.openapi import Health, document
 
 LEASE_LOOK_S = 1.0  # between two looks at whether a lease's engine lives
 LOG_START_S = 0.1  # time for the pool to refuse a log before it counts as begun
 TEXT: Headers = [(b"content-type", b"text/plain; charset=utf-8")]
 JOB = "modelpipes.job"
+
+Mounts: TypeAlias = Sequence[tuple[str, App]]  # of others: who answers PREFIX/…, where no page of ours does
 
 
 class _Endpoint:
@@ -41,6 +45,7 @@ class Pages:
         acquire: Callable[[str], Awaitable[Grant]],
         closing: asyncio.Event,
         max_lease_s: float | None,
+        mounts: Mounts = (),
     ) -> None:
         self._pool = pool
         self._figures = figures
@@ -48,14 +53,14 @@ class Pages:
         self._closing = closing
         self._max_lease_s = max_lease_s
         self._document = msgspec.json.encode(document())
-        self._router = self._make_router()
+        self._router = self._make_router(mounts)
 
     async def answer(self, job: Job) -> None:
         """HTTPException where there is no such page, ServingError."""
         job.scope[JOB] = job
         await self._router(job.scope, job.receive, job.send)
 
-    def _make_router(self) -> Router:
+    def _make_router(self, mounts: Mounts) -> Router:
         pages: list[tuple[str, str, Callable[[Job], Awaitable[None]]]] = [
             ("GET", "/health", self._health),
             ("GET", "/metrics", self._metrics),
@@ -71,7 +76,7 @@ class Pages:
             ("GET", "/models/{name:path}/logs", self._logs),
         ]
         routes = [Route(path, _Endpoint(act), methods=[method]) for method, path, act in pages]
-        return Router(routes, redirect_slashes=False)
+        return Router([*routes, *(Mount(prefix, app) for prefix, app in mounts)], redirect_slashes=False)
 
     async def _health(self, job: Job) -> None:
         await job.answer_json(Health())

@@ -18,27 +18,21 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from modelpipes.engine.causes import Cause, EngineFailure
+from modelpipes import events
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.pulse import Pulse
-from modelpipes.errors import PipesError
+from modelpipes.errors import Cause, EngineFailure, PipesError, ServingError
+from modelpipes.events import Sink
+from modelpipes.gateway.wire import DecisionReport, Residency, ResidentReport, WaitingReport
 from modelpipes.serving.budget import free_on_cards, settle
+from modelpipes.serving.bytes import Bytes
 from modelpipes.serving.failures import Failures, Stamp, stamp_of
 from modelpipes.serving.figures import PoolFigures
-from modelpipes.serving.grant import (
-    Address,
-    DecisionReport,
-    Grant,
-    ModelReport,
-    Residency,
-    ResidentReport,
-    ServingError,
-    WaitingReport,
-)
+from modelpipes.serving.grant import Address, Grant, ModelReport
 from modelpipes.serving.kept import Kept
-from modelpipes.serving.residency import (
+from modelpipes.serving.residency import decide, wake_at
+from modelpipes.serving.situation import (
     Action,
-    Bytes,
     Model,
     Move,
     Refuse,
@@ -48,9 +42,9 @@ from modelpipes.serving.residency import (
     State,
     Use,
     Waiting,
-    decide,
-    wake_at,
+    Yield,
 )
+from modelpipes.serving.waiters import Waiter, WaitingList
 from modelpipes.terminal.safetext import make_line
 from modelpipes.values.deadline import Deadline
 
@@ -115,12 +109,6 @@ class _Grant(Grant):
             pool._release(self)
 
 
-@dataclass
-class _Waiter:
-    waiting: Waiting
-    granted: asyncio.Future[Grant]
-
-
 class Pool:
     """See `grant.Pool` for what it is asked; `close` ends every engine."""
 
@@ -133,24 +121,24 @@ class Pool:
         max_wait_s: float = 60.0,
         kept: Kept | None = None,
         settles: bool = False,
-        say: Callable[[str], None] = lambda line: None,
+        sink: Sink = lambda event: None,
     ) -> None:
         """`kept` keeps conversations across swaps; `settles`: memory of a card is waited for after an engine's end;
-        `say` gets a line for each decision and each failure.
+        `sink` is told of each decision, each load and each failure.
         """
         self.budget = budget
         self.min_resident_s = min_resident_s
         self.max_wait_s = max_wait_s
         self._kept = kept
         self._settles = settles
-        self._say = say
+        self._tell = sink
         self._loop = asyncio.get_running_loop()
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="engine")
         self._servables: dict[str, Servable] = {}
         self._names: dict[str, str] = {}  # and aliases
         self._pinned: set[str] = set()
         self._held: dict[str, _Held] = {}
-        self._waiters: dict[int, _Waiter] = {}
+        self._waiters = WaitingList()
         self._ids = itertools.count(1)
         self._load_s: dict[str, float] = {}
         self._measured: dict[str, Bytes] = {}
@@ -192,7 +180,7 @@ class Pool:
         name = self._known(name)
         now = time.monotonic()
         self._failures.check(name, self._servables[name].file, now)
-        waiter = _Waiter(Waiting(next(self._ids), name, now), self._loop.create_future())
+        waiter = Waiter(Waiting(next(self._ids), name, now), self._loop.create_future())
         self._waiters[waiter.waiting.id] = waiter
         self._consider()
         try:
@@ -208,7 +196,7 @@ class Pool:
     @property
     def used(self) -> Bytes:
         """What the engines are charged with now."""
-        return sum((held.bytes for held in self._held.values()), Bytes(0))
+        return Bytes.total(held.bytes for held in self._held.values())
 
     def residency(self) -> Residency:
         """The state of it all now."""
@@ -374,13 +362,14 @@ class Pool:
             self._timer = self._loop.call_at(max(at, situation.now), self._consider)
 
     def _situation(self) -> Situation:
+        models = {
+            name: self._model(held.servable if (held := self._held.get(name)) else self._servables[name])
+            for name in {**self._servables, **self._held}
+        }
         return Situation(
             now=time.monotonic(),
             budget=self.budget,
-            models={
-                name: self._model(held.servable if (held := self._held.get(name)) else self._servables[name])
-                for name in {**self._servables, **self._held}
-            },
+            models=models,
             residents=tuple(
                 Resident(
                     name=name,
@@ -395,11 +384,12 @@ class Pool:
                 )
                 for name, held in self._held.items()
             ),
-            waiting=tuple(waiter.waiting for waiter in self._waiters.values()),
+            waiting=self._waiters.situation(lambda name: models[name].sequences),
             min_resident_s=self.min_resident_s,
             max_wait_s=self.max_wait_s,
             blocked_until=self._failures.retry_moments(),
             recent=tuple(self._recent.values()),
+            arrivals=self._waiters.arrivals(KEPT_USES),
         )
 
     def _model(self, servable: Servable) -> Model:
@@ -410,11 +400,18 @@ class Pool:
         if isinstance(action, Start):
             self._start(action)
             return
-        self._note(action)
         if isinstance(action, Refuse):
             advise = self._servables[action.name].advise
             why = f"{action.reason}; {advise(self.budget)}" if advise else action.reason
-            self._refuse(self._waiters[action.id], ServingError(why, 400, "model_does_not_fit"))
+            for waiter in self._waiters.of_model(action.name):
+                self._note(action)
+                self._refuse(waiter, ServingError(why, 400, "model_does_not_fit"))
+            return
+        self._note(action)
+        if isinstance(action, Yield):
+            for grant in self._held[action.name].grants:
+                if grant.id == action.id:
+                    grant.drain.set()
         elif action.to_do == "load":
             self._begin_load(self._servables[action.name])
         else:
@@ -454,14 +451,14 @@ class Pool:
         held = self._held[servable.name] = _Held(servable, engine, self._model(servable).needs, stamp)
         self._spawn(self._load(held))
 
-    def _note(self, action: Move | Refuse) -> None:
-        what = action.to_do if isinstance(action, Move) else "refuse"
+    def _note(self, action: Move | Refuse | Yield) -> None:
+        what = action.to_do if isinstance(action, Move) else type(action).__name__.lower()
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._decisions.append(DecisionReport(at, what, action.name, action.reason))
         self._figures.decisions.labels(what).inc()
-        self._say(f"{what} {action.name}: {action.reason}")
+        self._tell(events.Decided(what, action.name, action.reason))
 
-    def _refuse(self, waiter: _Waiter, error: ServingError) -> None:
+    def _refuse(self, waiter: Waiter, error: ServingError) -> None:
         self._waiters.pop(waiter.waiting.id, None)
         if not waiter.granted.done():
             waiter.granted.set_exception(error)
@@ -506,7 +503,7 @@ class Pool:
             held.bytes = self._measured[name] = taken
         held.state = "ready"
         self._loop.add_reader(held.engine.pidfd, self._died, held)
-        self._say(f"{name} is ready after {now - began:.2f} s (pid {held.engine.pid})")
+        self._tell(events.EngineReady(name, now - began, held.engine.pid))
         held.watch = self._spawn(self._look_after(held))
         self._consider()
 
@@ -516,7 +513,7 @@ class Pool:
         while True:
             await asyncio.sleep(LOOK_INTERVAL_S)
             if not await self._blocking(pulse.is_alive, Deadline.after(LOOK_LIMIT_S)):
-                self._say(f"{held.servable.name} hangs: it is there and computes nothing")
+                self._tell(events.EngineStuck(held.servable.name))
                 self._lose(held)
                 await self._quietly(self._blocking(partial(held.engine.stop, cause=Cause.WEDGED, why="it hung")))
                 self._forget(held)
@@ -533,9 +530,9 @@ class Pool:
             before = await self._blocking(free_on_cards) if self._settles else 0
             await self._blocking(held.engine.stop)
             if self._settles and not await self._blocking(settle, held.bytes.card, before, free_on_cards):
-                self._say(f"{name} has ended, and its memory on the card is not free")
+                self._tell(events.MemoryNotFreed(name))
         except PipesError as error:
-            self._say(f"{name}: {error}")
+            self._tell(events.StopFailed(name, str(error)))
         self._figures.stop.observe(time.monotonic() - began)
         self._failures.forget(name)  # its life was no failure
         self._forget(held)
@@ -570,19 +567,16 @@ class Pool:
         name, why = servable.name, make_line(why)
         self._figures.failures.inc()
         if self._servables.get(name) is not servable:  # says nothing about the one that has its name now
-            self._say(f"{name}, as it was configured before, failed: {why}")
+            self._tell(events.EngineFailed(name, why))
             return
         failure = self._failures.count(name, why, time.monotonic(), stamp)
-        then = f"; not before {failure.pause_s:g} s" if failure.pause_s else ""
-        if stamp is not None:
-            then = "; not before its file or the configuration has changed"
-        self._say(f"{name} failed ({failure.in_a_row} in a row): {why}{then}")
+        self._tell(events.EngineFailed(name, why, failure.in_a_row, failure.pause_s, is_lasting=stamp is not None))
         if name in self._pinned and stamp is None:
             # The loop's clock counts milliseconds: on the moment may be before it, and nobody asks a second time.
             self._loop.call_later(failure.pause_s + CLOCK_S, self.load_pinned)
         if was_ready and not failure.pause_s:
             return
-        for waiter in [one for one in self._waiters.values() if one.waiting.name == name]:
+        for waiter in self._waiters.of_model(name):
             retry_after_s = failure.pause_s if stamp is None else None
             self._refuse(waiter, ServingError(why, 503, "model_load_failed", retry_after_s))
 
@@ -613,7 +607,7 @@ class Pool:
         try:
             await work
         except PipesError as error:
-            self._say(str(error))
+            self._tell(events.Trouble(str(error)))
 
     def _spawn(self, work: Any) -> asyncio.Task[Any]:
         task = self._loop.create_task(work)

@@ -2,30 +2,52 @@
 
 The owner of the engines describes what is (`Situation`), carries out what `decide` answers, and asks again after
 every change: a request came, ended or left, an engine became ready, failed or has gone; and at `wake_at`. An action
-carried out is seen in the next situation (a stopped model is "stopping" until its memory is free), so asking twice
-orders nothing twice, and once nothing is left to do the answer is empty.
+carried out is seen in the next situation (a stopped model is "stopping" until its memory is free, a request that was
+asked to give way is known as asked), so asking twice orders nothing twice, and once nothing is left to do the answer
+is empty.
 
-Fairness. A request whose model is not in memory is a newcomer. Newcomers are looked at in order of arrival; each keeps
-the room found for it from those behind it. Until it has waited `max_wait_s` only idle models make room for it; after
-that busy ones are drained, and from then on start only requests that came before it. No wait is longer than
+Fairness. A request of the class with the longest head start comes when it comes; any other counts as come later, by
+what its head start is shorter. Requests are in the order in which they so count as come. A request whose model is
+not in memory is a newcomer. Newcomers are looked at in that order; each keeps the room found for it from those behind
+it. Until `max_wait_s` after it counts as come only idle models make room for it; after that busy ones are drained, and
+from then on start only requests that are before it. No wait is longer than
 
-    max_wait_s + (ahead + 1 + failed) * (2 * load + stop + 2 * serve) + back-off
+    max_wait_s + behind + (ahead + 1 + failed) * (2 * load + stop + 2 * serve) + back-off
 
-where `ahead` counts the requests that came before and still wait once it has waited `max_wait_s` (at most clients - 1
-in a closed loop), `failed` the loads that failed and the pins that changed since, and the times are the longest of
-their kind: a load in the way, the first requests of that model, the stop, the load, the service. Back-off is that of
-the model asked for. It holds for requests that end; the owner bounds leases.
+where `behind` is by what the head start of its class is shorter than the longest, `ahead` counts the requests that are
+before it and still wait once it has waited `max_wait_s + behind` (at most clients - 1 in a closed loop; who comes
+later is never before it), `failed` the loads that failed and the pins that changed since, and the times are the
+longest of their kind: a load in the way, the first requests of that model, the stop, the load, the service. Back-off
+is that of the model asked for. It holds for requests that end; the owner bounds leases.
+
+Yielding. A request in flight that may yield is asked to give way to a waiting one of a class with a longer head start
+that would wait otherwise: for a free sequence of its model, or, where all in flight on a model yield, for its room.
+What has given way and is asked for again is a new request. With equal head starts nobody yields, and classes change
+nothing.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
 
-from modelpipes.values.units import format_bytes, format_seconds
+from modelpipes.serving.bytes import NOTHING, Bytes, amount
+from modelpipes.serving.situation import (
+    CLASSES,
+    Action,
+    Class,
+    Move,
+    Refuse,
+    Resident,
+    Situation,
+    Start,
+    Waiting,
+    Yield,
+    Yielding,
+)
+from modelpipes.serving.uses import last_answer, next_uses
+from modelpipes.serving.victims import smallest
+from modelpipes.values.units import format_seconds
 
 KEEP_LOADS = 3.0
 """While others are served, an idle model is kept, and a newcomer held back, for this many times its load time: its
@@ -38,146 +60,8 @@ a client in a loop takes a moment between answer and question."""
 MAX_LINGER_S = 0.25
 """Of dear models, for no longer than this: a program that asks again has done so by then."""
 
-EXACT_VICTIMS = 10
-"""Up to so many candidates every set of victims is looked at (1,023 sets); with more, one pass over the best."""
 
-
-@dataclass(frozen=True)
-class Bytes:
-    """Memory on the card and of the host, in bytes; both are budgets."""
-
-    card: int
-    host: int = 0
-
-    def __add__(self, other: Bytes) -> Bytes:
-        return Bytes(self.card + other.card, self.host + other.host)
-
-    def __sub__(self, other: Bytes) -> Bytes:
-        return Bytes(self.card - other.card, self.host - other.host)
-
-    def __le__(self, other: Bytes) -> bool:
-        """Whether both fit; not an order: neither of two may be below the other."""
-        return self.card <= other.card and self.host <= other.host
-
-
-NOTHING = Bytes(0, 0)
-
-
-@dataclass(frozen=True)
-class Model:
-    """What can be loaded: predicted or measured bytes, seconds of a load, requests it runs at a time."""
-
-    name: str
-    needs: Bytes
-    load_s: float
-    sequences: int = 1
-
-
-State = Literal["loading", "ready", "draining", "stopping"]
-
-
-@dataclass(frozen=True)
-class Resident:
-    """A model in memory, on its way in or out; moments in seconds on the clock of `Situation.now`.
-
-    `running` counts requests and leases in flight; `loaded_at` is when it became ready; `last_used` when its last
-    request ended (`loaded_at` before the first). `is_unwanted`: to be gone once idle, as asked from outside.
-    """
-
-    name: str
-    bytes: Bytes
-    state: State
-    running: int
-    loaded_at: float
-    last_used: float
-    is_pinned: bool = False
-    idle_unload_s: float | None = None
-    is_unwanted: bool = False
-
-    @property
-    def is_idle(self) -> bool:
-        return self.state == "ready" and self.running == 0
-
-    @property
-    def is_unused(self) -> bool:
-        """Whether it has not begun a request since it was loaded."""
-        return self.is_idle and self.last_used <= self.loaded_at
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """A request that has no engine yet; `since` is the moment of its arrival."""
-
-    id: int
-    name: str
-    since: float
-
-    @property
-    def order(self) -> tuple[float, int]:
-        return self.since, self.id
-
-
-@dataclass(frozen=True)
-class Use:
-    """A request that was given an engine: when it arrived, began, and ended (None while it runs)."""
-
-    name: str
-    since: float
-    began_at: float
-    ended_at: float | None = None
-
-
-@dataclass(frozen=True)
-class Situation:
-    """All that the decision looks at. `models` names every model that is resident or can be; times in seconds.
-
-    `blocked_until`: no load before that moment (back-off after a failed one). `recent`: the last requests that began,
-    oldest first; a few dozen show that models take turns and who may be back at once. Without them more is loaded.
-    """
-
-    now: float
-    budget: Bytes
-    models: Mapping[str, Model]
-    residents: tuple[Resident, ...] = ()
-    waiting: tuple[Waiting, ...] = ()
-    min_resident_s: float = 5.0
-    max_wait_s: float = 60.0
-    blocked_until: Mapping[str, float] = field(default_factory=dict)
-    recent: tuple[Use, ...] = ()
-
-
-@dataclass(frozen=True)
-class Start:
-    """Give the waiting request `id` an engine of the model, which is ready."""
-
-    id: int
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Refuse:
-    """The waiting request `id` can never be served."""
-
-    id: int
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Move:
-    """What becomes of a model.
-
-    load: the room is free now. drain: start nothing more on it, and ask its leases to end. undrain: nobody needs its
-    room any more, it is ready again. stop: end its engine, which is idle.
-    """
-
-    to_do: Literal["load", "drain", "undrain", "stop"]
-    name: str
-    reason: str
-
-
-Action = Start | Refuse | Move
+ALIKE: Mapping[Class, float] = dict.fromkeys(CLASSES, 0.0)
 
 
 def decide(situation: Situation) -> tuple[Action, ...]:
@@ -190,48 +74,35 @@ def wake_at(situation: Situation) -> float | None:
     return _Decision(situation).next_moment()
 
 
-def next_uses(recent: Sequence[Use], now: float) -> dict[str, float]:
-    """Seconds until the next use of each model that takes turns regularly (its last two intervals are equal).
-
-    Counted in turns, where requests of one model in a row are one turn, and then in the mean time of a turn. Least
-    recently used is the worst choice there is where models take turns: it evicts the one whose turn is next.
-    """
-    turns = [next(group) for _, group in itertools.groupby(recent, key=lambda use: use.name)]
-    places: dict[str, list[int]] = {}
-    for place, use in enumerate(turns):
-        places.setdefault(use.name, []).append(place)
-    uses = {}
-    for name, at in places.items():
-        if len(at) < 3 or at[-1] - at[-2] != at[-2] - at[-3]:
-            continue
-        to_come = 2 * at[-1] - at[-2] - len(turns)
-        if to_come > 0:
-            uses[name] = to_come * (now - turns[0].began_at) / len(turns)
-    return uses
-
-
 class _Decision:
     """One decision in the making: what is held, promised and going, and the actions so far."""
 
     def __init__(self, situation: Situation) -> None:
         self.s = situation
         self.residents = {resident.name: resident for resident in situation.residents}
-        self.queues: dict[str, list[Waiting]] = {}
-        for waiting in sorted(situation.waiting, key=lambda one: one.order):
-            self.queues.setdefault(waiting.name, []).append(waiting)
+        self.behind_s = _behind_s(situation.head_starts_s)
+        self.queues: dict[str, list[Waiting]] = {}  # as far as they could start now
+        for waiters in situation.waiting:
+            self.queues.setdefault(waiters.name, []).extend(waiters.first)
+        for queue in self.queues.values():
+            if len(queue) > 1:
+                queue.sort(key=self._order)
         self.actions: list[Action] = []
         self.stopped: set[str] = set()
         self.draining: set[str] = set()
         self.promised: set[str] = set()
+        self.asked: set[int] = set()
         self.limits: dict[str, tuple[float, int]] = {}
         # Bytes in use now, and bytes in use once all that is going has gone and all that is promised has come.
         self.held = _sum(situation.residents)
-        self.planned = _sum(r for r in situation.residents if not _is_leaving(r))
+        self.planned = _sum(r for r in situation.residents if not r.is_leaving)
         # Whether anybody is served, or about to be, who may then come back for what is idle now.
         self.is_at_work = any(
             r.running > 0 or r.state == "loading" or (r.state == "ready" and r.name in self.queues)
             for r in situation.residents
         )
+        # Who may be asked to give way, or has given way and is idle now.
+        self.giving = [r for r in situation.residents if r.yielding or (r.state == "draining" and r.running == 0)]
         self._uses: dict[str, float] | None = None
         self._answer: float | None = None
 
@@ -253,13 +124,18 @@ class _Decision:
             if blocked_until > now:
                 moments.append(blocked_until)
                 continue
-            moments.append(first.since + self.s.max_wait_s)
+            moments.append(self._came(first) + self.s.max_wait_s)
             moments += (
                 self._free_from(r, first, is_at_work=is_at_work)
                 for r in self.s.residents
                 if r.is_idle and r.name not in self.queues
                 for is_at_work in (True, False)
             )
+            moments += (self._may_yield_from(r, first) for r in self.giving)
+            moments += self._yield_moments(first, self.giving)
+        for r in self.giving:
+            for waiting in self.queues.get(r.name, ()):
+                moments += self._yield_moments(waiting, [r])
         moments += (self._unload_at(r) for r in self.s.residents)
         return min((moment for moment in moments if now < moment < math.inf), default=None)
 
@@ -276,52 +152,65 @@ class _Decision:
                     self._drain(r, f"{r.name} is to be unloaded, as asked, once its {r.running} running have ended")
             elif self._unload_at(r) <= self.s.now:
                 self._stop(r, f"{r.name} is idle for {self._idle(r)}: unloaded, as configured")
-                self.planned -= r.bytes
+                self.planned -= r.charge
 
     def _unload_at(self, r: Resident) -> float:
         """When the model will have been idle for as long as it may; never for one that is wanted."""
         if r.is_pinned or r.idle_unload_s is None or not r.is_idle or r.name in self.queues:
             return math.inf
-        return _idle_since(r) + r.idle_unload_s
+        return r.idle_since + r.idle_unload_s
 
     def _shed(self) -> None:
         """The budget shrank, or an engine took more than was predicted: idle models go, busy ones may end."""
         idle = [r for r in self._candidates() if r.is_idle and r.name not in self.queues]
         excess = self.planned - self.s.budget
-        over = f"{_amount(excess, excess)} over the budget"
-        for r in self._smallest(idle, NOTHING, self._weight) or idle:
+        over = f"{amount(excess, excess)} over the budget"
+        for r in smallest(idle, self._missing(NOTHING), self._weight) or idle:
             self._stop(r, f"{over}; {r.name} is idle for {self._idle(r)}")
-            self.planned -= r.bytes
+            self.planned -= r.charge
+
+    # Order.
+
+    def _came(self, waiting: Waiting) -> float:
+        """When it counts as come."""
+        return waiting.since + self.behind_s[waiting.of_class]
+
+    def _order(self, waiting: Waiting) -> tuple[float, int]:
+        return self._came(waiting), waiting.id
+
+    def _is_below(self, of_class: Class, waiting: Waiting) -> bool:
+        """Whether a class is less urgent than the one of this request."""
+        return self.behind_s[of_class] > self.behind_s[waiting.of_class]
 
     # Newcomers.
 
     def _newcomers(self) -> list[Waiting]:
-        """The first request of each model that is not in memory, or about to leave it, in order of arrival."""
+        """The first request of each model that is not in memory, or about to leave it, in their order."""
         firsts = [
             queue[0]
             for name, queue in self.queues.items()
             if name not in self.residents or self.residents[name].state == "stopping"
         ]
-        return sorted(firsts, key=lambda one: one.order)
+        return sorted(firsts, key=self._order)
 
     def _make_room(self, first: Waiting) -> None:
         model = self.s.models.get(first.name)
         if model is None:
             return self._refuse(first.name, f"{first.name} is no model of this server")
-        needs, budget = model.needs, self.s.budget
-        wanted = f"{first.name}: {_amount(needs, needs)} needed"
+        needs, budget = model.charge, self.s.budget
+        wanted = f"{first.name}: {amount(needs, needs)} needed"
         pinned = [r for r in self.s.residents if r.is_pinned and r.state != "stopping" and r.name != first.name]
         if not needs + _sum(pinned) <= budget:
             beside = f", {_named(pinned, needs)} pinned" if pinned else ""
-            return self._refuse(first.name, f"{wanted}, the budget is {_amount(budget, needs)}{beside}")
+            return self._refuse(first.name, f"{wanted}, the budget is {amount(budget, needs)}{beside}")
         if self.s.blocked_until.get(first.name, self.s.now) > self.s.now:
             return None
-        needed = f"{wanted}, {_amount(budget - self.held, needs)} free"
+        needed = f"{wanted}, {amount(budget - self.held, needs)} free"
         if first.name not in self.residents and self._fits_now(needs):
             self.actions.append(Move("load", first.name, needed))
             self.held += needs
         elif not self.planned + needs <= budget:
-            is_overdue = first.since + self.s.max_wait_s <= self.s.now
+            is_overdue = self._came(first) + self.s.max_wait_s <= self.s.now
             if not (self._claim(first, needs, needed) if is_overdue else self._ask(first, needs, needed)):
                 return None
         self.planned += needs
@@ -333,80 +222,108 @@ class _Decision:
 
     def _ask(self, first: Waiting, needs: Bytes, needed: str) -> bool:
         """Room from idle models that may go now; or else a promise of those that may go soonest."""
-        idle = [r for r in self._candidates() if r.is_idle and r.name not in self.queues]
+        candidates = self._candidates()
+        idle = [r for r in candidates if r.is_idle and r.name not in self.queues]
+        if not idle and not self.giving:
+            return False
         free_from = {r.name: self._free_from(r, first, is_at_work=self.is_at_work) for r in idle}
-        victims = self._smallest([r for r in idle if free_from[r.name] <= self.s.now], needs, self._weight)
-        for r in victims or ():
-            others = "the only idle one" if len(idle) == 1 else "the least used for what it costs to load again"
-            self._stop(r, f"{needed}; {r.name} is idle for {self._idle(r)} and {others}")
+        missing = self._missing(needs)
+        victims = smallest([r for r in idle if free_from[r.name] <= self.s.now], missing, self._weight)
+        if victims is not None:
+            for r in victims:
+                others = "the only idle one" if len(idle) == 1 else "the least used for what it costs to load again"
+                self._stop(r, f"{needed}; {r.name} is idle for {self._idle(r)} and {others}")
+            self._promise(victims)
+            return True
+        free_from |= {r.name: self._may_yield_from(r, first) for r in self.giving}
+        some = [r for r in candidates if free_from.get(r.name, math.inf) < math.inf]
+        victims = self._displaced(first, [r for r in some if free_from[r.name] <= self.s.now], missing, needed)
         if victims is None:
-            victims = self._smallest(idle, needs, lambda r: free_from[r.name])
+            victims = smallest(some, missing, lambda r: free_from[r.name])
         if victims is None:
             return False
         self._promise(victims)
         return True
+
+    def _displaced(
+        self, first: Waiting, some: list[Resident], missing: Bytes, needed: str
+    ) -> tuple[Resident, ...] | None:
+        """Those whose requests give way now, and idle ones beside them."""
+        victims = smallest(some, missing, lambda r: self._disturbance(r, first), is_fewest_first=False)
+        for r in victims or ():
+            if r.running > 0:
+                self._drain(r, f"{needed}; {r.name} is busy with {r.running} that give way")
+                self._have_yield(r, first)
+            else:
+                self._stop(r, f"{needed}; {r.name} is idle")
+        return victims
 
     def _claim(self, first: Waiting, needs: Bytes, needed: str) -> bool:
         """Room for one that waited too long: idle models, however young, or else busy ones, which are drained."""
         all_ = self._candidates()
         idle = [r for r in all_ if r.is_idle and not self._is_due_before(r, first)]
         old = [r for r in idle if r.loaded_at + self.s.min_resident_s <= self.s.now]
-        victims = self._smallest(old, needs, self._weight) or self._smallest(idle, needs, self._weight)
+        missing = self._missing(needs)
+        victims = smallest(old, missing, self._weight) or smallest(idle, missing, self._weight)
         if victims is None:
-            victims = self._smallest(all_, needs, lambda r: self._disturbance(r, first), is_fewest_first=False)
+            victims = smallest(all_, missing, lambda r: self._disturbance(r, first), is_fewest_first=False)
         if victims is None:
             return False
         waited = f"{needed}; it has waited {format_seconds(round(self.s.now - first.since, 3))}"
         for r in victims:
             if r.state == "loading" or (r.is_unused and r.name in self.queues):
                 continue  # it serves the requests that it was loaded for, or two models would evict each other unused
-            self.limits[r.name] = first.order
+            self.limits[r.name] = self._order(first)
             if self._is_due_before(r, first):
                 continue
             if r.running > 0:
                 self._drain(r, f"{waited}; {r.name} is busy with {r.running} and takes no more")
+                self._have_yield(r, first)
             else:
                 self._stop(r, f"{waited}; {r.name} is idle")
         self._promise(victims)
         return True
 
+    def _missing(self, needs: Bytes) -> Bytes:
+        """By how much the budget is too small once these come as well; the budget's places first."""
+        return NOTHING - self.s.budget + self.planned + needs
+
     def _candidates(self) -> list[Resident]:
         gone = self.stopped | self.promised
-        return [r for r in self.s.residents if not (r.is_pinned or _is_leaving(r) or r.name in gone)]
+        return [r for r in self.s.residents if not (r.is_pinned or r.is_leaving or r.name in gone)]
 
     def _is_due_before(self, r: Resident, first: Waiting) -> bool:
         """Whether the model has to serve somebody before it may make room for this one."""
         queue = self.queues.get(r.name)
-        return queue is not None and (queue[0].order < first.order or r.is_unused)
+        return queue is not None and (self._order(queue[0]) < self._order(first) or r.is_unused)
 
     def _free_from(self, r: Resident, first: Waiting, *, is_at_work: bool) -> float:
         """The moment from which an idle model may make room for a newcomer."""
         load_s = self.s.models[r.name].load_s
         comes_back_by = self._last_answer() + min(LINGER_LOADS * load_s, MAX_LINGER_S)
         patience_s = KEEP_LOADS * self.s.models[first.name].load_s if first.name in self.s.models else 0.0
+        came = self._came(first)
         kept_until = min(
             math.inf if is_at_work else comes_back_by,
-            _idle_since(r) + KEEP_LOADS * load_s,
-            first.since + patience_s,
+            r.idle_since + KEEP_LOADS * load_s,
+            came + patience_s,
         )
-        return min(max(r.loaded_at + self.s.min_resident_s, kept_until), first.since + self.s.max_wait_s)
+        if self._is_below(r.last_class, first):  # it is not kept for a less urgent one, who may come back
+            kept_until = -math.inf
+        return min(max(r.loaded_at + self.s.min_resident_s, kept_until), came + self.s.max_wait_s)
+
+    def _may_yield_from(self, r: Resident, first: Waiting) -> float:
+        """The moment from which all that is in flight on a model gives way to a newcomer, or has; never if it can't."""
+        is_drained = r.state == "draining" and r.running == 0 and self._is_below(r.last_class, first)
+        is_yielding = r.state in ("ready", "draining") and 0 < r.running == len(self._below(r, first))
+        if not (is_drained or is_yielding) or self._is_due_before(r, first):
+            return math.inf
+        patience_s = max((one.after_s for one in r.yielding if not one.is_asked), default=0.0)
+        return max(r.loaded_at + self.s.min_resident_s, first.since + patience_s)
 
     def _last_answer(self) -> float:
-        """When the last of those was answered who have not asked again.
-
-        An arrival is taken for the one answered last: whoever has left for good is soon too long ago to matter.
-        """
         if self._answer is None:
-            moments = [(use.ended_at, True) for use in self.s.recent if use.ended_at is not None]
-            moments += [(use.since, False) for use in self.s.recent]
-            moments += [(waiting.since, False) for waiting in self.s.waiting]
-            away: list[float] = []
-            for moment, is_answer in sorted(moments, key=lambda one: (one[0], not one[1])):
-                if is_answer:
-                    away.append(moment)
-                elif away:
-                    away.pop()
-            self._answer = away[-1] if away else -math.inf
+            self._answer = last_answer(self.s.recent, self.s.arrivals)
         return self._answer
 
     def _weight(self, r: Resident) -> float:
@@ -416,7 +333,7 @@ class _Decision:
         """
         if self._uses is None:
             self._uses = next_uses(self.s.recent, self.s.now)
-        until = self._uses.get(r.name, self.s.now - _idle_since(r))
+        until = self._uses.get(r.name, self.s.now - r.idle_since)
         return self.s.models[r.name].load_s / max(until, 1e-6)
 
     def _disturbance(self, r: Resident, first: Waiting) -> float:
@@ -433,45 +350,16 @@ class _Decision:
             step = 1
         return 1e6**step * (1 + min(self.s.models[r.name].load_s, 1e3) / 1e3)
 
-    def _smallest(
-        self,
-        candidates: list[Resident],
-        needs: Bytes,
-        cost: Callable[[Resident], float],
-        *,
-        is_fewest_first: bool = True,
-    ) -> tuple[Resident, ...] | None:
-        """The set whose going makes room: of the fewest the cheapest, or the cheapest; None where all are too few."""
-
-        def makes_room(victims: Iterable[Resident]) -> bool:
-            return self.planned + needs - _sum(victims) <= self.s.budget
-
-        if not candidates or not makes_room(candidates):
-            return None
-        costs = {r.name: cost(r) for r in candidates}
-        ranked = sorted(candidates, key=lambda r: (costs[r.name], r.bytes.card, r.bytes.host, r.name))
-        if len(ranked) > EXACT_VICTIMS:
-            return _pruned(ranked, makes_room)
-        best: tuple[float, tuple[Resident, ...]] | None = None
-        for count in range(1, len(ranked) + 1):
-            for victims in itertools.combinations(ranked, count):
-                total = sum(costs[r.name] for r in victims)
-                if (best is None or total < best[0]) and makes_room(victims):
-                    best = total, victims
-            if best is not None and is_fewest_first:
-                break
-        return best[1] if best is not None else None
-
     def _promise(self, victims: Iterable[Resident]) -> None:
         for r in victims:
             self.promised.add(r.name)
-            self.planned -= r.bytes
+            self.planned -= r.charge
 
     # What is resident.
 
     def _settle_draining(self) -> None:
         for r in self.s.residents:
-            if r.state == "draining" and not _is_leaving(r) and r.name not in self.draining | self.stopped:
+            if r.state == "draining" and not r.is_leaving and r.name not in self.draining | self.stopped:
                 self.actions.append(Move("undrain", r.name, f"{r.name}: nobody waits for its room any more"))
 
     def _start(self) -> None:
@@ -481,9 +369,45 @@ class _Decision:
                 continue
             limit = self.limits.get(r.name)
             free = max(0, self.s.models[r.name].sequences - r.running)
-            for waiting in queue[:free]:
-                if limit is None or waiting.order < limit:
-                    self.actions.append(Start(waiting.id, r.name, f"{r.name} is ready"))
+            due = [waiting for waiting in queue if limit is None or self._order(waiting) < limit]
+            for waiting in due[:free]:
+                self.actions.append(Start(waiting.id, r.name, f"{r.name} is ready"))
+            self._free_places(r, due[free:])
+
+    def _free_places(self, r: Resident, due: Sequence[Waiting]) -> None:
+        """Have one in flight yield for each that is due and gets no place; places go in order, so up to the first for
+        whom nobody does. Who was asked before is on the way out, for the first of them.
+        """
+        for waiting in due[sum(one.is_asked for one in r.yielding) :]:
+            some = [one for one in self._below(r, waiting) if self._has_to_yield(one, waiting)]
+            if not some:
+                break
+            self._ask_to_yield(r, max(some, key=lambda one: (self.behind_s[one.of_class], one.id)), waiting)
+
+    # Who gives way.
+
+    def _below(self, r: Resident, waiting: Waiting) -> list[Yielding]:
+        """What is in flight on a model and gives way to this request, though perhaps not yet."""
+        return [one for one in r.yielding if self._is_below(one.of_class, waiting)]
+
+    def _has_to_yield(self, one: Yielding, waiting: Waiting) -> bool:
+        return not one.is_asked and one.id not in self.asked and waiting.since + one.after_s <= self.s.now
+
+    def _have_yield(self, r: Resident, first: Waiting) -> None:
+        for one in self._below(r, first):
+            if self._has_to_yield(one, first):
+                self._ask_to_yield(r, one, first)
+
+    def _ask_to_yield(self, r: Resident, one: Yielding, waiting: Waiting) -> None:
+        self.asked.add(one.id)
+        reason = f"{waiting.name}: a request of class {waiting.of_class} goes before one of class {one.of_class}"
+        self.actions.append(Yield(one.id, r.name, reason))
+
+    def _yield_moments(self, waiting: Waiting, residents: Iterable[Resident]) -> list[float]:
+        """When the patience ends that what is in flight may ask of this request."""
+        return [waiting.since + one.after_s for r in residents for one in self._below(r, waiting) if not one.is_asked]
+
+    # Actions.
 
     def _stop(self, r: Resident, reason: str) -> None:
         self.stopped.add(r.name)
@@ -495,41 +419,24 @@ class _Decision:
             self.actions.append(Move("drain", r.name, reason))
 
     def _refuse(self, name: str, reason: str) -> None:
-        self.actions += (Refuse(waiting.id, name, reason) for waiting in self.queues[name])
+        count = sum(waiters.count for waiters in self.s.waiting if waiters.name == name)
+        self.actions.append(Refuse(name, count, reason))
 
     def _idle(self, r: Resident) -> str:
-        return format_seconds(round(self.s.now - _idle_since(r), 3))
+        return format_seconds(round(self.s.now - r.idle_since, 3))
 
 
-def _is_leaving(r: Resident) -> bool:
-    return r.state == "stopping" or (r.is_unwanted and not r.is_pinned)
-
-
-def _idle_since(r: Resident) -> float:
-    return max(r.loaded_at, r.last_used)
+def _behind_s(head_starts_s: Mapping[Class, float]) -> Mapping[Class, float]:
+    """By what the head start of each class is shorter than the longest."""
+    if not head_starts_s:
+        return ALIKE
+    longest_s = max(head_starts_s.get(one, 0.0) for one in CLASSES)
+    return {one: longest_s - head_starts_s.get(one, 0.0) for one in CLASSES}
 
 
 def _sum(residents: Iterable[Resident]) -> Bytes:
-    return sum((r.bytes for r in residents), NOTHING)
-
-
-def _pruned(ranked: list[Resident], makes_room: Callable[[Iterable[Resident]], bool]) -> tuple[Resident, ...]:
-    """The first that make room, without those, dearest first, that it does not take."""
-    victims = list(
-        next(itertools.dropwhile(lambda some: not makes_room(some), itertools.accumulate([r] for r in ranked)))
-    )
-    for r in reversed(victims[:]):
-        rest = [other for other in victims if other is not r]
-        if makes_room(rest):
-            victims = rest
-    return tuple(victims)
-
-
-def _amount(size: Bytes, asked: Bytes) -> str:
-    """The card's bytes, and the host's where such are asked for; never below nothing."""
-    card = format_bytes(max(0, size.card))
-    return f"{card} and {format_bytes(max(0, size.host))} of host memory" if asked.host > 0 else card
+    return Bytes.total(r.charge for r in residents)
 
 
 def _named(residents: Iterable[Resident], asked: Bytes) -> str:
-    return ", ".join(f"{r.name} ({_amount(r.bytes, asked)})" for r in residents)
+    return ", ".join(f"{r.name} ({amount(r.charge, asked)})" for r in residents)

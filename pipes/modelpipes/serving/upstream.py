@@ -9,17 +9,13 @@ from typing import cast
 
 import httptools
 
-from modelpipes.errors import EngineError
+from modelpipes.errors import EngineLost
 from modelpipes.serving.grant import Address
 
 CONNECT_LIMIT_S = 5.0  # loopback answers in 0.1 ms; a longer wait is a full backlog, which a live engine empties
 HELD_BYTES = 256 * 1024  # of an answer, for a client that reads slowly; then the engine waits for it
 JOINED_BYTES = 64 * 1024  # copying a request of this size costs less than a second call of the kernel
 MAX_HEAD_BYTES = 64 * 1024  # llama-server's heads have 300
-
-
-class Lost(EngineError):
-    """The engine cannot be reached, or broke off before its answer was whole."""
 
 
 class Answer(asyncio.Protocol):
@@ -43,10 +39,10 @@ class Answer(asyncio.Protocol):
         self._head_bytes = 0
         self._is_paused = False
         self._is_whole = False
-        self._loss: Lost | None = None
+        self._loss: EngineLost | None = None
 
     async def read(self) -> bytes:
-        """All that has come since, once there is something; empty at the end. Raises Lost."""
+        """All that has come since, once there is something; empty at the end. Raises EngineLost."""
         while not self._pieces:
             if self._is_whole:
                 return b""
@@ -73,7 +69,7 @@ class Answer(asyncio.Protocol):
         self.close()
 
     async def wait_for_head(self) -> None:
-        """Return once status and headers are known. Raises Lost."""
+        """Return once status and headers are known. Raises EngineLost."""
         while not self.status:
             await self._wait()
 
@@ -95,7 +91,7 @@ class Answer(asyncio.Protocol):
 
     def _lose(self, text: str) -> None:
         if not self._is_whole and self._loss is None:
-            self._loss = Lost(text)
+            self._loss = EngineLost(text)
         self._wake()
 
     # -- asyncio.Protocol
@@ -153,7 +149,7 @@ class Answer(asyncio.Protocol):
 
 
 async def ask(address: Address, path: str, body: bytes) -> Answer:
-    """Send a POST with a JSON body; the answer once its head has come, to be closed. Raises Lost."""
+    """Send a POST with a JSON body; the answer once its head has come, to be closed. Raises EngineLost."""
     loop = asyncio.get_running_loop()
     head = _make_head(address, path, len(body))
     request = [head + body] if len(body) <= JOINED_BYTES else [head, body]
@@ -169,7 +165,7 @@ async def ask(address: Address, path: str, body: bytes) -> Answer:
     except OSError as error:
         answer.close()
         word = os.strerror(error.errno) if error.errno else str(error) or "it accepts no connection"
-        raise Lost(f"the engine cannot be reached: {word}") from None
+        raise EngineLost(f"the engine cannot be reached: {word}") from None
     except BaseException:
         answer.close()
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import signal
@@ -13,10 +14,11 @@ from typing import Any
 import pytest
 
 from modelpipes.chat.history import render
+from modelpipes.chat.voices import Finish
 from modelpipes.chat.voices.engine import EngineVoice, Sampling
-from modelpipes.engine.client import Refused, figure_of
+from modelpipes.engine.client import figure_of
 from modelpipes.engine.lifecycle import Engine
-from modelpipes.errors import DeadlineError, EngineError, MessageError
+from modelpipes.errors import DeadlineError, EngineError, MessageError, Refused
 from modelpipes.pipe.message import Heard, Usage
 from modelpipes.values.deadline import Deadline
 from tests import models
@@ -24,6 +26,7 @@ from tests.chat.conftest import Seat
 from tests.chat.voices.conftest import Asked, prepared
 from tests.peers import LIMIT_S, eventually
 from tests.server import Scripted, piece, usage
+from tests.serving.pools import SmallPool, gateway
 
 # llama.cpp's threads wait for each other by spinning: beside other tests on few cores, one is faster than two.
 ONE_THREAD = ("--threads", "1")
@@ -335,6 +338,18 @@ def test_a_cancel_before_the_start_asks_nobody(server: Scripted) -> None:
     again = asked.work  # cancelled before its answer begins
     assert voice.answer(again).stop == "end"
     assert len(server.asked) == before
+
+
+def test_a_cancel_while_a_gateway_has_no_engine_free_is_no_failure(tmp_path: Path) -> None:
+    pool = SmallPool({"hello": models.scripted_model(tmp_path / "hello.gguf", "Hello.")})
+    with gateway(pool) as running:
+        running.call(lambda: setattr(pool, "gate", asyncio.Event()))
+        voice = prepared(EngineVoice("bob", kind="server", server=running.url, silence_s=LIMIT_S))
+        asked = Asked(voice, "x")
+        pool.wait_until(lambda: pool.waiting == ["hello"])
+        asked.cancel()
+        assert asked.error is None and asked.finish == Finish()
+        pool.wait_until(lambda: not pool.waiting)
 
 
 def test_an_engine_killed_amid_an_answer_is_named(voice_of: MakeVoice) -> None:

@@ -18,6 +18,7 @@ from modelpipes.errors import DeadlineError, MessageError, ProgramError, UsageEr
 from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
 from modelpipes.pipe.message import Heard
 from modelpipes.values.deadline import Deadline
+from tests.chat.voices.conformance import children_of_ours
 from tests.chat.voices.conftest import Asked, prepared
 from tests.peers import LIMIT_S, eventually, open_descriptors
 
@@ -49,14 +50,6 @@ def lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def children_of_ours() -> set[str]:
-    found: set[str] = set()
-    for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that just ended
-            found |= set(Path("/proc/self/task", task, "children").read_text().split())
-    return found
 
 
 # -- a program a message

@@ -113,4 +113,4 @@ class Voice(Protocol):
         """Called twice a second; raises a PipesError if what answers has died."""
 
     def close(self) -> None:
-        """End what was started."""
+        """End what was started; harmless again, and where nothing was."""

@@ -10,9 +10,9 @@ from msgspec import Struct
 
 from modelpipes.chat.history import NameStripper, ThoughtSplitter, trim
 from modelpipes.chat.voices import Finish, Work
-from modelpipes.engine.client import Cancelled, ChatStream, Client, Piece, Refused
+from modelpipes.engine.client import ChatStream, Client, Piece
 from modelpipes.engine.lifecycle import Engine
-from modelpipes.errors import MessageError, UsageError
+from modelpipes.errors import Cancelled, MessageError, Refused, UsageError
 from modelpipes.gateway.lease import Lease, is_gateway
 from modelpipes.pipe.message import Stop, Usage
 from modelpipes.values.deadline import Deadline
@@ -138,9 +138,14 @@ class EngineVoice:
 
     def answer(self, work: Work) -> Finish:
         try:
-            return self._answer(work, is_exact=False)
+            return self._answer_or_again(work)
         except Cancelled:
             return Finish()
+
+    def _answer_or_again(self, work: Work) -> Finish:
+        """Where the server refuses the prompt, once more with another one."""
+        try:
+            return self._answer(work, is_exact=False)
         except Refused as refused:
             if work.content or work.thinking:
                 raise
@@ -150,8 +155,6 @@ class EngineVoice:
                 raise
             try:
                 return self._answer(work, is_exact=True)
-            except Cancelled:
-                return Finish()
             except Refused as again:
                 if again.kind == "context":
                     raise MessageError(f"the message does not fit the context: {again}") from None

@@ -10,9 +10,9 @@ import msgspec
 
 from modelpipes.commands.cli import options, values
 from modelpipes.errors import UsageError
-from modelpipes.fit.rating import DEFAULT_RESERVE_BYTES, Space
+from modelpipes.fit.rating import DEFAULT_RESERVE_BYTES
+from modelpipes.gguf.types import CACHE_TYPES
 from modelpipes.machine.cards import Card, parse_gpu
-from modelpipes.machine.memory import available_bytes
 from modelpipes.terminal import output
 from modelpipes.values.units import format_bytes
 
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     from modelpipes.config.settings import Use
-
-# Free memory moves by some MiB from one second to the next; what rests on it should not.
-DEVICE_STEP = 64 << 20
-HOST_STEP = 1 << 30
 
 Source: TypeAlias = Literal["nvml", "name", "vram", "stand-in"]
 
@@ -38,17 +34,11 @@ class KvType(click.ParamType[str]):
     name = "type"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value in PLAIN_KV_TYPES:
-            return str(value)
-        from modelpipes.fit.context import CACHE_TYPES  # lazily: it takes longer to load than all of --help
-
         if value not in CACHE_TYPES:
             self.fail(f"{value!r} is none of {', '.join(CACHE_TYPES)}", param, ctx)
         return str(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from modelpipes.fit.context import CACHE_TYPES
-
         return click.Choice(list(CACHE_TYPES)).shell_complete(ctx, param, incomplete)
 
 
@@ -140,13 +130,6 @@ def _choose_cards(name: str, vram_bytes: int | None) -> tuple[Card, ...]:
     if found.problems or assumed:
         output.say("; ".join([*found.problems, *assumed]))
     return found.cards
-
-
-def space_of(cards: tuple[Card, ...], reserve_bytes: int) -> Space:
-    """What models may use of these cards, and of the host, now."""
-    free = tuple(card.free_bytes // DEVICE_STEP * DEVICE_STEP if card.uuid else card.free_bytes for card in cards)
-    host = available_bytes()
-    return Space(free, host // HOST_STEP * HOST_STEP or host, reserve_bytes)
 
 
 class DescribedCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

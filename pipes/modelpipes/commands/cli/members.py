@@ -12,6 +12,7 @@ from modelpipes.commands import attach
 from modelpipes.commands.cli import options
 from modelpipes.errors import FileError, UsageError
 from modelpipes.pipe.room import HUB, check_seat, is_seat
+from modelpipes.terminal import output
 
 if TYPE_CHECKING:
     from modelpipes.gateway.private import Gateway
@@ -36,10 +37,12 @@ class Members(Struct, frozen=True):
         """Raise FileError where the engines that are to be started have no room side by side."""
         options_of = [_parse(name, arguments) for name, arguments in self.commands.items()]
         for engine in {given["engine"] for given in options_of if given["model"]}:
-            from modelpipes.engine.admission import check_fit
+            from modelpipes.engine.admission import Candidate, admit
 
             together = [given for given in options_of if given["model"] and given["engine"] == engine]
-            check_fit([attach.asked_of(given["seat"], given) for given in together], engine or "auto")
+            candidates = [Candidate(given["seat"], attach.spec_of_options(given)) for given in together]
+            for line in admit(candidates, engine or "auto"):
+                output.say(line)
 
 
 class InOrder(click.Command):

@@ -36,12 +36,6 @@ GRAPHS: dict[str, Callable[[Builder, list[int]], None]] = {
     **vocoder.GRAPHS,
 }
 
-# Drafters and routers whose graphs lean on another model: the general graph stands in, some hundred MiB off.
-APPROXIMATE = frozenset({"dflash", "eagle3", "graniteswitch"})
-
-# Every block leaves something behind: what the later ones need is more than the first ones show.
-GROWING = frozenset({"deepseek4", "glm5-next", "kimi-k3", "qwen4exp"})
-
 
 def build(b: Builder, layers: list[int]) -> None:
     """Add the nodes of the model's architecture to the builder's graph, those of the given layers only."""

@@ -18,12 +18,6 @@ from modelpipes.fit.settings import Settings
 from modelpipes.gguf.types import row_bytes
 
 ROTATION = 64  # rows of the smallest Hadamard matrix (llama-kv-cache.cpp)
-# `llama_model_rope_type`
-MULTI_ROPE = frozenset(
-    ["qwen2vl", "paddleocr", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "clef", "qwen4exp", "qwen3tts"]
-)
-MAYBE_MULTI_ROPE = frozenset(["glm4", "glm4moe", "hunyuan_vl", "bailingmoe3"])
-NO_MIXED_BATCH = frozenset({"cogvlm", "deepseek4", "granite-switch", "eagle3", "dflash", "gemma4-assistant"})
 
 
 class Builder:
@@ -76,7 +70,7 @@ class Builder:
         cur = t.pad(cur, more) if more else cur
         self.graph.expand(cur)
         self.graph.expand(given)
-        if self.h.arch not in NO_MIXED_BATCH:
+        if self.h.facts.mixed_batches:
             mixed = t.graph_input(F32, self.n_embd_inp, self.n_tokens)
             slots = t.graph_input(I64, self.n_tokens)
             rows = t.get_rows(table, t.graph_input(I32, self.n_tokens))
@@ -91,9 +85,8 @@ class Builder:
 
     def positions(self) -> Tensor:
         """One number for each token, or four where pictures have rows and columns (`n_pos_per_embd`)."""
-        arch = self.h.arch
-        multiple = arch in MULTI_ROPE
-        if arch in MAYBE_MULTI_ROPE:
+        multiple = self.h.facts.positions == "four"
+        if self.h.facts.positions == "by-sections":
             sections = self.h.value("rope.dimension_sections")
             first = sections[:2] if isinstance(sections, list) else []
             multiple = len(first) == 2 and all(isinstance(part, int) and part > 0 for part in first)
@@ -130,9 +123,7 @@ class Builder:
         if len(sizes) != 1 or heads[0] % ROTATION:
             return None
         head = sizes.pop()
-        rows = ROTATION
-        while grows and head % (2 * rows) == 0:
-            rows *= 2
+        rows = max(ROTATION, head & -head) if grows else ROTATION  # the largest power of two that divides it
         return t.graph_input(F32, rows, rows)
 
     # norms
@@ -313,8 +304,7 @@ class Builder:
         if rows is not None:
             cur.is_output = True  # a draft model may read it (t_h_nextn)
             cur = t.get_rows(cur, rows)
-        # bitnet takes the input's table as it lies on the host, not a copy
-        weight = self.weights.get("token_embd.weight" if self.h.arch == "bitnet" else "output.weight")
+        weight = self.weights.get("token_embd.weight" if self.h.facts.input_as_output else "output.weight")
         if weight is not None:
             cur = self.linear(cur, weight, self.weights.get("output.bias"))
         self.graph.expand(cur)

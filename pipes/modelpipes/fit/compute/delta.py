@@ -7,6 +7,7 @@ operation, which llama.cpp reckons with.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import AttentionInputs, Builder
@@ -15,14 +16,17 @@ from modelpipes.fit.compute.state import StateInputs, read_state, state_cache, s
 from modelpipes.fit.compute.tensor import F32, Tensor
 
 
-def shifted_inputs(b: Builder, inputs: StateInputs, cache: Tensor, cur: Tensor) -> Tensor:
-    """`build_conv_state`: `cur` [channels, tokens of a sequence, n_seqs] behind the last inputs before it."""
+def shifted_inputs(b: Builder, inputs: StateInputs, cache: Tensor, cur: Tensor, *, copied: bool = False) -> Tensor:
+    """`build_conv_state`: `cur` [channels, tokens of a sequence, n_seqs] behind the last inputs before it.
+
+    `copied`: what is kept for the next batch is copied first (qwen4exp.cpp).
+    """
     channels, _, n_seqs, _ = cur.ne
     kept = cache.ne[0] // channels
     before = t.reshape(read_state(b, inputs, cache), kept, channels, n_seqs)
     shifted = t.concat(before, t.transpose(cur), 0)
     last = t.view(shifted, before.ne, shifted.nb)
-    write_state(b, cache, t.cont(last) if b.h.arch == "qwen4exp" else last)
+    write_state(b, cache, t.cont(last) if copied else last)
     return shifted
 
 
@@ -52,8 +56,13 @@ def delta_net(
     return t.view(both, v.ne, (4, row, row * heads, row * heads * n_tokens))
 
 
-def linear_attention(b: Builder, inputs: StateInputs, il: int, cur: Tensor) -> Tensor:
-    """`build_layer_attn_linear`: decay and beta for each head, queries, keys and values by a short convolution."""
+def linear_attention(
+    b: Builder, inputs: StateInputs, il: int, cur: Tensor, *, repeats: bool = False, copied: bool = False
+) -> Tensor:
+    """`build_layer_attn_linear`: decay and beta for each head, queries, keys and values by a short convolution.
+
+    `repeats`: queries and keys are made as many as there are heads of the values (qwen3next.cpp).
+    """
     h = b.h
     size, k_heads, v_heads = h.ssm_d_state, h.ssm_n_group, h.ssm_dt_rank
     n_seqs, n_tokens = b.n_seqs, b.n_tokens // b.n_seqs
@@ -61,14 +70,14 @@ def linear_attention(b: Builder, inputs: StateInputs, il: int, cur: Tensor) -> T
     beta, alpha = gates(b, il, cur)
     alpha = t.activation(t.add(alpha, b.weights[f"blk.{il}.ssm_dt.bias"]))
     decay = t.reshape(t.mul(alpha, b.weights[f"blk.{il}.ssm_a"]), 1, v_heads, n_tokens, n_seqs)
-    shifted = shifted_inputs(b, inputs, state_cache(b, il, "r"), mixed)
+    shifted = shifted_inputs(b, inputs, state_cache(b, il, "r"), mixed, copied=copied)
     conv = short_conv(shifted, b.needed(il, "ssm_conv1d"))
     row = conv.nb[1]
     strides = (4, 4 * size, row, row * n_tokens)
     q = unit(t.view(conv, (size, k_heads, n_tokens, n_seqs), strides))
     k = unit(t.view(conv, (size, k_heads, n_tokens, n_seqs), strides))
     v = t.view(conv, (size, v_heads, n_tokens, n_seqs), strides)
-    if h.arch == "qwen3next" and k_heads != v_heads:
+    if repeats and k_heads != v_heads:
         q, k = (repeated_heads(tensor, v_heads) for tensor in (q, k))
     out = delta_net(b, inputs, il, q, k, v, decay, beta)
     gate = t.activation(t.reshape(z, size, v_heads, n_tokens, n_seqs))
@@ -158,17 +167,20 @@ def feed_forward(b: Builder, il: int, cur: Tensor) -> Tensor:
     return t.add(out, t.mul(shared, gate))
 
 
-def late_output(b: Builder, cur: Tensor, out_ids: Tensor) -> None:
-    """The last norm of all tokens, kept for a block that predicts further ones, and the logits of some."""
+def late_output(b: Builder, cur: Tensor, out_ids: Tensor, *, classifies: bool = False) -> None:
+    """The last norm of all tokens, kept for a block that predicts further ones, and the logits of some.
+
+    `classifies`: beside these what a classifier gives, if the file has one (qwen35.cpp).
+    """
     cur = b.norm(cur, b.w("output_norm"))
     cur.is_output = True
     cur = t.get_rows(cur, out_ids)
-    if b.h.arch == "qwen35" and (weight := b.w("cls.output")) is not None:
+    if classifies and (weight := b.w("cls.output")) is not None:
         b.graph.expand(b.linear(cur, weight, b.weights.get("cls.output.bias"))).is_output = True
     b.graph.expand(t.mul_mat(b.weights["output.weight"], cur))
 
 
-def delta(b: Builder, layers: list[int]) -> None:
+def delta(b: Builder, layers: list[int], *, repeats: bool = False, classifies: bool = False) -> None:
     """src/models/qwen3next.cpp, qwen35.cpp and qwen35moe.cpp."""
     cur = b.embed()
     states, inputs = state_inputs(b), b.attention_inputs(b.context.cells)
@@ -178,17 +190,17 @@ def delta(b: Builder, layers: list[int]) -> None:
         residual = cur
         cur = b.graph.expand(b.norm(cur, b.needed(il, "attn_norm")))
         if b.h.is_recr[il]:
-            cur = linear_attention(b, states, il, cur)
+            cur = linear_attention(b, states, il, cur, repeats=repeats)
         else:
             cur = gated_attention(b, inputs, il, cur, positions)
         residual = t.add(cur, residual)
         cur = feed_forward(b, il, b.norm(residual, b.needed(il, "post_attention_norm")))
         cur = t.add(cur, residual)
-    late_output(b, cur, out_ids)
+    late_output(b, cur, out_ids, classifies=classifies)
 
 
 GRAPHS: dict[str, Callable[[Builder, list[int]], None]] = {
-    "qwen3next": delta,
-    "qwen35": delta,
+    "qwen3next": partial(delta, repeats=True),
+    "qwen35": partial(delta, classifies=True),
     "qwen35moe": delta,
 }

@@ -163,7 +163,7 @@ def _decide(b: Builder, layers: list[int], cur: Tensor, mask: Tensor, out_ids: T
     for _ in range(DECISION_TYPES):
         one = t.add(cur, _first_row(types))
         for il in layers:
-            one = _modern_block(b, il, one, MODERN["modern-bert"], None, mask, out_ids if il == layers[-1] else None)
+            one = _modern_block(b, il, one, MODERN_BERT, None, mask, out_ids if il == layers[-1] else None)
         one = b.norm(one, b.w("cls.norm"), b.weights.get("cls.norm.bias"), "norm")
         one = t.activation(b.linear(one, b.weights["cls.weight"], b.weights["cls.bias"]))
         one = b.linear(one, b.weights["cls.output.weight"], b.weights["cls.output.bias"])
@@ -179,8 +179,9 @@ BERT = {
     "jina-bert-v2": Bert(),
     "jina-bert-v3": Bert(rope=True),
 }
+MODERN_BERT = Modern(norm="norm")
 MODERN = {
-    "modern-bert": Modern(norm="norm"),
+    "modern-bert": MODERN_BERT,
     "neo-bert": Modern(),
     "eurobert": Modern(),
     "gemma-embedding": Modern(scaled_input=True),

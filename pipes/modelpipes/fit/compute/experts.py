@@ -11,27 +11,6 @@ from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import Builder
 from modelpipes.fit.compute.tensor import Tensor
 
-# Those whose graphs hand `build_moe_ffn` the experts' scales (NVFP4 files have them, and Gemma 4's)
-SCALED_EXPERTS = frozenset(
-    [
-        "cohere2moe",
-        "deepseek32",
-        "dots3note",
-        "gemma4",
-        "glm-dsa",
-        "hy_v3",
-        "llama",
-        "mellum",
-        "mistral3",
-        "nemotron_h",
-        "nemotron_h_moe",
-        "qwen35moe",
-        "qwen3moe",
-        "qwen3next",
-        "qwen4exp",
-    ]
-)
-
 
 def moe(
     b: Builder, il: int, cur: Tensor, *, softmax_weight: bool = False, normed: bool = True,
@@ -100,7 +79,7 @@ def _experts(
 
     def product(weight: Tensor, cur: Tensor, name: str) -> Tensor:
         cur = t.mul_mat_id(weight, cur, chosen)
-        scale = b.weights.get(f"blk.{il}.{name}.scale") if b.h.arch in SCALED_EXPERTS else None
+        scale = b.weights.get(f"blk.{il}.{name}.scale") if b.h.facts.scaled_experts else None
         if scale is not None:  # one number for each expert
             scales = t.repeat(t.reshape(scale, 1, scale.ne[0]), 1, scale.ne[0], cur.ne[2])
             cur = t.mul(cur, t.get_rows(scales, chosen))

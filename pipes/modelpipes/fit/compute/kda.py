@@ -84,20 +84,25 @@ Gated = Callable[[Tensor, Tensor], Tensor]
 
 
 def limited(b: Builder, key: str, il: int) -> Gated:
-    """How a layer's gate is applied: with a limit where the file gives one, in GLM 5 Next by the same operation."""
+    """How a layer's gate is applied: with a limit where the file gives one."""
     limits = b.h.value(key, 0.0)
     limit = limits[il] if isinstance(limits, list) else limits
     is_limited = isinstance(limit, float) and limit > 1e-6
-    return clamped_glu if is_limited and b.h.arch != "glm5-next" else t.glu_split
+    return clamped_glu if is_limited else t.glu_split
 
 
-def feed_forward(b: Builder, il: int, cur: Tensor, normed: bool = True) -> Tensor:
-    """Dense in the first layers, then experts and one that every token passes."""
+def feed_forward(b: Builder, il: int, cur: Tensor, normed: bool = True, *, limits_at_once: bool = False) -> Tensor:
+    """Dense in the first layers, then experts and one that every token passes.
+
+    `limits_at_once`: the gate and its limit are one operation (glm5-next.cpp).
+    """
+    shared, chosen = (
+        t.glu_split if limits_at_once else limited(b, key, il) for key in ("swiglu_clamp_shexp", "swiglu_clamp_exp")
+    )
     if b.layer(il, "ffn_gate_inp") is None:
-        return b.ffn(il, cur, gated=limited(b, "swiglu_clamp_shexp", il))
-    out = moe(b, il, cur, normed=normed, gated=limited(b, "swiglu_clamp_exp", il))
-    names = ("ffn_up_shexp", "ffn_gate_shexp", "ffn_down_shexp")
-    return t.add(out, b.ffn(il, cur, *names, gated=limited(b, "swiglu_clamp_shexp", il)))
+        return b.ffn(il, cur, gated=shared)
+    out = moe(b, il, cur, normed=normed, gated=chosen)
+    return t.add(out, b.ffn(il, cur, "ffn_up_shexp", "ffn_gate_shexp", "ffn_down_shexp", gated=shared))
 
 
 def kimi_linear(b: Builder, layers: list[int]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import AttentionInputs, Builder
@@ -173,9 +174,11 @@ def experts(b: Builder, il: int, cur: Tensor) -> Tensor:
 Attention = Callable[[int, Tensor], Tensor]
 
 
-def trunk(b: Builder, layers: list[int], cur: Tensor, out_ids: Tensor, attend: Attention) -> None:
+def trunk(
+    b: Builder, layers: list[int], cur: Tensor, out_ids: Tensor, attend: Attention, *, scaled: bool = False
+) -> None:
     """Layers of attention (normed input to projected output) and feed-forward, and the output."""
-    scale = t.scale if b.h.arch == "minicpm3" else _unscaled
+    scale = t.scale if scaled else _unscaled
     cur = scale(cur)
     for il in layers:
         residual = cur
@@ -193,8 +196,8 @@ def _unscaled(cur: Tensor) -> Tensor:
     return cur
 
 
-def deepseek2(b: Builder, layers: list[int]) -> None:
-    """src/models/deepseek2.cpp, minicpm3.cpp and plm.cpp: the same nodes but for scales."""
+def deepseek2(b: Builder, layers: list[int], *, scaled: bool = False) -> None:
+    """src/models/deepseek2.cpp and plm.cpp; minicpm3.cpp: the same nodes but for scales."""
     cur = b.embed()
     scales = t.graph_input(F32, 1, 1, b.n_tokens) if b.h.value("attention.temperature_scale", 0.0) else None
     positions = b.positions()
@@ -203,7 +206,7 @@ def deepseek2(b: Builder, layers: list[int]) -> None:
     def attend(il: int, cur: Tensor) -> Tensor:
         return latent_attention(b, inputs, il, cur, positions, wo=b.needed(il, "attn_output"), scales=scales)
 
-    trunk(b, layers, cur, b.out_ids(), attend)
+    trunk(b, layers, cur, b.out_ids(), attend, scaled=scaled)
 
 
 def deepseek2_ocr(b: Builder, layers: list[int]) -> None:
@@ -224,6 +227,6 @@ GRAPHS: dict[str, Callable[[Builder, list[int]], None]] = {
     "deepseek2": deepseek2,
     "deepseek2-ocr": deepseek2_ocr,
     "mistral4": deepseek2,
-    "minicpm3": deepseek2,
+    "minicpm3": partial(deepseek2, scaled=True),
     "plm": deepseek2,
 }

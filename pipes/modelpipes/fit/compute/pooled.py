@@ -35,6 +35,7 @@ class PoolInputs:
     new_members: Tensor
     new_cells: Tensor
     new_positions: Tensor
+    selects_tail: bool
 
     @property
     def n_new(self) -> int:
@@ -45,22 +46,27 @@ class PoolInputs:
         return self.cells.ne[0]
 
 
-def pool_inputs(b: Builder) -> PoolInputs:
-    """`build_inp_kpool` for a full cache."""
-    h, size, n = b.h, b.h.indexer_kpool, b.n_tokens
+def pool_inputs(b: Builder, *, selects_tail: bool, marks_live: bool) -> PoolInputs:
+    """`build_inp_kpool` for a full cache.
+
+    `selects_tail`: the cells that fill no pool yet are always looked at. `marks_live`: which of the chosen cells
+    are in use is told.
+    """
+    size, n = b.h.indexer_kpool, b.n_tokens
     n_new = max(b.context.cells // size * b.n_seqs, 1)
     n_pools = -(-(n_new + 1) // POOL_PADDING) * POOL_PADDING
-    n_chosen = size * chosen_pools(b, n_pools) + (size - 1 if selects_tail(b) else 0)
+    n_chosen = size * chosen_pools(b, n_pools) + (size - 1 if selects_tail else 0)
     inputs = PoolInputs(
         ids=t.graph_input(I64, n),
         cells=t.graph_input(I32, n_pools),
         members=t.graph_input(I32, size, n_pools),
         mask=t.graph_input(F16, n_pools, n),
         tail=t.graph_input(I32, size - 1, n),
-        live=t.graph_input(F32, n_chosen, 1, 1, n) if h.arch == "glm5-next" else None,
+        live=t.graph_input(F32, n_chosen, 1, 1, n) if marks_live else None,
         new_members=t.graph_input(I32, size, n_new),
         new_cells=t.graph_input(I64, n_new),
         new_positions=t.graph_input(I32, 4 * n_new),
+        selects_tail=selects_tail,
     )
     for tensor in (inputs.cells, inputs.members, inputs.mask, inputs.tail, inputs.live):
         if tensor is not None:
@@ -71,11 +77,6 @@ def pool_inputs(b: Builder) -> PoolInputs:
 def chosen_pools(b: Builder, n_pools: int) -> int:
     """How many pools a token looks at."""
     return min(n_pools, b.h.indexer_top_k // b.h.indexer_kpool)
-
-
-def selects_tail(b: Builder) -> bool:
-    """Whether the cells that fill no pool yet are always looked at."""
-    return b.h.arch == "qwen4exp" or bool(b.h.value("attention.indexer.kpool_select_tail", True))
 
 
 Pooling = Callable[[Tensor], Tensor]  # of rows [width, cells of a pool, pools] into [width, pools]
@@ -108,7 +109,7 @@ def chosen_cells(b: Builder, inputs: PoolInputs, pools: Tensor) -> Tensor:
     n_pools, n = pools.ne[:2]
     cells = t.get_rows(inputs.members, t.reshape(pools, n_pools * n))
     cells = t.reshape(cells, b.h.indexer_kpool * n_pools, n)
-    return b.graph.expand(t.concat(cells, inputs.tail, 0) if selects_tail(b) else cells)
+    return b.graph.expand(t.concat(cells, inputs.tail, 0) if inputs.selects_tail else cells)
 
 
 def chosen_mask(mask: Tensor, cells: Tensor, live: Tensor, spare: Tensor) -> Tensor:
@@ -236,7 +237,9 @@ def stream_views(streams: Tensor) -> list[Tensor]:
 def glm5_next(b: Builder, layers: list[int]) -> None:
     """src/models/glm5-next.cpp: several residual streams, mixed before and after attention and feed-forward."""
     cur = b.embed()
-    states, keys, pools = state_inputs(b), key_inputs(b, b.context.cells), pool_inputs(b)
+    states, keys = state_inputs(b), key_inputs(b, b.context.cells)
+    has_tail = bool(b.h.value("attention.indexer.kpool_select_tail", True))
+    pools = pool_inputs(b, selects_tail=has_tail, marks_live=True)
     out_ids, last = b.out_ids(), None
     streams = t.repeat(t.reshape(cur, cur.ne[0], 1, b.n_tokens), cur.ne[0], b.h.dsv4_hc_mult, b.n_tokens)
     normed = bool(b.h.value("expert_weights_norm", False))
@@ -249,7 +252,7 @@ def glm5_next(b: Builder, layers: list[int]) -> None:
             cur, last = sparse_attention(b, keys, pools, il, cur, last)
         streams = spread(b, cur, streams, after, between)
         cur, after, between = mix(b, il, "ffn", streams)
-        cur = limited_feed_forward(b, il, b.norm(cur, b.needed(il, "ffn_norm")), normed)
+        cur = limited_feed_forward(b, il, b.norm(cur, b.needed(il, "ffn_norm")), normed, limits_at_once=True)
         streams = spread(b, cur, streams, after, between)
     cur, *others = stream_views(chosen_streams(streams, out_ids))
     for other in others:
@@ -327,7 +330,7 @@ def remember(b: Builder, inputs: StateInputs, il: int, rows: Tensor, streams: Te
     normed = b.norm(t.reshape(gated, width, count, n), b.needed(il, "ple_norm_conv"))
     past = t.stored((h.ple_conv_state, b.n_seqs), 4 * h.ple_conv_state * b.n_seqs, b.homes[il], weight=False)
     channels, per_sequence = width * count, n // b.n_seqs
-    shifted = shifted_inputs(b, inputs, past, t.reshape(normed, channels, per_sequence, b.n_seqs))
+    shifted = shifted_inputs(b, inputs, past, t.reshape(normed, channels, per_sequence, b.n_seqs), copied=True)
     kernel = b.needed(il, "ple_conv1d")
     total: Tensor | None = None
     for _ in range(kernel.ne[0]):
@@ -344,7 +347,7 @@ def qwen4(b: Builder, layers: list[int]) -> None:
     h = b.h
     cur = b.embed()
     states, inputs = state_inputs(b), b.attention_inputs(b.context.cells)
-    pools = pool_inputs(b) if h.indexer_kpool else None
+    pools = pool_inputs(b, selects_tail=True, marks_live=False) if h.indexer_kpool else None
     positions, out_ids = b.positions(), b.out_ids()
     rows = ngram_embeddings(b) if any(h.is_ple) else None
     streams = t.repeat(t.reshape(cur, cur.ne[0], 1, b.n_tokens), cur.ne[0], h.dsv4_hc_mult, b.n_tokens)
@@ -356,7 +359,7 @@ def qwen4(b: Builder, layers: list[int]) -> None:
         b.graph.expand(cur)
         weights = t.mul_mat(b.needed(il, "hc_attn_inject"), normed)
         if h.is_recr[il]:
-            cur = linear_attention(b, states, il, cur)
+            cur = linear_attention(b, states, il, cur, copied=True)
         else:
             seen = inputs
             if pools is not None and h.dsv4_compress_ratios[il]:

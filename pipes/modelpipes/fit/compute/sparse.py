@@ -29,7 +29,6 @@ from modelpipes.fit.compute.latent import (
 from modelpipes.fit.compute.tensor import F16, F32, Tensor
 
 ROTATION = 64  # rows of the smallest Hadamard matrix (llama-kv-cache.cpp)
-UNTURNED = "hy_v4"  # its indexer's rows are not rotated
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +40,16 @@ class SparseInputs:
     rotation: Tensor | None
 
 
-def sparse_inputs(b: Builder) -> SparseInputs:
-    """`build_attn_inp_k_dsa`."""
-    rotation = None if b.h.arch == UNTURNED else hadamard(b.h.indexer_head_size)
+def sparse_inputs(b: Builder, *, turned: bool = True) -> SparseInputs:
+    """`build_attn_inp_k_dsa`; the indexer's rows are `turned`, or not (hy-v4.cpp)."""
+    rotation = hadamard(b.h.indexer_head_size) if turned else None
     return SparseInputs(key_inputs(b, b.context.cells), key_inputs(b, b.context.cells, F16), rotation)
 
 
 def hadamard(head: int) -> Tensor:
     """The largest matrix that rows of keys can be turned with (the constructor of `llama_kv_cache`)."""
     rows = ROTATION
-    while head % (2 * rows) == 0:
+    while 2 * rows <= head and head % (2 * rows) == 0:  # a header may say that heads have no elements
         rows *= 2
     return t.graph_input(F32, rows, rows)
 
@@ -127,7 +126,7 @@ def deepseek32(b: Builder, _: list[int]) -> None:
 
     def attend(il: int, cur: Tensor) -> Tensor:
         nonlocal last
-        indexed = b.h.is_indexer_full[il] or b.h.arch == "deepseek32"
+        indexed = b.h.is_indexer_full[il] or b.h.facts.indexed_always
         out, last = sparse_attention(b, inputs, il, sizes(b, il), cur, positions, last, indexed)
         return t.mul_mat(b.needed(il, "attn_output"), out)
 
@@ -161,7 +160,7 @@ def hy_v4(b: Builder, layers: list[int]) -> None:
     inputs: SparseInputs | KeyInputs
     cur = b.embed()
     positions = b.positions()
-    inputs = sparse_inputs(b) if h.indexer_top_k else key_inputs(b, b.context.cells)
+    inputs = sparse_inputs(b, turned=False) if h.indexer_top_k else key_inputs(b, b.context.cells)
     out_ids = b.out_ids()
     last: Tensor | None = None
     cur = t.repeat(t.reshape(cur, h.n_embd, 1, b.n_tokens), h.n_embd, h.dsv4_hc_mult, b.n_tokens)

@@ -103,7 +103,8 @@ def nanbeige(b: Builder, layers: Sequence[int]) -> None:
 def llama4(b: Builder, layers: list[int]) -> None:
     """`llama_model_llama4::graph`: some layers without rotation, whose queries are scaled by their position."""
     h, context = b.h, b.context
-    if b.settings.cpu_moe:  # all layers: between dense ones on a device, experts on the host scatter its memory
+    if b.settings.cpu_moe or b.settings.n_cpu_moe:
+        # All layers: between dense ones on a device, experts on the host scatter its memory.
         layers = list(range(h.n_layer_trunk))
     has_window = h.swa_type != "none"
     rope_period = ROPE_PERIOD if has_window else h.n_layer_trunk

@@ -21,8 +21,8 @@ Parallel = Literal["", "ffn+attention", "attention+ffn", "ffn+input"]
 
 # From where on only the tokens that have an output are computed; `all` have one.
 Rows = Literal["last-block", "last-norm", "output", "all"]
-# Which layers turn queries and keys by their positions: of `three-of-four`, not every fourth.
-Rope = Literal["all", "none", "windowed", "three-of-four"]
+# Which layers turn queries and keys by their positions: of `three-of-four`, not every fourth; of `small`, all or none.
+Rope = Literal["all", "none", "windowed", "three-of-four", "small"]
 NO_ROPE_STEP = 4  # llama_hparams::n_no_rope_layer_step
 
 
@@ -37,8 +37,13 @@ class Style:
     rope: Rope = "all"
     table_of_positions: bool = False  # learned positions are added to the embeddings
     parallel: Parallel = ""
+    parallel_if_told: bool = False  # the file may say that the parts are not parallel
     ffn_norm: str = "ffn_norm"
+    attended_norm: str = ""  # of what attention found
+    lent_norm: bool = False  # feed-forward without a norm of its own is given what attention was
+    loses_attention: bool = False  # what attention found is lost where there is no feed-forward
     dense: bool = False  # experts in the file are not used
+    dense_beside: bool = False  # experts have a dense part beside them
     softmax_weight: bool = False  # the weights of the chosen experts alone are made to sum to one
     normed_experts: bool | None = True  # None: as the file says
     early_router: bool = False  # experts are chosen by the block's input
@@ -46,20 +51,25 @@ class Style:
     residual_first: Literal["", "first", "last"] = ""  # which of a block's sums begins with what went past
 
 
-BAICHUAN_7B_LAYERS = 32  # its larger sister has no rope
+SMALL_LAYERS = 32  # those of Baichuan 7B, whose larger sister has no rope
 
 LAYER_NORM = Style(norm="norm")
 FILE_NORMED = Style(normed_experts=None)
 UNNORMED = Style(normed_experts=False)
 
 STYLES: dict[str, Style] = {
-    **dict.fromkeys(["codeshell", "jais2", "nemotron", "orion", "pockettts", "stablelm", "starcoder2"], LAYER_NORM),
+    **dict.fromkeys(["codeshell", "jais2", "nemotron", "orion", "pockettts", "starcoder2"], LAYER_NORM),
+    "stablelm": Style(norm="norm", lent_norm=True),
+    "baichuan": Style(rope="small"),
+    "deci": Style(loses_attention=True),
     **dict.fromkeys(["bloom", "jais"], Style(norm="norm", rope="none")),
     **dict.fromkeys(["gpt2", "mpt", "starcoder"], Style(norm="norm", rope="none", table_of_positions=True)),
-    **dict.fromkeys(["command-r", "gptneox"], Style(norm="norm", parallel="ffn+input")),
+    "command-r": Style(norm="norm", parallel="ffn+input"),
+    "gptneox": Style(norm="norm", parallel="ffn+input", parallel_if_told=True),
     "cohere2": Style(norm="norm", parallel="ffn+input", rope="windowed"),
     **dict.fromkeys(["bailingmoe", "bailingmoe2", "dots1", "glm4moe", "laguna"], FILE_NORMED),
-    **dict.fromkeys(["gemma", "gemma2", "grok", "minicpm"], Style(scaled_embeddings=True)),
+    **dict.fromkeys(["gemma", "gemma2", "minicpm"], Style(scaled_embeddings=True)),
+    "grok": Style(scaled_embeddings=True, attended_norm="attn_output_norm", dense_beside=True),
     **dict.fromkeys(["granite", "granitemoe", "granite_swa", "graniteswitch"], Style(scaled_embeddings=None)),
     "afmoe": Style(normed_experts=None, scaled_embeddings=True, rope="three-of-four"),
     "exaone-moe": Style(normed_experts=None, rope="windowed"),
@@ -133,18 +143,19 @@ def block(
     cur = attention(b, style, il, attended, positions, inputs, cells)
     if rows is not None:
         cur, residual = t.get_rows(cur, rows), t.get_rows(residual, rows)
-    if b.h.arch == "deci" and not b.h.n_ff[il]:
-        return residual  # what attention found is lost, in llama.cpp as well
+    if style.loses_attention and not b.h.n_ff[il]:
+        return residual  # in llama.cpp as well
     if rows is not None:
         probs = None if probs is None else t.get_rows(probs, rows)
-    if style.parallel and (b.h.arch != "gptneox" or b.h.value("use_parallel_residual", True)):
+    if style.parallel and (not style.parallel_if_told or b.h.value("use_parallel_residual", True)):
         return beside(b, style, il, cur, normed, residual, rows)
     if style.ffn_norm != "post_attention_norm":
         cur = norm(b, style, il, "post_attention_norm", cur)
-    cur = norm(b, style, il, "attn_output_norm", cur) if b.h.arch == "grok" else cur
+    if style.attended_norm:
+        cur = norm(b, style, il, style.attended_norm, cur)
     ffn_input = t.add(residual, cur) if style.residual_first == "first" else t.add(cur, residual)
     cur = norm(b, style, il, style.ffn_norm, ffn_input)
-    if b.h.arch == "stablelm" and cur is ffn_input:  # without a norm of its own it takes attention's
+    if style.lent_norm and cur is ffn_input:
         cur = normed if rows is None else t.get_rows(normed, rows)
     if b.layer(il, "ffn_norm_exps") is not None:  # arctic: experts beside the block
         out = t.add(b.ffn(il, cur), ffn_input)
@@ -226,7 +237,7 @@ def has_rope(h: Hparams, il: int) -> bool:
         return h.swa_type == "none" or h.is_swa[il]
     if style.rope == "three-of-four":
         return (il + 1) % NO_ROPE_STEP != 0
-    return style.rope == "all" and (h.arch != "baichuan" or h.n_layer == BAICHUAN_7B_LAYERS)
+    return style.rope == "all" or (style.rope == "small" and h.n_layer == SMALL_LAYERS)
 
 
 def head_norm(b: Builder, style: Style, il: int, name: str, cur: Tensor) -> Tensor:
@@ -254,6 +265,6 @@ def feed_forward(b: Builder, style: Style, il: int, cur: Tensor, probs: Tensor |
         if (gate := b.layer(il, "ffn_gate_inp_shexp")) is not None:
             shared = t.mul(shared, t.activation(t.mul_mat(gate, cur)))
         out = t.add(out, shared)
-    elif b.h.arch == "grok" and b.layer(il, "ffn_up") is not None:  # a dense part beside the experts
+    elif style.dense_beside and b.layer(il, "ffn_up") is not None:
         out = t.scale(t.add(b.ffn(il, cur), out))
     return out

@@ -1,0 +1,111 @@
+"""serve-models as a person sees it: what happens, line by line, and what is in memory, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import assert_never
+
+from modelpipes import events
+from modelpipes.gateway.wire import ModelList, ModelState, Residency
+from modelpipes.terminal import output
+from modelpipes.values.units import format_bytes, format_seconds
+
+SHOWN_DECISIONS = 5
+
+
+def say(line: str) -> None:
+    """One line of the daemon's, or of an action's."""
+    output.say(f"serve-models: {line}")
+
+
+def tell(event: events.Event) -> None:
+    """The Sink of a daemon that runs for a person: each event is one line on stderr."""
+    say(words(event))
+
+
+def words(event: events.Event) -> str:
+    """What happened, in one line."""
+    match event:
+        case events.EngineReady(name, load_s, pid):
+            return f"{name} is ready after {load_s:.2f} s (pid {pid})"
+        case events.EngineStuck(name):
+            return f"{name} hangs: it is there and computes nothing"
+        case events.EngineFailed(name, why):
+            return _failure(event) if event.in_a_row else f"{name}, as it was configured before, failed: {why}"
+        case events.StopFailed(name, why):
+            return f"{name}: {why}"
+        case events.MemoryNotFreed(name):
+            return f"{name} has ended, and its memory on the card is not free"
+        case events.Decided(action, name, reason):
+            return f"{action} {name}: {reason}"
+        case events.Listening(models, address, memory):
+            return f"{_count(models)} on {address}, with {memory}"
+        case events.LeftOut(name, why):
+            return f"{name} is left out: {why}"
+        case events.NotCounted(name, what):
+            return f"{name}: {what}"
+        case events.DoesNotFit(name, advice):
+            return f"{name} does not fit: {advice}"
+        case events.Reloaded():
+            return "; ".join((f"read again: {_count(event.models)}", *_news(event)))
+        case events.NotReloaded(why):
+            return f"nothing was changed: {why}"
+        case events.NeedsRestart(keys):
+            return f"{', '.join(keys)}: to change that takes a new start"
+        case events.Trouble(why):
+            return why
+        case _:
+            assert_never(event)
+
+
+def _failure(event: events.EngineFailed) -> str:
+    then = ""
+    if event.is_lasting:
+        then = "; not before its file or the configuration has changed"
+    elif event.pause_s:
+        then = f"; not before {event.pause_s:g} s"
+    return f"{event.name} failed ({event.in_a_row} in a row): {event.why}{then}"
+
+
+def _news(event: events.Reloaded) -> Iterator[str]:
+    for what, names in (("added", event.added), ("removed", event.removed), ("changed", event.changed)):
+        if names:
+            yield f"{what} {', '.join(names)}"
+    if event.memory:
+        yield event.memory
+
+
+def _count(models: int) -> str:
+    return f"{models} model{'s' if models != 1 else ''}"
+
+
+def tell_state(model: ModelState) -> None:
+    """What a model is now that something was done with it."""
+    say(f"{model.name} is {model.state}{', pinned' if model.pinned else ''}")
+
+
+def show(residency: Residency, models: ModelList) -> None:
+    """Every model as a row of a table; the memory, who waits and the last decisions on stderr."""
+    resident = {one.name: one for one in residency.resident}
+    rows = []
+    for model in models.data:
+        one = resident.get(model.id)
+        rows.append(
+            (
+                model.id,
+                one.state + (", pinned" if one.pinned else "") if one else "",
+                format_bytes(one.bytes + one.host_bytes) if one else "",
+                one.busy if one else "",
+                format_seconds(one.idle_s) if one and not one.busy else "",
+            )
+        )
+    output.write_table(
+        rows, ["model", "state", "memory", "busy", "idle"], output.width(), right=("memory", "busy", "idle")
+    )
+    used, budget = residency.used_bytes, residency.budget_bytes
+    card = f"card {format_bytes(used)} of {format_bytes(budget)}; " if budget else ""
+    say(f"{card}host {format_bytes(residency.host_used_bytes)} of {format_bytes(residency.host_budget_bytes)}")
+    for waiting in residency.waiting:
+        say(f"{waiting.position}. waits for {waiting.name} since {format_seconds(waiting.waited_s)}")
+    for decision in residency.decisions[-SHOWN_DECISIONS:]:
+        say(f"{decision.at} {decision.action} {decision.name}: {decision.reason}")

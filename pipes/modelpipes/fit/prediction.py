@@ -1,0 +1,63 @@
+"""What an engine will take by its spec: its model, and what else it is given beside it. Reads the files' headers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from modelpipes.fit.flags import in_force
+from modelpipes.fit.memory import Predictor
+from modelpipes.fit.placement import size_of
+from modelpipes.fit.shares import Memory, Share
+from modelpipes.fit.spec import EngineSpec
+from modelpipes.gguf.header import Header
+from modelpipes.gguf.shards import read_model
+
+
+class EnginePredictor:
+    """Predicts one engine's memory under many settings: the headers of its files are read once."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        """Of the spec only its files count. Raises FileError for one that cannot be read or is none of its kind."""
+        told = in_force(spec)
+        self.header = read_model(told.model)
+        self._model = Predictor(self.header)
+        self._draft = Predictor(read_model(told.draft.model)) if told.draft else None
+        self._projector = read_model(told.projector) if told.projector else None
+        self._adapters = [read_model(path) for path in told.adapters]
+
+    @property
+    def n_layers(self) -> int:
+        """Blocks of the model, and its output."""
+        return self._model.hparams.n_layer + 1
+
+    def __call__(self, spec: EngineSpec) -> Memory:
+        """The memory under a spec in force, in bytes; UsageError where llama.cpp would refuse it."""
+        memory = self._model(spec)
+        if self._draft and spec.draft:
+            placed = replace(spec.draft, n_devices=spec.n_devices, backend=spec.backend, n_ctx=spec.n_ctx)
+            drafted = self._draft(placed)
+            # The runtime's part of each device is there once.
+            memory = _beside(memory, [share.total_bytes - share.overhead_bytes for share in drafted.devices],
+                             drafted.host.total_bytes)  # fmt: skip
+        for adapter in self._adapters:
+            memory = _beside(memory, *self._model.place_adapter(adapter, spec))
+        if self._projector:
+            # clip.cpp puts all of it on the first device, and makes its compute buffer with the first picture.
+            n_bytes = _weights_bytes(self._projector)
+            first = [n_bytes] if spec.n_devices else []
+            memory = _beside(memory, first + [0] * (spec.n_devices - 1), 0 if first else n_bytes)
+        return memory
+
+
+def _weights_bytes(header: Header) -> int:
+    return sum(size_of(tensor).plain for tensor in header.tensors)
+
+
+def _beside(memory: Memory, device_bytes: list[int], host_bytes: int) -> Memory:
+    """The memory of a model with the weights of something else; then the whole is an estimate."""
+    devices = [_with(share, n_bytes) for share, n_bytes in zip(memory.devices, device_bytes, strict=True)]
+    return Memory(tuple(devices), _with(memory.host, host_bytes), "generic")
+
+
+def _with(share: Share, n_bytes: int) -> Share:
+    return replace(share, model_bytes=share.model_bytes + n_bytes)

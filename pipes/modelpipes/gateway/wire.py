@@ -1,0 +1,105 @@
+"""What our own daemon says over HTTP, as types: the gateway makes its answers from them, and its clients read them."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Fault(msgspec.Struct):
+    """What is wrong, as OpenAI's API says it; `code` is one of a fixed list."""
+
+    message: str
+    type: str
+    code: str | int | None
+    param: str | None = None
+
+
+class Failure(msgspec.Struct):
+    """The body of every answer that is none."""
+
+    error: Fault
+
+
+class Model(msgspec.Struct):
+    """One servable model."""
+
+    id: str
+    created: int
+    file: str
+    aliases: list[str]
+    context_length: int
+    state: str
+    object: str = "model"
+    owned_by: str = "modelpipes"
+
+
+class ModelList(msgspec.Struct):
+    data: list[Model]
+    object: str = "list"
+
+
+class ModelState(msgspec.Struct):
+    """What a model is now, after it was told to load, unload, pin or unpin."""
+
+    name: str
+    state: str
+    pinned: bool
+
+
+class LeaseLine(msgspec.Struct):
+    """The first line of a lease: where the engine listens. `path` is a Unix socket, where it is on one."""
+
+    host: str
+    port: int
+    path: str
+    key: str
+    name: str
+
+
+class LeaseNews(msgspec.Struct, omit_defaults=True):
+    """A later line of a lease: others wait; its time is over; the engine has died. After the latter two, the end."""
+
+    drain: bool = False
+    expired: bool = False
+    lost: bool = False
+
+
+class ResidentReport(msgspec.Struct):
+    """A model in memory: loading, ready, draining, stopping or failed; its bytes of the card's and of host memory."""
+
+    name: str
+    state: str
+    bytes: int
+    host_bytes: int
+    busy: int
+    idle_s: float
+    pinned: bool
+
+
+class WaitingReport(msgspec.Struct):
+    """A request that waits for room, the first at position 1."""
+
+    name: str
+    position: int
+    waited_s: float
+
+
+class DecisionReport(msgspec.Struct):
+    """What was done with a model, why, and when: ISO 8601 in UTC."""
+
+    at: str
+    action: str
+    name: str
+    reason: str
+
+
+class Residency(msgspec.Struct):
+    """Who is in memory and who waits, beside the budgets of the card and the host, and the last decisions."""
+
+    budget_bytes: int
+    used_bytes: int
+    host_budget_bytes: int
+    host_used_bytes: int
+    resident: list[ResidentReport]
+    waiting: list[WaitingReport]
+    decisions: list[DecisionReport]

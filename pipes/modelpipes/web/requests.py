@@ -1,0 +1,59 @@
+"""One short request and its whole answer, and what is said where none comes."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from modelpipes.errors import DeadlineError, EngineError, PipesError
+from modelpipes.terminal.safetext import make_line
+from modelpipes.web.site import Site
+from modelpipes.web.stream import Stream
+
+
+@dataclass(frozen=True)
+class Response:
+    """A whole answer."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+    @property
+    def is_success(self) -> bool:
+        return 200 <= self.status < 300
+
+    def json(self) -> Any:
+        """What the body says; ValueError where it is no JSON."""
+        try:
+            return json.loads(self.body)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+
+
+def exchange(
+    site: Site, method: str, page: str, body: bytes | None = None, *, headers: Mapping[str, str], limit_s: float
+) -> Response:
+    """Ask a server; EngineError where it cannot be spoken to, DeadlineError after a silence of `limit_s`."""
+
+    def explain(error: Exception) -> PipesError:
+        if isinstance(error, TimeoutError):
+            return DeadlineError(f"the server at {site.root} did not answer {page} for {limit_s:g} s")
+        return EngineError(explain_transport(site.root, error))
+
+    with Stream(site, explain) as stream:
+        stream.send(method, page, body, headers, connect_s=limit_s, silence_s=limit_s)
+        return Response(stream.status, stream.content_type, stream.read_all())
+
+
+def explain_transport(root: str, error: Exception) -> str:
+    """One line for a request that did not come through."""
+    if isinstance(error, ConnectionRefusedError | TimeoutError | socket.gaierror):
+        return f"no server answers at {root}: is it running?"
+    if isinstance(error, ConnectionError | http.client.IncompleteRead | http.client.RemoteDisconnected):
+        return f"the server at {root} closed the connection"
+    return f"the server at {root} cannot be spoken to: {make_line(str(error)) or type(error).__name__}"

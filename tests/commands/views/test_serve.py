@@ -1,0 +1,51 @@
+"""The words for what happens in a daemon, letter for letter."""
+
+from __future__ import annotations
+
+import typing
+
+import pytest
+
+from modelpipes import events
+from modelpipes.commands.views.serve import words
+
+SAID: list[tuple[events.Event, str]] = [
+    (events.EngineReady("qwen", 1.234, 7), "qwen is ready after 1.23 s (pid 7)"),
+    (events.EngineStuck("qwen"), "qwen hangs: it is there and computes nothing"),
+    (events.EngineFailed("qwen", "it died"), "qwen, as it was configured before, failed: it died"),
+    (events.EngineFailed("qwen", "it died", 1), "qwen failed (1 in a row): it died"),
+    (events.EngineFailed("qwen", "it died", 3, 20.0), "qwen failed (3 in a row): it died; not before 20 s"),
+    (
+        events.EngineFailed("qwen", "bad file", 2, 10.0, is_lasting=True),
+        "qwen failed (2 in a row): bad file; not before its file or the configuration has changed",
+    ),
+    (events.StopFailed("qwen", "it stays"), "qwen: it stays"),
+    (events.MemoryNotFreed("qwen"), "qwen has ended, and its memory on the card is not free"),
+    (events.Decided("load", "qwen", "it was asked for"), "load qwen: it was asked for"),
+    (events.Listening(1, "unix:/s", "1 GiB"), "1 model on unix:/s, with 1 GiB"),
+    (events.Listening(2, "h:1", "1 GiB"), "2 models on h:1, with 1 GiB"),
+    (events.LeftOut("qwen", "no such file"), "qwen is left out: no such file"),
+    (events.DoesNotFit("qwen", "ctx_size = 512 would fit"), "qwen does not fit: ctx_size = 512 would fit"),
+    (events.Reloaded(0), "read again: 0 models"),
+    (
+        events.Reloaded(2, ("a", "b"), ("c",), ("d",), "2 GiB"),
+        "read again: 2 models; added a, b; removed c; changed d; 2 GiB",
+    ),
+    (events.NotReloaded("a.toml: no key"), "nothing was changed: a.toml: no key"),
+    (
+        events.NeedsRestart(("server.key", "server.listen")),
+        "server.key, server.listen: to change that takes a new start",
+    ),
+    (events.Trouble("no llama-server"), "no llama-server"),
+]
+
+
+@pytest.mark.parametrize(("event", "said"), SAID)
+def test_every_event_has_its_words(event: events.Event, said: str) -> None:
+    assert words(event) == said
+
+
+def test_no_kind_of_event_is_left_out() -> None:
+    kinds = set(typing.get_args(events.Event))
+    assert {type(event) for event, _ in SAID} == kinds
+    assert all(f"\n{kind.__name__} " in (events.__doc__ or "") for kind in kinds)
