@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from modelpipes.pipe.room import HUB, Room, star
 from tests.peers import open_descriptors
@@ -15,6 +17,17 @@ from tests.peers import open_descriptors
 os.environ["XDG_CONFIG_HOME"] = "/nonexistent/config"
 for name in ("MODELPIPES_CONFIG", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
     os.environ.pop(name, None)
+
+# Nor is what it had ignored: `nohup`, or a script's `&`. A signal that is ignored stays so in what we start; one that
+# is handled is there as the system has it, whoever starts it, and we pass over it as before.
+for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+    if signal.getsignal(signum) is signal.SIG_IGN:
+        signal.signal(signum, lambda *_: None)
+signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+# How long an example of a property takes is the machine's matter.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import select
@@ -26,7 +27,8 @@ from modelpipes.pipe.message import Bye, Delta, Progress, Reply, Say, new_id
 from modelpipes.pipe.room import Room, Sitting
 from modelpipes.values.deadline import Deadline
 
-LIMIT_S = 20.0  # for anything that should take no time, on a machine that does other things as well
+LIMIT_S = 30.0  # for anything that should take no time, on a machine that does other things as well
+LOOK_S = 0.001  # between looks at what tells of no change
 ROOT = Path(__file__).parents[1]
 
 
@@ -36,8 +38,8 @@ class Peer:
     def __init__(self, *command: str, **options: object) -> None:
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'pipes'}"}
         self.process = subprocess.Popen(  # type: ignore[call-overload]  # of the options there are many
-            command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, env=environment, cwd=ROOT, **options
-        )
+            command, bufsize=0, stdout=subprocess.PIPE, stdin=subprocess.PIPE, env=environment, cwd=ROOT, **options
+        )  # unbuffered: a line that was read ahead is none for `select`
         self.pid: int = self.process.pid
 
     def line(self) -> str:
@@ -90,12 +92,31 @@ def modelpipes(*args: str, **variables: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    """Return when it holds; DeadlineError where it does not before LIMIT_S."""
-    deadline = Deadline.after(LIMIT_S)
+def eventually(holds: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> None:
+    """Return when it holds; DeadlineError, which names `what`, where it does not in time.
+
+    For what no descriptor and no lock tells: it looks again and again.
+    """
+    deadline = Deadline.after(limit_s)
+    if not holds_in_time(holds, deadline):
+        deadline.check(what)
+
+
+def holds_in_time(holds: Callable[[], object], deadline: Deadline) -> bool:
+    """Whether it comes to hold before the deadline."""
+    while not holds():
+        if deadline.has_passed():
+            return False
+        time.sleep(LOOK_S)
+    return True
+
+
+async def eventually_beside(holds: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> None:
+    """`eventually` in a loop of events, which goes on meanwhile."""
+    deadline = Deadline.after(limit_s)
     while not holds():
         deadline.check(what)
-        time.sleep(0.001)
+        await asyncio.sleep(LOOK_S)
 
 
 def open_descriptors() -> dict[str, str]:

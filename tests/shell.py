@@ -17,7 +17,7 @@ CHECKOUT = Path(__file__).parent.parent
 BIN = CHECKOUT / "bin"
 TINY_CHAT = CHECKOUT / "pipes" / "modelpipes" / "models" / "tiny-chat.gguf"
 RUN_LIMIT_S = 240.0  # a busy machine starts twenty engines in this time; a hang is found all the same
-LEAVING_S = 5.0  # for what a script started to be gone after it; clean-up takes milliseconds
+LEAVING_S = 20.0  # for what a script started to be gone after it; clean-up takes milliseconds, on an idle machine
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,7 @@ import pytest
 from modelpipes.child import KEPT_LINE_BYTES, Child
 from modelpipes.errors import DeadlineError, FileError, ProgramError
 from modelpipes.values.deadline import Deadline
-
-LIMIT_S = 10.0
+from tests.peers import LIMIT_S, eventually
 
 
 def sh(script: str, **options: object) -> Child:
@@ -34,13 +32,6 @@ def has_ended(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return True
     return stat.rpartition(")")[2].split()[0] in "ZX"
-
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    deadline = Deadline.after(LIMIT_S)
-    while not holds():
-        deadline.check(what)
-        time.sleep(0.001)
 
 
 def line_of(child: Child) -> str:

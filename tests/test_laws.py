@@ -153,12 +153,12 @@ class Place(Home):
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
             try:
-                eventually(lambda: watcher.poll() is not None or process.poll() is not None, line.until)
+                eventually(lambda: watcher.poll() is not None or process.poll() is not None, line.until, LIMIT_S)
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(watcher.pid, signal.SIGKILL)
                 watcher.wait()
-        eventually(lambda: process.poll() is not None or _catches(process.pid), f"{line.text} catches signals")
+        eventually(lambda: process.poll() is not None or _catches(process.pid), f"{line.text} catches signals", LIMIT_S)
         assert process.poll() is None, (self._folder / "stderr").read_text()
 
     def man(self) -> None:

@@ -7,7 +7,7 @@ answers what it is told: a model, a program, a person. The shortest program that
 
     room = Room.make("talk", ["bob"])
     with Seating(room) as seating:
-        seating.seat({"bob": ["--model", "tiny-chat"]})
+        seating.seat({"bob": ["--model", "tiny-chat", "--temperature", "0"]})
         print(ask("bob", "What is 3 and 4?", room=room).content)
     clean_up(room)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.values.deadline import Deadline
 from tests.bench import fairness, results
 from tests.bench.results import ROOT
-from tests.drill.processes import eventually, marked
+from tests.drill.processes import marked
+from tests.peers import eventually
 
 LIMIT_S = 120
 
@@ -78,7 +78,7 @@ def test_ended_early_it_takes_everything_with_it(signum: signal.Signals, tmp_pat
     assert bench.stderr
     assert bench.stderr.readline().startswith("transport: round 1")
     mark = f"TMPDIR={tmp_path / 'tmp'}"
-    assert eventually(lambda: len(marked(mark)) > 10, Deadline.after(LIMIT_S))
+    eventually(lambda: len(marked(mark)) > 10, "the talkers", LIMIT_S)
     bench.send_signal(signum)
     said, progress = bench.communicate(timeout=LIMIT_S)
     assert (bench.returncode, said) == (128 + signum, "")

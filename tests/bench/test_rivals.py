@@ -18,8 +18,8 @@ from tests.bench.record import Record
 from tests.bench.rivals import Task, content, piece, question
 from tests.bench.rivals.carrier import Carrier
 from tests.bench.talker import Talker
-from tests.drill.processes import descendants, eventually, living
-from tests.peers import open_descriptors
+from tests.drill.processes import descendants, living
+from tests.peers import eventually, open_descriptors
 
 TASKS = [
     Task.make("round_trip", 64, 20),
@@ -53,7 +53,7 @@ def test_what_a_rival_carries_arrives(rival: str, programs: dict[str, list[str]]
             assert all(taken > 0 for taken in taken_ns)
         family = descendants(os.getpid()) - strangers
     assert len(family) >= 2
-    assert eventually(lambda: not living(family), Deadline.after(5))
+    eventually(lambda: not living(family), "end of the family")
     assert open_descriptors() == before
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from modelpipes.pipe.asker import Answer, Asker
 from modelpipes.pipe.message import Say, new_id
 from modelpipes.pipe.room import Room, star
 from modelpipes.values.deadline import Deadline
-
-LIMIT_S = 20.0  # of anything that a test waits for
+from tests.peers import LIMIT_S
 
 
 class ScriptedVoice:
@@ -100,14 +98,6 @@ def seat(room: Room) -> Iterator[Seat]:
     yield start
     for one in seated:
         one.end()
-
-
-def wait_until(is_true: Callable[[], bool], what: str) -> None:
-    """For what no descriptor tells: look again and again, under the deadline."""
-    deadline = Deadline.after(LIMIT_S)
-    while not is_true():
-        assert not deadline.has_passed(), f"not in time: {what}"
-        time.sleep(0.002)
 
 
 def asker(room: Room, to: str = "bob", sender: str = "hub", silence_s: float = LIMIT_S) -> Asker:

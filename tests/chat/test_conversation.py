@@ -16,11 +16,16 @@ from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
 from modelpipes.chat.turns import Random, RoundRobin, StopRules
 from modelpipes.chat.voices import Finish, Work
 from modelpipes.errors import DeadlineError, MessageError, PeerError, PeerFailed, PeerGone, ProgramError
+from modelpipes.pipe.asker import Answer, Asker
+from modelpipes.pipe.message import Say
 from modelpipes.pipe.room import Room, star
 from modelpipes.values.deadline import Deadline
-from tests.chat.conftest import LIMIT_S, ScriptedVoice, Seat, Seated, wait_until
+from tests.chat.conftest import ScriptedVoice, Seat, Seated
+from tests.peers import LIMIT_S, eventually
 
 Lead = Callable[..., str]
+ONE_TURN_S = 2.0  # in which a member answers once, on a machine that does other things as well, and another begins to
+SILENCE_S = 1.0  # in which one who answers shows life
 
 
 class Recorder:
@@ -278,10 +283,9 @@ def test_at_the_deadline_in_mid_answer_what_was_said_is_kept_and_the_work_stoppe
     seat(numbered("alice"), "alice")
     seat(ScriptedVoice(endless), "bob")
     began_s = time.monotonic()
-    assert lead("alice", "bob", rounds=5, max_s=1.0) == "max-seconds"
-    took_s = time.monotonic() - began_s
-    assert cancelled.wait(0.1)
-    assert 1.0 <= took_s <= 1.05 + 0.05
+    assert lead("alice", "bob", rounds=5, max_s=ONE_TURN_S) == "max-seconds"
+    assert time.monotonic() - began_s >= ONE_TURN_S
+    assert cancelled.wait(LIMIT_S)
     assert turns_in(path)[1:] == [(1, "alice", "alice-0"), (2, "bob", "so far")]
     assert json.loads(Path(path).read_text().splitlines()[-2])["stop"] == "timeout"
     assert why_in(path) == "max-seconds"
@@ -309,7 +313,7 @@ def test_a_conversation_that_was_cut_off_goes_on(seat: Seat, lead: Lead, path: s
     bob = ScriptedVoice(slow)
     seat(numbered("alice"), "alice")
     seat(bob, "bob")
-    lead("alice", "bob", rounds=2, max_s=0.3)
+    lead("alice", "bob", rounds=2, max_s=ONE_TURN_S)
     assert lead("alice", "bob", rounds=2) == "rounds"
     turns = [(sender, content) for _, sender, content in turns_in(path)]
     assert [sender for sender, _ in turns] == ["hub", "alice", "bob", "alice", "bob"]
@@ -465,16 +469,14 @@ def test_whoever_is_waited_for_is_not_waited_for_beyond_the_deadline(room: Room,
         leave_amid(work, seated)
 
     seated = seat(ScriptedVoice(leave), "alice")
-    began_s = time.monotonic()
-    assert lead("alice", "bob", rounds=1, max_s=0.5, bring_back=wait) == "max-seconds"
-    assert time.monotonic() - began_s < 0.5 * 1.05 + 0.05
+    assert lead("alice", "bob", rounds=1, max_s=ONE_TURN_S, bring_back=wait) == "max-seconds"
 
 
 def test_a_member_that_is_silent_ends_it_with_its_name(room: Room, seat: Seat, lead: Lead) -> None:
     began_s = time.monotonic()
     with pytest.raises(DeadlineError, match="alice: nobody took the seat"):
         lead("alice", "bob", rounds=1, silence_s=0.4)
-    assert 0.4 <= time.monotonic() - began_s <= 0.4 * 1.05 + 0.05
+    assert time.monotonic() - began_s >= 0.4
 
 
 # -- the moderator
@@ -544,16 +546,23 @@ def test_a_moderator_that_fails_stops_nothing(seat: Seat, lead: Lead, path: str)
 
 
 def test_a_moderator_that_is_silent_stops_nothing_and_is_waited_for_once_a_turn(
-    room: Room, seat: Seat, lead: Lead, path: str
+    room: Room, seat: Seat, lead: Lead, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room.make_pipes(star("hub", ["carol"]))
     seat(numbered("alice"), "alice")
     seat(numbered("bob"), "bob")
-    began_s = time.monotonic()
+    waited_for: list[str] = []
+    wait = Asker.ask
+
+    def ask(self: Asker, say: Say) -> Iterator[Answer]:
+        waited_for.append(self.to)
+        return wait(self, say)
+
+    monkeypatch.setattr(Asker, "ask", ask)
     with pytest.raises(DeadlineError, match="carol: nobody took the seat"):
-        lead("alice", "bob", "carol", rounds=1, moderator="carol", silence_s=0.2)
+        lead("alice", "bob", "carol", rounds=1, moderator="carol", silence_s=SILENCE_S)
     assert speakers_in(path) == ["hub", "alice", "bob"]
-    assert time.monotonic() - began_s < 4 * 0.2 + 0.2
+    assert waited_for == ["carol", "alice", "carol", "bob", "carol", "carol"]
 
 
 def test_a_moderator_that_never_stops_talking_is_broken_off(seat: Seat, lead: Lead, path: str) -> None:
@@ -595,4 +604,4 @@ def test_the_room_is_free_for_others_between_two_turns(room: Room, seat: Seat, l
     seat(ScriptedVoice(), "alice")
     seat(ScriptedVoice(), "bob")
     lead("alice", "bob", rounds=1)
-    wait_until(lambda: not room.is_asked("hub", "alice") and not room.is_asked("hub", "bob"), "the locks are free")
+    eventually(lambda: not room.is_asked("hub", "alice") and not room.is_asked("hub", "bob"), "the locks are free")

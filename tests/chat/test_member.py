@@ -16,7 +16,8 @@ from modelpipes.pipe.endpoint import Arrival, Endpoint
 from modelpipes.pipe.message import Cancel, Delta, Failure, Heard, Message, Pong, Progress, Reply, Say, Usage, new_id
 from modelpipes.pipe.room import Room
 from modelpipes.values.deadline import Deadline
-from tests.chat.conftest import LIMIT_S, ScriptedVoice, Seat, Seated, ask, asker, wait_until
+from tests.chat.conftest import ScriptedVoice, Seat, Seated, ask, asker
+from tests.peers import LIMIT_S, eventually
 
 
 class Gate:
@@ -401,7 +402,7 @@ def test_a_newer_plain_line_is_answered_and_never_the_one_before_it(room: Room, 
     seat(ScriptedVoice(lambda work: gate(work) if work.turns[-1].content == "B" else work.emit(work.turns[-1].content)))
     with open(room.pipe("hub", "bob"), "wb") as pipe:
         pipe.write(b"A\n")
-    wait_until(lambda: room.sitting("bob").answers == 1, "the answer that nobody collects")
+    eventually(lambda: room.sitting("bob").answers == 1, "the answer that nobody collects")
     with open(room.pipe("hub", "bob"), "wb") as pipe:
         pipe.write(b"B\n")
     gate.opened.set()
@@ -428,7 +429,7 @@ def test_a_plain_asker_that_never_collects_holds_nobody_up_and_a_newer_line_repl
         with open(room.pipe("hub", "bob"), "wb") as pipe:
             pipe.write(line)
         assert isinstance(ask(room, "meanwhile", sender="alice")[-1], Reply)
-        wait_until(lambda answers=2 * number: room.sitting("bob").answers == answers, "the plain answer")  # type: ignore[misc]
+        eventually(lambda answers=2 * number: room.sitting("bob").answers == answers, "the plain answer")  # type: ignore[misc]
     with open(room.pipe("bob", "hub"), "rb") as pipe:
         assert pipe.readline() == b"new\n"
     assert "hub asked again before it collected an answer" in capfd.readouterr().err
@@ -659,7 +660,7 @@ def test_a_plain_asker_is_told_that_the_member_leaves(room: Room, seat: Seat) ->
 
     reader = threading.Thread(target=read)
     reader.start()
-    wait_until(lambda: Path(f"/proc/self/task/{reader.native_id}/wchan").read_text() != "0", "the reader's open")
+    eventually(lambda: Path(f"/proc/self/task/{reader.native_id}/wchan").read_text() != "0", "the reader's open")
     member.end()
     reader.join(LIMIT_S)
     assert got == [b"error: bob is leaving\n"]

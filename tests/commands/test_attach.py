@@ -7,7 +7,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.values.deadline import Deadline
 from tests.commands.conftest import LIMIT_S, QUICK_ENGINE, Commands
+from tests.peers import eventually
 
 MODEL = ("--model", "tiny-chat", "--temperature", "0", *QUICK_ENGINE)
 
@@ -34,15 +34,9 @@ def engine_of(member: subprocess.Popen[bytes]) -> int:
     return pid
 
 
-def await_end(pids: set[int], within_s: float) -> float:
-    """Wait for processes to be gone; how long it took."""
-    began_s, deadline = time.monotonic(), Deadline.after(LIMIT_S)
-    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
-        deadline.check("end of the processes")
-        time.sleep(0.002)
-    took_s = time.monotonic() - began_s
-    assert took_s < within_s
-    return took_s
+def await_end(pids: set[int]) -> None:
+    """Wait for processes to be gone."""
+    eventually(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), "end of the processes")
 
 
 def end_of(process: subprocess.Popen[bytes]) -> tuple[int, str]:
@@ -121,9 +115,7 @@ def test_what_is_no_fifo_is_named_and_left_alone(run: Commands, tmp_path: Path, 
 
 def test_a_seat_that_is_taken_names_who_sits_there(run: Commands) -> None:
     first = run.attach("bob", "--filter", "cat")
-    began_s = time.monotonic()
     second = run("attach", "bob", "--filter", "cat")
-    assert time.monotonic() - began_s < 3.5  # two seconds for a holder that is dying
     assert (second.code, second.stdout) == (1, "")
     assert f"the seat is taken by bob (pid {first.pid}, __main__.py attach bob --filter cat); end it" in second.stderr
     assert run("ask", "bob", "still there?").stdout == "still there?\n"
@@ -191,17 +183,14 @@ def test_a_signal_ends_it_and_its_engine_with_its_own_code(run: Commands, signum
     started = set(children_of(bob.pid))
     bob.send_signal(signum)
     assert end_of(bob) == (code, "")
-    await_end(started, 0.5)
+    await_end(started)
     assert run.room.sitting("bob").state == "free"
 
 
 def test_a_signal_while_it_loads_ends_it_too(run: Commands) -> None:
     run("setup", "bob")
     bob = run.start("attach", "bob", *MODEL)
-    deadline = Deadline.after(LIMIT_S)
-    while run.room.sitting("bob").pid != bob.pid:
-        deadline.check("member in its seat")
-        time.sleep(0.001)
+    eventually(lambda: run.room.sitting("bob").pid == bob.pid, "member in its seat")
     bob.terminate()
     assert end_of(bob) == (143, "")
     assert run.left_processes() == []
@@ -216,7 +205,7 @@ def test_nohup_keeps_it_alive(run: Commands) -> None:
     os.kill(pid, signal.SIGHUP)
     assert run("ask", "bob", "x").stdout == "x\n"
     os.kill(pid, signal.SIGINT)  # which a script's `&` had ignored
-    await_end({pid}, 3.0)
+    await_end({pid})
 
 
 def test_ctrl_c_at_a_terminal_ends_a_loop_of_the_shell_as_well(run: Commands) -> None:
@@ -240,27 +229,23 @@ def test_ctrl_c_at_a_terminal_ends_a_loop_of_the_shell_as_well(run: Commands) ->
     assert b"again" not in seen
 
 
-def test_an_engine_that_is_killed_takes_its_member_with_it_at_once(run: Commands) -> None:
+def test_an_engine_that_is_killed_takes_its_member_with_it(run: Commands) -> None:
     bob = run.attach("bob", *MODEL)
     os.kill(engine_of(bob), signal.SIGKILL)
-    began_s = time.monotonic()
     code, stderr = end_of(bob)
-    assert time.monotonic() - began_s < 1.0
     assert (code, stderr) == (1, "modelpipes attach: bob: the engine ended: killed by signal 9\n") or (
         code == 1 and stderr.startswith("modelpipes attach: bob: the engine ended: ") and stderr.count("\n") == 1
     )
     assert run.room.sitting("bob").state == "died"
 
 
-def test_a_member_whose_pipes_vanish_leaves_within_a_second_and_its_engine_with_it(run: Commands) -> None:
+def test_a_member_whose_pipes_vanish_leaves_and_its_engine_with_it(run: Commands) -> None:
     bob = run.attach("bob", *MODEL)
     started = set(children_of(bob.pid))
     assert started
     assert run("cleanup", "-f").code == 0
-    began_s = time.monotonic()
     assert end_of(bob) == (0, "")
-    await_end(started, 0.5)
-    assert time.monotonic() - began_s < 1.0
+    await_end(started)
     assert not os.path.exists(run.room.path)
 
 

@@ -18,7 +18,8 @@ import pytest
 from modelpipes.engine import hardware
 from modelpipes.values.deadline import Deadline
 from tests.commands.conftest import LIMIT_S, Commands
-from tests.drill.processes import eventually, marked
+from tests.drill.processes import marked
+from tests.peers import eventually, holds_in_time
 from tests.shell import Ended
 
 MACHINE = hardware.look()
@@ -102,7 +103,7 @@ class Builder:
         return len(list(self.engines.glob(".*"))) == len(self.names())
 
     def no_process_is_left(self) -> bool:
-        return eventually(lambda: not marked(self.mark), Deadline.after(LIMIT_S))
+        return holds_in_time(lambda: not marked(self.mark), Deadline.after(LIMIT_S))
 
 
 @pytest.fixture
@@ -175,7 +176,7 @@ def test_a_build_that_was_interrupted_leaves_no_process_and_goes_on(
     builder.step(f"touch reached\ncat {shlex.quote(str(tmp_path / 'never'))}\n")
     os.mkfifo(tmp_path / "never")
     running = builder.run.start("build-engine", "--source", str(builder.tree), "--variant=cpu")
-    assert eventually(lambda: any(builder.cache.glob("*/tools/server/reached")), Deadline.after(LIMIT_S))
+    eventually(lambda: any(builder.cache.glob("*/tools/server/reached")), "the build, half way")
     if signum == signal.SIGKILL:  # what the compiler had not written to its end
         (half,) = builder.cache.glob("*/CMakeFiles/base.dir/base.c.o")
         half.write_bytes(half.read_bytes()[:100])
@@ -196,7 +197,7 @@ def test_a_build_that_was_interrupted_leaves_no_process_and_goes_on(
 def test_a_build_that_takes_too_long_ends_and_goes_on_when_told_again(builder: Builder, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "never")
     builder.step(f"cat {shlex.quote(str(tmp_path / 'never'))}\n")
-    late = builder("--max-seconds=1.5")
+    late = builder("--max-seconds=3")
     assert late.code == 124
     assert "run this again and it goes on where it stopped" in late.stderr
     assert builder.no_process_is_left()

@@ -216,7 +216,8 @@ def test_what_is_given_to_a_program_on_the_command_line_is_refused_all_the_same(
 def test_members_and_engines_of_a_conversation_go_by_the_file_that_was_named(run: Commands, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(
-        "[voice]\nctx_size = 512\nkv_type = 'q8_0'\nthreads = 1\nsystem = 'You are alice.'\n"
+        "[voice]\nctx_size = 512\nkv_type = 'q8_0'\nthreads = 1\ntemperature = 0\n"
+        "system = 'You are alice.'\n"
         "engine_args = ['--alias', 'x']\n[chat-models]\nrounds = 1\n"
     )
     done = run("chat", "--model", f"alice={TINY_CHAT}", "--filter", "bob=cat", "--config", str(path), "--json")

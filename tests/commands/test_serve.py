@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.values.deadline import Deadline
-from tests.drill.processes import eventually
+from tests.peers import eventually
 from tests.serving.daemons import KEY, LIMIT_S, NAMES, Said, Served, write_models
 from tests.shell import Ended
 
@@ -126,7 +125,7 @@ def test_an_action_waits_for_a_daemon_that_starts(alone: Commands) -> None:
     alone.start("--vram", "1GB")
     assert process.wait(LIMIT_S) == 0
     assert said.wait_for("alpha is ready")
-    assert eventually(lambda: alone.states() == {"alpha": "ready"}, Deadline.after(LIMIT_S))
+    eventually(lambda: alone.states() == {"alpha": "ready"}, "alpha in memory")
 
 
 def test_of_two_daemons_the_address_says_which_is_meant(alone: Commands) -> None:

@@ -29,9 +29,10 @@ from modelpipes.errors import DeadlineError
 from modelpipes.pipe.room import Room, Sitting
 from modelpipes.values.deadline import Deadline
 from tests.drill.checks import Book, Violation
-from tests.drill.processes import Id, Process, command_line, descendants, eventually, living, marked, wait_for_end
+from tests.drill.processes import Id, Process, command_line, descendants, living, marked, wait_for_end
 from tests.drill.ptrace import Tracer, why_not
 from tests.drill.server import Asked, Server
+from tests.peers import holds_in_time
 
 SURVIVAL_S = 2.0  # what a killed process owned must be gone by then
 GO_ON_S = 30.0  # for a conversation to go on after a kill, engines loaded anew, on a busy machine
@@ -132,7 +133,7 @@ class Place:
 
     def check_left(self) -> None:
         """Nobody whom we or ours started is left."""
-        if not eventually(lambda: not marked(self._mark), Deadline.after(SURVIVAL_S)):
+        if not holds_in_time(lambda: not marked(self._mark), Deadline.after(SURVIVAL_S)):
             raise Violation(f"left over: {_named(marked(self._mark))}")
 
     def end(self) -> None:
@@ -144,7 +145,7 @@ class Place:
 
 def check_gone(family: set[Id], whose: str) -> None:
     """Violation where what a killed process had started outlives it."""
-    if not eventually(lambda: not living(family), Deadline.after(SURVIVAL_S)):
+    if not holds_in_time(lambda: not living(family), Deadline.after(SURVIVAL_S)):
         raise Violation(f"the {whose} was killed, and left {_named(living(family))}")
 
 

@@ -6,13 +6,10 @@ import os
 import select
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from modelpipes.values.deadline import Deadline
-
-LOOK_S = 0.002  # between looks into /proc, which has no events for strangers
 
 
 class Id(NamedTuple):
@@ -73,15 +70,6 @@ def command_line(pid: int) -> list[str]:
             return file.read().decode("utf-8", "replace").split("\0")[:-1]
     except OSError:
         return []
-
-
-def eventually(holds: Callable[[], bool], deadline: Deadline) -> bool:
-    """Whether it comes to hold before the deadline."""
-    while not holds():
-        if deadline.has_passed():
-            return False
-        time.sleep(LOOK_S)
-    return True
 
 
 def wait_for_end(pidfd: int, deadline: Deadline) -> bool:

@@ -15,10 +15,10 @@ import pytest
 from modelpipes.values.deadline import Deadline
 from tests.drill import ptrace
 from tests.drill.checks import Book, Violation
-from tests.drill.processes import descendants, eventually, living
+from tests.drill.processes import descendants, living
 from tests.drill.ptrace import Tracer
+from tests.peers import LIMIT_S, eventually
 
-LIMIT_S = 20.0
 HEADER = {"type": "conversation", "version": 1, "id": "1", "members": ["alice", "bob"]}
 CALLS = 40
 # Asks for its parent's pid so often, then writes a file and asks once more.
@@ -92,13 +92,13 @@ def test_a_process_that_was_let_go_runs_on(program: subprocess.Popen[bytes]) -> 
 
 def test_a_grandchild_that_outlives_its_parent_is_seen() -> None:
     with subprocess.Popen(["sh", "-c", "sleep 1000 & read line"], stdin=subprocess.PIPE) as process:
-        assert eventually(lambda: len(descendants(process.pid)) == 1, Deadline.after(LIMIT_S))
+        eventually(lambda: len(descendants(process.pid)) == 1, "the child")
         family = descendants(process.pid)
         process.kill()
         process.wait(LIMIT_S)
     assert living(family) == family
     os.kill(next(iter(family)).pid, signal.SIGKILL)
-    assert eventually(lambda: not living(family), Deadline.after(LIMIT_S))
+    eventually(lambda: not living(family), "end of the family")
 
 
 def book(path: Path, *lines: object) -> Book:

@@ -13,7 +13,8 @@ import pytest
 from modelpipes.chat.voices import Finish, Work
 from modelpipes.errors import EngineError, PeerFailed
 from modelpipes.pipe.room import Room
-from tests.chat.conftest import LIMIT_S, ScriptedVoice, Seat, ask, room, seat
+from tests.chat.conftest import ScriptedVoice, Seat, ask, room, seat
+from tests.peers import LIMIT_S
 
 __all__ = ["room", "seat"]  # fixtures
 

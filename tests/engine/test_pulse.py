@@ -21,7 +21,7 @@ from modelpipes.errors import Cause
 from modelpipes.values.deadline import Deadline
 
 LIMIT_S = 30.0
-PROBE_S = 0.3  # tiny models have a token in 3 ms; a wedged engine has none ever
+PROBE_S = 2.0  # tiny models have a token by then, on a busy machine too; a wedged engine has none ever
 QUIET_S = 1.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import select
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -124,7 +125,7 @@ def test_a_reader_that_never_reads_ends_a_send_at_its_deadline(room: Room, hub: 
         began_s = time.monotonic()
         with pytest.raises(DeadlineError, match="bob did not read before the deadline"):
             hub.send("bob", say("x" * 400_000), Deadline.after(0.2))
-        assert 0.2 <= time.monotonic() - began_s < 1
+        assert time.monotonic() - began_s >= 0.2
 
 
 # -- who comes, who goes
@@ -135,7 +136,7 @@ def test_a_seat_that_nobody_took_is_waited_for_until_the_deadline(hub: Endpoint)
     with pytest.raises(DeadlineError, match="bob: nobody took the seat before the deadline") as e:
         hub.connect("bob", Deadline.after(0.2))
     assert e.value.exit_code == 124
-    assert 0.2 <= time.monotonic() - began_s < 1
+    assert time.monotonic() - began_s >= 0.2
 
 
 def test_a_seat_whose_member_died_fails_at_once_and_names_it(room: Room, hub: Endpoint) -> None:
@@ -184,29 +185,28 @@ def test_a_send_to_a_reader_that_is_killed_meanwhile_fails_and_names_it(room: Ro
             hub.send("bob", say("hi"), soon())
 
 
+def counted_polls(endpoint: Endpoint) -> list[Any]:
+    """What the polls of an endpoint find from now on."""
+    found: list[Any] = []
+    poll = endpoint._ready
+
+    def ready(*limit_ms: Any) -> Any:
+        found.append(poll(*limit_ms))
+        return found[-1]
+
+    endpoint._ready = ready
+    return found
+
+
 def test_the_error_of_a_read_end_that_is_closed_does_not_spin(room: Room, hub: Endpoint) -> None:
     # POLLERR stays set: a loop that keeps the descriptor polls a million times a second.
-    polls = 0
-    real = hub._poll
-
-    class Counted:
-        def poll(self, timeout_ms: int | None) -> list[tuple[int, int]]:
-            nonlocal polls
-            polls += 1
-            return real.poll(timeout_ms)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(real, name)
-
     with peer("sitter", room) as bob:
         hub.connect("bob", soon())
         bob.kill()
-        hub._poll = Counted()  # type: ignore[assignment]  # select.poll cannot be made a subclass of
-        cpu_s = time.process_time()
+        polls = counted_polls(hub)
         assert hub.receive(soon()) == Lost("bob", 0)
         assert hub.receive(Deadline.after(0.3)) is None
-        assert polls <= 5
-        assert time.process_time() - cpu_s < 0.1
+        assert 1 <= len(polls) <= 5
 
 
 def test_writers_that_come_and_go_do_not_spin_a_reader(room: Room, bob: Endpoint) -> None:
@@ -215,9 +215,9 @@ def test_writers_that_come_and_go_do_not_spin_a_reader(room: Room, bob: Endpoint
             hub.connect("bob", soon())
             hub.send("bob", say("hi"), soon())
     assert [type(item) for item in arrivals(bob)] == [Say, Say, Say]
-    cpu_s = time.process_time()
+    polls = counted_polls(bob)
     assert bob.receive(Deadline.after(0.3)) is None
-    assert time.process_time() - cpu_s < 0.1
+    assert 1 <= len(polls) <= 5
 
 
 # -- predecessors
@@ -414,22 +414,31 @@ def test_a_pipe_that_cannot_be_opened_leaves_no_descriptor(room: Room) -> None:
         assert open_descriptors() == before
 
 
-def test_a_thousand_ends_are_closed_in_no_time(tmp_path: Path) -> None:
+def test_to_close_an_end_takes_no_more_where_there_are_many(tmp_path: Path) -> None:
     # Each close rebuilt the table of all the others.
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    seats = [f"s{i}" for i in range(min(800, (hard if hard != resource.RLIM_INFINITY else 4096) // 2 - 100))]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096) if hard != resource.RLIM_INFINITY else 4096, hard))
-    try:
-        room = Room.make(str(tmp_path / "large"))
-        room.make_pipes(star(HUB, seats))
-        with Endpoint(room, HUB) as hub:
-            for seat in seats:
-                hub.listen(seat)
-            cpu_s = time.process_time()
+    assert calls_to_close(tmp_path / "large", 200) <= 20 * calls_to_close(tmp_path / "small", 10)
+
+
+def calls_to_close(path: Path, count: int) -> int:
+    """How many functions are called to close an endpoint with so many ends."""
+    seats = [f"s{i}" for i in range(count)]
+    room = Room.make(str(path))
+    room.make_pipes(star(HUB, seats))
+    calls = 0
+
+    def note(frame: object, event: str, what: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    with Endpoint(room, HUB) as hub:
+        for seat in seats:
+            hub.listen(seat)
+        sys.setprofile(note)
+        try:
             hub.close()
-            assert time.process_time() - cpu_s < 0.1
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        finally:
+            sys.setprofile(None)
+    return calls
 
 
 def test_a_stopped_reader_is_still_connected(room: Room, hub: Endpoint) -> None:

@@ -30,13 +30,13 @@ from modelpipes.pipe.ping import (
 from modelpipes.pipe.pingpeer import PEER, seated_peer
 from modelpipes.pipe.room import HUB, Room
 from modelpipes.values.deadline import Deadline
-from tests.peers import LIMIT_S, peer
+from tests.peers import LIMIT_S, eventually, peer
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 NEVER = Deadline.never()
 TOO_SHORT_S = 0.05  # for an answer that does not come
-LONG_ENOUGH_S = 0.5  # for one that does, though others do not
+LONG_ENOUGH_S = 1.0  # for one that does, though others do not
 
 
 def soon() -> Deadline:
@@ -67,11 +67,9 @@ class ByHand:
 
     def ping(self) -> Ping:
         """The next ping."""
-        deadline = soon()
         while not self._heard:
-            deadline.check("ping")
-            if fifo.is_readable(self._reader):
-                self._heard += self._splitter.feed(os.read(self._reader, 65536))  # type: ignore[arg-type]
+            eventually(lambda: fifo.is_readable(self._reader), "ping")
+            self._heard += self._splitter.feed(os.read(self._reader, 65536))  # type: ignore[arg-type]
         ping = self._heard.pop(0)
         assert isinstance(ping, Ping)
         return ping

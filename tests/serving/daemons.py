@@ -19,8 +19,9 @@ from typing import Any, Self
 from modelpipes.fit.spec import spec_of
 from modelpipes.serving import budget
 from modelpipes.values.deadline import Deadline
-from tests.drill.processes import Id, command_line, descendants, eventually, living
+from tests.drill.processes import Id, command_line, descendants, living
 from tests.models import scripted_model
+from tests.peers import holds_in_time
 from tests.shell import Home
 
 LIMIT_S = 30.0  # far more than anything here takes; the deadline of every wait
@@ -243,7 +244,7 @@ class Served(Home):
     def wait_for_states(self, **wanted: str) -> None:
         """Return once exactly these models are in memory, in these states."""
         deadline = Deadline.after(LIMIT_S)
-        assert eventually(lambda: self.states() == wanted, deadline), (self.states(), wanted, self.said.lines)
+        assert holds_in_time(lambda: self.states() == wanted, deadline), (self.states(), wanted, self.said.lines)
 
 
 QUESTION = [{"role": "user", "content": "Hello."}]

@@ -17,7 +17,8 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from modelpipes.pipe.room import Room
 from modelpipes.values.deadline import Deadline
-from tests.drill.processes import eventually, living
+from tests.drill.processes import living
+from tests.peers import eventually
 from tests.serving.daemons import KEY, LIMIT_S, NAMES, Refusal, Served, predicted_bytes, words_of, write_models
 
 
@@ -118,7 +119,7 @@ def test_a_pinned_model_that_was_changed_is_loaded_anew(served: Served, files: d
     before = served.engines()["alpha"]
     served.write(files, {"alpha": 'pin = true\nengine_args = ["--temp", "0.5"]'})
     served.reload()
-    assert eventually(lambda: served.engines().get("alpha", before) != before, Deadline.after(LIMIT_S))
+    eventually(lambda: served.engines().get("alpha", before) != before, "new engine")
     served.wait_for_states(alpha="ready")
 
 
@@ -171,7 +172,7 @@ def test_engines_die_with_a_killed_daemon_and_a_new_one_takes_its_address_at_onc
     assert served.end(signal.SIGKILL) == -signal.SIGKILL
     served.restart("--vram", "1GB")
     assert served.listen == address
-    assert eventually(lambda: not living(family), Deadline.after(LIMIT_S))
+    eventually(lambda: not living(family), "end of the family")
     assert served.states() == {}
     assert served.ask("alpha") == "This is alpha."
 
@@ -223,8 +224,7 @@ def test_a_lease_is_an_engine_to_speak_to_directly_and_ends_with_its_client(
         assert b'"port"' in line
         assert [one["busy"] for one in served.residency()["resident"]] == [1]
         response.close()
-    deadline = Deadline.after(LIMIT_S)
-    assert eventually(lambda: [one["busy"] for one in served.residency()["resident"]] == [0], deadline)
+    eventually(lambda: [one["busy"] for one in served.residency()["resident"]] == [0], "end of the lease")
 
 
 def test_three_seats_on_two_resident_models_converse_with_a_lease_a_turn(
@@ -256,7 +256,7 @@ def test_a_pinned_model_whose_engine_was_killed_comes_back_unasked(served: Serve
     served.wait_for_states(alpha="ready")
     killed = served.engines()["alpha"]
     os.kill(killed, signal.SIGKILL)
-    assert eventually(lambda: served.engines().get("alpha", killed) != killed, Deadline.after(LIMIT_S))
+    eventually(lambda: served.engines().get("alpha", killed) != killed, "new engine")
     served.wait_for_states(alpha="ready")
 
 

@@ -23,7 +23,8 @@ from pathlib import Path
 import pytest
 
 from modelpipes.values.deadline import Deadline
-from tests.drill.processes import descendants, eventually, living
+from tests.drill.processes import descendants, living
+from tests.peers import eventually, holds_in_time
 from tests.serving.daemons import LIMIT_S, NAMES, Refusal, Served, predicted_bytes, words_of, write_models
 
 FAULTS = 12
@@ -146,13 +147,13 @@ class Faults:
         with suppress(ProcessLookupError), _stopped(engine) as pidfd:
             served_before = sum(self.clients.outcomes.values())
             deadline = Deadline.after(STALL_S)
-            eventually(lambda: sum(self.clients.outcomes.values()) > served_before + 2 * CLIENTS, deadline)
+            holds_in_time(lambda: sum(self.clients.outcomes.values()) > served_before + 2 * CLIENTS, deadline)
             signal.pidfd_send_signal(pidfd, signal.SIGCONT)
 
     def an_engine_hangs(self) -> None:
         engine = self._engine()
         with suppress(ProcessLookupError), _stopped(engine) as pidfd:
-            assert eventually(lambda: _has_ended(pidfd), Deadline.after(HANG_S)), "an engine that hangs is left so"
+            eventually(lambda: _has_ended(pidfd), "end of an engine that hangs", HANG_S)
 
     def a_start_is_refused(self) -> None:
         name = self.chance.choice(NAMES)
@@ -202,7 +203,7 @@ class Faults:
         assert self.served.end(signal.SIGKILL) == -signal.SIGKILL
         self.served.restart()
         self.clients.changes += 1
-        assert eventually(lambda: not living(family), Deadline.after(LIMIT_S)), "an engine outlives its daemon"
+        eventually(lambda: not living(family), "end of the engines of a daemon that was killed")
 
     def write(self, more: dict[str, str] | None = None) -> None:
         """The configuration, with room for two models."""
@@ -219,7 +220,7 @@ class Faults:
                 return refused.code == "model_load_failed"
             return False
 
-        assert eventually(is_refused, Deadline.after(LIMIT_S)), f"{name} is loaded from what cannot be loaded"
+        eventually(is_refused, f"refusal of {name}, which cannot be loaded")
 
     def _engine(self) -> int:
         """The pid of one that runs now."""
@@ -229,7 +230,7 @@ class Faults:
             found[:] = self.served.engines().values()
             return bool(found)
 
-        assert eventually(look, Deadline.after(LIMIT_S)), "no engine runs"
+        eventually(look, "engine that runs")
         return self.chance.choice(found)
 
 
@@ -259,7 +260,7 @@ def see_nothing_lost(served: Served) -> None:
         now = served.residency()
         return not now["waiting"] and all(one["state"] == "ready" and not one["busy"] for one in now["resident"])
 
-    assert eventually(is_at_rest, Deadline.after(LIMIT_S)), served.residency()
+    assert holds_in_time(is_at_rest, Deadline.after(LIMIT_S)), served.residency()
     now = served.residency()
     assert now["used_bytes"] == sum(one["bytes"] for one in now["resident"]) <= now["budget_bytes"]
     assert served.engines().keys() == {one["name"] for one in now["resident"]}

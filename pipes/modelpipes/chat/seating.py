@@ -16,6 +16,7 @@ from modelpipes.values.deadline import Deadline
 
 PATIENCE_S = 30.0  # for a person who starts a member again by hand
 _READY = ("ready", "busy")
+_GONE = ("free", "died")
 
 
 def _say_nothing(line: str) -> None:
@@ -59,12 +60,17 @@ class Seating:
         """
         for seat, options in commands.items():
             if child := self._children.get(seat):
-                if child.exit_code() is None:
+                if child.exit_code() is None and self._sits(seat, child):
                     raise UsageError(f"{seat} is seated already, by process {child.pid}")
                 child.stop()
             self._commands[seat] = [sys.executable, "-P", "-m", "modelpipes", "attach", seat, "-d", self.room.path]
             self._commands[seat] = [*self._commands[seat], *options]
             self._start(seat, Deadline.never())
+
+    def _sits(self, seat: str, child: Child) -> bool:
+        """Does it hold the seat? Who leaves, or dies, frees it before it can be waited for."""
+        sitting = self.room.sitting(seat)
+        return sitting.pid == child.pid and sitting.state not in _GONE
 
     def _start(self, seat: str, limit: Deadline) -> None:
         child = Child(self._commands[seat], name=f"member {seat}")

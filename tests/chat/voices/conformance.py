@@ -18,8 +18,8 @@ from modelpipes.chat.voices import Finish, Voice, Work
 from modelpipes.errors import DeadlineError, MessageError, PipesError
 from modelpipes.pipe.message import Heard
 from modelpipes.values.deadline import Deadline
-from tests.chat.voices.conftest import LIMIT_S, Asked, prepared
-from tests.peers import eventually, open_descriptors
+from tests.chat.voices.conftest import Asked, prepared
+from tests.peers import LIMIT_S, eventually, open_descriptors
 
 
 class Specimen:

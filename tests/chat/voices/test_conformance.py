@@ -18,9 +18,9 @@ from modelpipes.chat.voices.program import ExecVoice, FilterVoice
 from modelpipes.chat.voices.terminal import TerminalVoice
 from modelpipes.engine.lifecycle import Engine
 from tests.chat.voices.conformance import CHECKS, Specimen
-from tests.chat.voices.conftest import LIMIT_S, Asked
+from tests.chat.voices.conftest import Asked
 from tests.models import scripted_model
-from tests.peers import eventually
+from tests.peers import LIMIT_S, eventually
 from tests.server import Scripted, events, piece
 
 ENDLESS, SILENT, LARGE = "endless", "silent", "large"

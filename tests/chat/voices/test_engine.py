@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import os
 import signal
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,20 +16,21 @@ import pytest
 from modelpipes.chat.history import render
 from modelpipes.chat.voices import Finish
 from modelpipes.chat.voices.engine import EngineVoice, Sampling
+from modelpipes.engine.client import figure_of
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.errors import DeadlineError, EngineError, MessageError, Refused
 from modelpipes.pipe.message import Heard, Usage
 from modelpipes.values.deadline import Deadline
 from tests import models
 from tests.chat.conftest import Seat
-from tests.chat.voices.conftest import CANCEL_LIMIT_S, LIMIT_S, Asked, prepared
-from tests.peers import eventually
+from tests.chat.voices.conftest import Asked, prepared
+from tests.peers import LIMIT_S, eventually
 from tests.server import Scripted, piece, usage
 from tests.serving.pools import SmallPool, gateway
 
 # llama.cpp's threads wait for each other by spinning: beside other tests on few cores, one is faster than two.
 ONE_THREAD = ("--threads", "1")
-CLOSE_LIMIT_S = 2.0  # "well under 3 s", after which an engine is killed
+SILENCE_S = 2.0  # in which an engine that works shows life, on a machine that does other things as well
 CONTEXT_REFUSAL = (400, [b'{"error": {"code": 400, "message": "the request exceeds the available context size"}}'])
 
 
@@ -294,40 +294,38 @@ def test_two_answers_come_side_by_side(voice_of: MakeVoice) -> None:
 # -- its end
 
 
-def measure_cancel(voice: EngineVoice, words: str, begun: Callable[[Asked], bool]) -> float:
-    """Seconds from the cancel to the moment when no slot works."""
+def done_by(voice: EngineVoice, figure: str) -> float:
+    """What the engine counts of its work."""
+    assert voice._engine
+    return figure_of(voice._engine.metrics(), figure) or 0.0
+
+
+def cancel_once(voice: EngineVoice, words: str, has_begun: Callable[[Asked], bool]) -> None:
+    """Cancel work that has begun; return when no slot works."""
     asked = Asked(voice, words)
-    eventually(lambda: begun(asked), "work")
-    assert voice._client
-    begun_s = time.monotonic()
-    asked.work.cancel()
-    deadline = Deadline.after(LIMIT_S)
-    while voice._client.is_busy(LIMIT_S):
-        deadline.check("free slot")
-    took_s = time.monotonic() - begun_s
-    asked.join()
+    eventually(lambda: has_begun(asked), "work")
+    asked.cancel()
     assert asked.error is None
-    return took_s
+    client = voice._client
+    assert client
+    eventually(lambda: not client.is_busy(LIMIT_S), "free slot")
 
 
 def test_a_cancel_amid_an_answer_frees_the_engine(voice_of: MakeVoice) -> None:
-    voice = voice_of(" on and on", endless=True, args=ONE_THREAD)
-    took_s = [measure_cancel(voice, "x", lambda asked: bool(asked.work.content)) for _ in range(5)]
-    assert statistics.median(took_s) < CANCEL_LIMIT_S
+    voice = voice_of(" on and on", endless=True, ctx_size=16384, args=ONE_THREAD)
+    cancel_once(voice, "x", lambda asked: bool(asked.work.content))
+    assert done_by(voice, "n_decode_total") < 16000  # it did not go on to the end of its context
 
 
 def test_a_cancel_while_the_prompt_is_read_frees_the_engine(voice_of: MakeVoice) -> None:
     voice = voice_of("At last.", pad_mib=32, ctx_size=16384, args=ONE_THREAD, silence_s=LIMIT_S)
+    born_s = time.monotonic() + 0.01
 
     def is_reading(asked: Asked) -> bool:
-        return asked.work.life_s > born_s[-1] and bool(voice._client and voice._client.is_busy(LIMIT_S))
+        return asked.work.life_s > born_s and bool(voice._client and voice._client.is_busy(LIMIT_S))
 
-    born_s: list[float] = []
-    took_s = []
-    for number in range(3):
-        born_s.append(time.monotonic() + 0.01)
-        took_s.append(measure_cancel(voice, str(number) + "x" * 6000, is_reading))
-    assert min(took_s) < CANCEL_LIMIT_S
+    cancel_once(voice, "x" * 6000, is_reading)
+    assert done_by(voice, "prompt_tokens_total") < 6000  # it did not read on to the end
 
 
 def test_a_cancel_before_the_start_asks_nobody(server: Scripted) -> None:
@@ -368,7 +366,7 @@ def test_an_engine_killed_amid_an_answer_is_named(voice_of: MakeVoice) -> None:
 
 
 def test_a_suspended_engine_is_silent(voice_of: MakeVoice) -> None:
-    voice = voice_of(" on and on", endless=True, silence_s=0.2)
+    voice = voice_of(" on and on", endless=True, silence_s=SILENCE_S)
     asked = Asked(voice, "x")
     asked.await_words()
     assert voice._engine
@@ -381,10 +379,8 @@ def test_an_engine_suspended_before_it_counts_is_silent(voice_of: MakeVoice) -> 
     voice = voice_of(ctx_size=1024, silence_s=0.2)
     assert voice._engine
     os.kill(voice._engine.pid, signal.SIGSTOP)
-    begun_s = time.monotonic()
     asked = Asked(voice, conversation(82)).join()
     assert isinstance(asked.error, DeadlineError)
-    assert time.monotonic() - begun_s < 5
 
 
 def test_closing_right_after_a_cancel_does_not_wait(voice_of: MakeVoice) -> None:
@@ -394,9 +390,10 @@ def test_closing_right_after_a_cancel_does_not_wait(voice_of: MakeVoice) -> None
         asked = Asked(voice, "x")
         asked.await_words()
         asked.work.cancel()
-        begun_s = time.monotonic()
+        engine = voice._engine
+        assert engine
         voice.close()
-        assert time.monotonic() - begun_s < CLOSE_LIMIT_S
+        assert engine.status().exit_code != -signal.SIGKILL
         asked.join()
 
 
@@ -411,16 +408,15 @@ def test_a_member_with_an_open_stream_leaves_at_once(voice_of: MakeVoice, seat: 
         answers = one.ask(Say(new_id(), "hub", "bob", "x"))
         while not isinstance(next(answers), Delta):
             pass
-        begun_s = time.monotonic()
+        engine = voice._engine
+        assert engine
         seated.member.stop(143)
         with pytest.raises(PeerError):
             for _ in answers:
                 pass
         seated.join()
-    took_s = time.monotonic() - begun_s
-    print(f"a member with an open stream left in {took_s * 1000:.0f} ms")
     assert seated.exit_code == 143
-    assert took_s < CLOSE_LIMIT_S
+    assert engine.status().exit_code != -signal.SIGKILL  # which comes after three seconds
 
 
 # -- its beginning

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,7 +11,7 @@ from modelpipes.chat.voices import Finish, terminal
 from modelpipes.chat.voices.terminal import TerminalVoice
 from modelpipes.errors import MessageError, ProgramError
 from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
-from tests.chat.voices.conftest import CANCEL_LIMIT_S, Asked, prepared
+from tests.chat.voices.conftest import Asked, prepared
 from tests.peers import eventually, open_descriptors
 
 END_OF_INPUT = b"\x04"
@@ -124,12 +123,10 @@ def test_a_character_typed_in_two_halves_is_whole(script: Person, voice_of: Voic
 def test_a_cancel_ends_the_wait_and_keeps_what_was_typed(script: Person, voice_of: VoiceOf) -> None:
     voice = voice_of(script)
     script.type(b"half ")
-    took_s = []
     for _ in range(3):
         asked = Asked(voice, "x")
         eventually(lambda asked=asked: asked.work.phase == "thinking", "wait for words")  # type: ignore[misc]
-        took_s.append(asked.cancel())
-    assert statistics.median(took_s) < CANCEL_LIMIT_S
+        asked.cancel()
     assert (asked.error, asked.content) == (None, "")
     again = Asked(voice, "x")
     script.type(b"a line\n")
