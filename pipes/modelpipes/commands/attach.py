@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelpipes.commands import ENDING_SIGNALS
-from modelpipes.commands.cli import options, values
+from modelpipes.commands.cli import options, reading, values
+from modelpipes.commands.cli.configured import is_from_file
+from modelpipes.commands.cli.signals import ENDING_SIGNALS
 from modelpipes.errors import Ended, EngineError, UsageError
 from modelpipes.pipe.room import Room, check_seat
 from modelpipes.terminal import output
@@ -83,7 +84,7 @@ def read_options(ctx: click.Context) -> dict[str, Any]:
     for name in options.VOICE:
         parameter = name.replace("-", "_")
         is_beaten = name == "api-key-file" and os.environ.get(API_KEY)
-        if options.is_from_file(ctx, parameter) and (is_beaten or not can_use(kind, name)):
+        if is_from_file(ctx, parameter) and (is_beaten or not can_use(kind, name)):
             given[parameter] = () if name == options.REPEATABLE else None
     return given
 
@@ -126,7 +127,7 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
     from modelpipes.engine.lifecycle import Engine
 
     common: dict[str, Any] = {
-        "system": options.read_text(given["system"]) if given["system"] else None,
+        "system": reading.read_text(given["system"]) if given["system"] else None,
         "sampling": Sampling(given["max_tokens"], given["temperature"], given["top_p"], given["seed"]),
         "ctx_size": given["ctx_size"] or 4096,
         "parallel": given["parallel"] or 1,
@@ -189,4 +190,4 @@ def asked_of(seat: str, given: dict[str, Any]) -> Asked:
 
 
 def _api_key(file: str | None) -> str | None:
-    return options.read_text(f"@{file}") if file else os.environ.get(API_KEY) or None
+    return reading.read_text(f"@{file}") if file else os.environ.get(API_KEY) or None

@@ -18,6 +18,7 @@ import msgspec
 
 from modelpipes.child import Child
 from modelpipes.commands.cli import options
+from modelpipes.commands.cli.configured import Configured, in_force
 from modelpipes.config.settings import DEFAULT_LISTEN
 from modelpipes.engine import locate
 from modelpipes.errors import EngineError, PipesError, ProgramError, RoomError
@@ -67,7 +68,7 @@ def command(ctx: click.Context, /, timeout: float, as_json: bool) -> int:
       check-system
       check-system --json | jq -r '.checks[] | select(.state != "ok") | .advice'
     """
-    found = check_all(Deadline.after(options.bounded(timeout)), options.configured(ctx))
+    found = check_all(Deadline.after(options.bounded(timeout)), in_force(ctx))
     is_able = checks.can_talk(found)
     if as_json:
         output.write_json(Report(found, is_able))
@@ -106,7 +107,7 @@ def draw(found: list[Check], width: int | None) -> str:
     return draw_table(rows, ["state", "check", "found"])
 
 
-def check_all(deadline: Deadline, configured: options.Configured) -> list[Check]:
+def check_all(deadline: Deadline, configured: Configured) -> list[Check]:
     """Look at everything; what has not answered at the deadline is said to be late."""
     system = _check_system()
     if not checks.can_talk(system):
@@ -149,7 +150,7 @@ def _check_system() -> list[Check]:
     ]
 
 
-def _check_configuration(configured: options.Configured) -> Check:
+def _check_configuration(configured: Configured) -> Check:
     if configured.mistake:
         advice = "correct it: until then what reads it ends with exit code 2"
         return Check("config", "warning", str(configured.mistake), advice)

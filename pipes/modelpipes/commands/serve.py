@@ -17,6 +17,7 @@ from urllib.parse import quote
 import click
 
 from modelpipes.commands.cli import options, values
+from modelpipes.commands.cli.configured import in_force
 from modelpipes.errors import EngineError, UsageError
 from modelpipes.terminal import output
 from modelpipes.terminal.safetext import make_safe
@@ -111,7 +112,7 @@ def command(
         how = "install modelpipes with its extra serve: pip install '.[serve]'"
         raise EngineError(f"no {error.name} on this machine: {how}") from None
 
-    configured = options.configured(ctx)
+    configured = in_force(ctx)
     configured.insist()
     daemon.run(configured.path or None, is_private=private, listen=listen, vram=vram, say=_say)
 
