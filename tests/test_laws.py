@@ -21,7 +21,7 @@ import pytest
 
 from modelpipes import __version__
 from modelpipes.commands import VERBS, load
-from modelpipes.commands.schema import SCHEMAS
+from modelpipes.commands.views.schemas import SCHEMAS
 from tests.gguf.make import File, llama_entries, llama_tensors
 from tests.laws_table import CASES, HOSTILE, MEMBERS, UNSAFE, Case, Failure, Line, Report
 from tests.machine.driver import build_driver

@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from modelpipes.commands import ended_by_signals
+from modelpipes.commands.cli.signals import ended_by_signals
 from modelpipes.errors import Ended, PipesError
 from tests.bench import commands, compare, conversation, fairness, promises, results, tables, transport
 from tests.bench.record import Record

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from modelpipes.chat import conversation as conversation_module
-from modelpipes.chat.conversation import MODERATOR_TRIES, Conversation, since
+from modelpipes.chat import telling
+from modelpipes.chat.conversation import MODERATOR_TRIES, Conversation
 from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
 from modelpipes.chat.turns import Random, RoundRobin, StopRules
 from modelpipes.chat.voices import Finish, Work
@@ -224,22 +224,11 @@ def test_a_turn_cut_off_at_the_deadline_is_not_one_that_its_speaker_surely_knows
     assert [transcript.known_by(seat) for seat in ("bob", "al", "carol")] == [1, 2, -1]
 
 
-def test_who_knows_nothing_is_told_the_opening_and_the_newest_turns_that_can_travel(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(conversation_module, "RETELL_BYTES", 220)
-    turns = [Turn(n, "hub", "four") for n in range(6)]
-    assert [turn.turn for turn in since(lambda known: turns[known + 1 :], -1)] == [0, 4, 5]
-    assert [turn.turn for turn in since(lambda known: turns[known + 1 :], 3)] == [4, 5]
-    turns.append(Turn(6, "hub", "x" * 999))
-    assert [turn.turn for turn in since(lambda known: turns[known + 1 :], -1)] == [0, 6]
-
-
 def test_a_member_that_missed_more_than_can_travel_is_told_the_opening_and_the_newest_turns(
     seat: Seat, lead: Lead, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A gap of 20 MB went into one message, which was refused, at every resume again.
-    monkeypatch.setattr(conversation_module, "RETELL_BYTES", 250)
+    monkeypatch.setattr(telling, "RETELL_BYTES", 250)
     voices = {name: numbered(name) for name in ("alice", "bob", "carol", "dave")}
     for name, voice in voices.items():
         seat(voice, name) if name in ("alice", "bob") else None

@@ -16,7 +16,7 @@ import pytest
 
 from modelpipes.commands import COMPLETION, VERBS, load
 from modelpipes.commands.cli import share, values
-from modelpipes.commands.completion import SHELLS
+from modelpipes.commands.cli.completion import SHELLS
 from modelpipes.values.deadline import Deadline
 from tests.commands.conftest import LIMIT_S, Commands
 from tests.shell import Ended

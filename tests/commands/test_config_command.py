@@ -14,7 +14,7 @@ import click
 import pytest
 
 from modelpipes.commands import VERBS
-from modelpipes.commands.cli import options
+from modelpipes.commands.cli.configured import Option, origin
 from modelpipes.commands.config import VARIABLES
 from modelpipes.config.settings import SECTIONS, Config, keys
 from modelpipes.values.units import MAX_SECONDS
@@ -123,9 +123,9 @@ def test_every_command_has_it() -> None:
     assert [verb for verb, command in commands().items() if "config" not in [one.name for one in command.params]] == []
 
 
-def keyed() -> list[tuple[str, options.Option]]:
+def keyed() -> list[tuple[str, Option]]:
     params = [(verb, one) for verb, command in commands().items() for one in command.params]
-    return [(verb, one) for verb, one in params if isinstance(one, options.Option) and one.key]
+    return [(verb, one) for verb, one in params if isinstance(one, Option) and one.key]
 
 
 def test_every_key_of_an_option_is_one_and_has_the_options_default() -> None:
@@ -178,8 +178,8 @@ def test_a_value_that_a_key_may_have_and_the_option_may_not_is_refused_under_its
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MODELPIPES_CONFIG", str(path))
         context = find.command.make_context("find-gguf", [])
-    assert options.origin(click.BadParameter("no", context, option)) == f"find-gguf.kv_type in {path}"
-    assert options.origin(click.BadParameter("no", context, find.command.params[0])) == ""
+    assert origin(click.BadParameter("no", context, option)) == f"find-gguf.kv_type in {path}"
+    assert origin(click.BadParameter("no", context, find.command.params[0])) == ""
 
 
 # What it does
@@ -287,7 +287,7 @@ def test_a_key_in_the_environment_beats_a_file_that_is_configured(run: Commands)
     assert "s3cret" not in done.stdout
     assert "# api_key_file is set, and not shown" in done.stdout
     from modelpipes.commands.attach import command as attach_command
-    from modelpipes.commands.attach import read_options
+    from modelpipes.commands.cli.voices import read_options
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MODELPIPES_CONFIG", str(path))

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelpipes.commands import VERBS, completion, load
-from modelpipes.commands.cli import manpage, share
+from modelpipes.commands import VERBS, load
+from modelpipes.commands.cli import completion, manpage, share
 from modelpipes.commands.cli.manpage import ENVIRONMENT, escape, page, pages
 from tests.commands.conftest import LIMIT_S, Commands
 from tests.shell import CHECKOUT

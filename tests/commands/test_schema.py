@@ -13,8 +13,8 @@ import jsonschema
 import msgspec
 import pytest
 
-from modelpipes.commands.build_engine import Made
-from modelpipes.commands.schema import DIALECT, SCHEMAS, schema
+from modelpipes.commands.views.engines import Made
+from modelpipes.commands.views.schemas import DIALECT, SCHEMAS, schema
 from modelpipes.fit.listing import Line
 from modelpipes.machine.watch import Gpu
 from modelpipes.pipe.message import (

@@ -22,6 +22,7 @@ from modelpipes.pipe.room import (
     Room,
     Sitting,
     check_seat,
+    exports,
     is_seat,
     parse_pipe,
     resolve,
@@ -324,6 +325,39 @@ def test_who_waits_for_a_seat_whose_member_died_is_told_so_at_once(room: Room) -
         says = rf"bob \(pid {bob.pid}, a peer of the tests\) died; seat it again with attach-model"
         with pytest.raises(PeerGone, match=says):
             room.wait_for(["bob"], Deadline.never(), grace_s=0)
+
+
+def test_who_waits_for_a_process_returns_when_that_one_sits_there_and_no_other(room: Room) -> None:
+    def fail() -> None:
+        raise PeerGone("bob ended with 1")
+
+    with peer("sitter", room) as bob:
+        room.wait_for_process("bob", bob.pid, Deadline.after(LIMIT_S), check=fail)
+        with pytest.raises(PeerGone, match="bob ended with 1"):
+            room.wait_for_process("bob", bob.pid + 1, Deadline.never(), check=fail)
+        with pytest.raises(DeadlineError, match="no member ready in seat bob before the deadline"):
+            room.wait_for_process("bob", bob.pid + 1, Deadline.after(0.05), check=lambda: None)
+
+
+def test_who_waits_for_a_member_to_leave_waits_for_that_one_alone_and_not_beyond_the_deadline(room: Room) -> None:
+    with peer("sitter", room) as bob:
+        room.wait_for_leaving("bob", bob.pid, Deadline.after(0.05))
+        assert room.sitting("bob").pid == bob.pid
+        room.wait_for_leaving("bob", bob.pid + 1, Deadline.never())  # somebody else sits there now
+        bob.kill()
+        room.wait_for_leaving("bob", bob.pid, Deadline.never())
+    assert room.sitting("bob").state == "died"
+
+
+def test_the_pipes_that_the_environment_names_are_those_that_setup_exports(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert PipePair.exported("b.ob") is None
+    for variable, pair in exports("hub", ["b.ob"]).items():
+        assert PipePair.exported("b.ob") is None  # one of the two is no way to ask
+        monkeypatch.setenv(variable, room.pipe(*pair))
+    found = PipePair.exported("b.ob")
+    assert found and (found.sender, found.receiver, found.path) == ("hub", "b.ob", room.path)
 
 
 ROOM_GONE = (

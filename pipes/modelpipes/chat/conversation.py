@@ -6,26 +6,21 @@ The transcript is the truth. A member that died and came back, or knows too litt
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from typing import Protocol
 
-import msgspec
-from msgspec.structs import replace
-
+from modelpipes.chat.telling import tell, turn_of
 from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
 from modelpipes.chat.turns import DEFAULT_ROUNDS, RoundRobin, StopRules, TurnTaking, moderator_question, parse_choice
 from modelpipes.chat.voices import LEAVING_S
 from modelpipes.errors import DeadlineError, PeerError, PeerFailed, Reason, UsageError
-from modelpipes.pipe.asker import SILENCE_S, Answer, Asker
-from modelpipes.pipe.fifo import RETRY_S
-from modelpipes.pipe.message import Delta, Heard, Reply, Say, new_id
+from modelpipes.pipe.asker import SILENCE_S, Asker
+from modelpipes.pipe.message import Delta, Reply, Say, new_id
 from modelpipes.pipe.room import HUB, Room
 from modelpipes.values.deadline import Deadline
 
 RETRY_PAUSE_S = 0.1  # before a turn that failed is asked for again: what was busy or broken may not be any more
-RETELL_BYTES = 8 * 1024 * 1024  # of the newest turns, for a member that knows nothing; no context holds more
-HEARD_BYTES = 100  # around the words of a turn
 MODERATOR_TRIES = 2  # then the next in the round speaks: a moderator that names nobody must not stop the talk
 MODERATOR_CHARS = 2000  # of the last turns, for the moderator to go by
 MODERATOR_ANSWER_CHARS = 1000  # longer answers are broken off: one that names nobody by then may never end
@@ -230,13 +225,8 @@ class Conversation:
         raise AssertionError("an exchange ends in a reply or an error")
 
     def _see_off(self, seat: str) -> None:
-        """Wait for a member that is leaving to be gone: until then its seat looks taken."""
-        deadline = Deadline.after(LEAVING_S).earlier(self._limit)
-        while not deadline.has_passed():
-            who = self.room.sitting(seat)
-            if who.state in ("free", "died") or who.pid not in (None, self._sat[seat]):
-                return
-            time.sleep(RETRY_S)
+        """Wait for a member that is leaving to be gone."""
+        self.room.wait_for_leaving(seat, self._sat[seat], Deadline.after(LEAVING_S).earlier(self._limit))
 
     def _record(self, turn: Turn) -> None:
         self._transcript.append(turn)
@@ -246,52 +236,3 @@ class Conversation:
 def reason_of(error: PeerError) -> Reason:
     """Why there is no answer: the reason of the failure, which is "leaving" where the member is gone."""
     return error.reason if isinstance(error, PeerFailed) else "leaving"
-
-
-def turn_of(number: int, reply: Reply) -> Turn:
-    """A reply as it stands in the transcript."""
-    return Turn(
-        turn=number,
-        sender=reply.sender,
-        content=reply.content,
-        stop=reply.stop,
-        usage=reply.usage,
-        timing=reply.timing,
-        dropped=reply.dropped,
-        thinking=reply.thinking,
-    )
-
-
-def tell(asker: Asker, say: Say, after: Callable[[int], Sequence[Turn]], known: int) -> Generator[Answer]:
-    """Ask for the next turn, telling the member what came `after` the turn that is `known` to it.
-
-    A member that knows less says so, and is told from there, under the same id.
-    """
-    while True:
-        told = since(after, known)
-        heard = tuple(Heard(turn.turn, turn.sender, turn.content) for turn in told)
-        if heard and heard[0].turn <= known:
-            known = -1  # it has missed more than can travel
-        try:
-            with closing(asker.ask(replace(say, after=known, heard=heard))) as answers:
-                yield from answers
-            return
-        except PeerFailed as failed:
-            if failed.reason != "out-of-step" or failed.have is None or failed.have >= known:
-                raise
-            known = failed.have
-
-
-def since(after: Callable[[int], Sequence[Turn]], known: int) -> Sequence[Turn]:
-    """The turns after `known`; where these are more than may travel, the opening and the newest of them."""
-    newest: list[Turn] = []
-    size = 0
-    for turn in reversed(after(known)):
-        size += len(msgspec.json.encode(turn.content)) + HEARD_BYTES
-        if size > RETELL_BYTES and newest:
-            break
-        newest.append(turn)
-    newest.reverse()
-    if newest and newest[0].turn > known + 1 and newest[0].turn > 0:
-        newest.insert(0, after(-1)[0])
-    return newest

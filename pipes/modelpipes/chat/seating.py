@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 from modelpipes.chat.voices import LEAVING_S, LOAD_S
 from modelpipes.child import Child
 from modelpipes.errors import DeadlineError, PeerError, PeerGone, UsageError
-from modelpipes.pipe.fifo import RETRY_S
 from modelpipes.pipe.room import Room
 from modelpipes.values.deadline import Deadline
 
 PATIENCE_S = 30.0  # for a person who starts a member again by hand
-_READY = ("ready", "busy")
-_GONE = ("free", "died")
 
 
-def _say_nothing(line: str) -> None:
+def say_nothing(line: str) -> None:
     """Where nobody wants to hear how a member is brought back."""
 
 
@@ -33,7 +30,7 @@ class Seating:
     """
 
     def __init__(
-        self, room: Room, *, patience_s: float = PATIENCE_S, report: Callable[[str], None] = _say_nothing
+        self, room: Room, *, patience_s: float = PATIENCE_S, report: Callable[[str], None] = say_nothing
     ) -> None:
         """`patience_s` is how long a member that somebody else seated is waited for; 0: not at all, inf: for ever.
 
@@ -70,17 +67,17 @@ class Seating:
     def _sits(self, seat: str, child: Child) -> bool:
         """Does it hold the seat? Who leaves, or dies, frees it before it can be waited for."""
         sitting = self.room.sitting(seat)
-        return sitting.pid == child.pid and sitting.state not in _GONE
+        return sitting.pid == child.pid and sitting.state not in ("free", "died")
 
     def _start(self, seat: str, limit: Deadline) -> None:
         child = Child(self._commands[seat], name=f"member {seat}")
         self._children[seat] = child
-        deadline = Deadline.after(LOAD_S).earlier(limit)
-        while self.room.sitting(seat).pid != child.pid or self.room.sitting(seat).state not in _READY:
+
+        def check() -> None:
             if child.exit_code() is not None:
                 raise PeerGone(_last_words(seat, child))
-            deadline.check(f"member ready in seat {seat}")
-            time.sleep(RETRY_S)
+
+        self.room.wait_for_process(seat, child.pid, Deadline.after(LOAD_S).earlier(limit), check=check)
 
     def bring_back(self, seat: str, why: PeerError, limit: Deadline) -> None:
         """Return when the member is there again: started again if we seated it, else waited for.
@@ -98,9 +95,8 @@ class Seating:
             except DeadlineError:
                 raise why from None
             return
-        leaving = Deadline.after(LEAVING_S).earlier(limit)
-        while child.exit_code() is None and not leaving.has_passed():
-            time.sleep(RETRY_S)
+        with contextlib.suppress(DeadlineError):
+            child.wait(Deadline.after(LEAVING_S).earlier(limit))
         self._report(f"{_last_words(seat, child)}; seating it again")
         child.stop()
         self._start(seat, limit)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib
 import io
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from types import FrameType
 from typing import TYPE_CHECKING
 
+from modelpipes.commands.cli.signals import ended_by_signals, is_at_terminal
 from modelpipes.errors import Ended, PipesError
 
 if TYPE_CHECKING:
@@ -40,7 +38,6 @@ VERBS = {
     "man": ("", "Print a manual page."),
 }
 COMPLETION = "_MODELPIPES_COMPLETE"  # the variable by which a shell asks what may be typed next
-ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> None:
@@ -51,7 +48,7 @@ def main() -> None:
     name, args = os.path.basename(sys.argv[0]), sys.argv[1:]
     verb = next((verb for verb, (command, _) in VERBS.items() if command == name), None)
     if os.environ.get(COMPLETION):
-        from modelpipes.commands import completion
+        from modelpipes.commands.cli import completion
 
         sys.exit(completion.answer(verb, name))
     if verb is None:
@@ -92,7 +89,7 @@ def run(verb: str | None, args: list[str], name: str) -> int:
                 sys.stdout.flush()
             return code if isinstance(code, int) else 0
     except Ended as e:
-        if e.exit_code == 128 + signal.SIGINT and _is_at_terminal():
+        if e.exit_code == 128 + signal.SIGINT and is_at_terminal():
             # A shell's loop goes on after a child that exits, and stops after one that dies of the signal.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
@@ -108,9 +105,9 @@ def run(verb: str | None, args: list[str], name: str) -> int:
         _abandon_stdout()
         return 1
     except click.ClickException as e:
-        from modelpipes.commands.cli import options
+        from modelpipes.commands.cli.configured import origin
 
-        output.say(f"{name}: {e.format_message()} ({options.origin(e) or f'see {name} --help'})")
+        output.say(f"{name}: {e.format_message()} ({origin(e) or f'see {name} --help'})")
         return 2
 
 
@@ -127,46 +124,3 @@ def _hold_standard_descriptors() -> None:
         except OSError:
             # The lowest number that is free, which is this one. It reads as empty, and to write there fails as before.
             os.open(os.devnull, os.O_RDONLY)
-
-
-@contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Within, SIGINT, SIGTERM and SIGHUP raise Ended, once; later ones find us cleaning up. After it they end us.
-
-    SIGHUP ignored at start stays ignored (nohup). SIGINT is handled even where a script's `&` had it ignored.
-    """
-
-    def end(signum: int, frame: FrameType | None) -> None:
-        if not _is_ending():
-            raise Ended(signum)
-
-    ending = [each for each in ENDING_SIGNALS if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
-    for each in ending:
-        signal.signal(each, end)
-    try:
-        yield
-    finally:
-        for each in ending:
-            signal.signal(each, signal.SIG_DFL)
-
-
-def _is_ending() -> bool:
-    """Is an Ended on its way out? Python drops one that is raised in a destructor, and then the next must count."""
-    error = sys.exc_info()[1]
-    while error and not isinstance(error, Ended):
-        error = error.__context__
-    return error is not None
-
-
-def _is_at_terminal() -> bool:
-    """Are we in the foreground of a terminal, where Ctrl-C comes from?"""
-    try:
-        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return os.tcgetpgrp(terminal) == os.getpgrp()
-    except OSError:
-        return False
-    finally:
-        os.close(terminal)

@@ -6,27 +6,16 @@ import os
 import shlex
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from modelpipes.commands import ENDING_SIGNALS
-from modelpipes.commands.cli import options, values
-from modelpipes.errors import Ended, EngineError, UsageError
+from modelpipes.commands.cli import options, values, voices
+from modelpipes.commands.cli.signals import ENDING_SIGNALS
+from modelpipes.errors import Ended
 from modelpipes.pipe.room import Room, check_seat
 from modelpipes.terminal import output
 
-if TYPE_CHECKING:
-    from modelpipes.chat.voices import Voice
-    from modelpipes.engine.locate import EngineChoice
-    from modelpipes.fit.spec import EngineSpec
-
-# Of the options of a voice: those that programs, engines of ours and servers alone can use.
-FOR_PROGRAMS = ("parallel",)
-FOR_ENGINES = ("kv-type", "gpu-layers", "threads", "engine", "engine-arg")
-API_KEY = "OPENAI_API_KEY"
-KINDS = ("model", "server", "exec_", "filter_")
-FOR_SERVERS = ("model-name", "api-key-file")
 SIGNALLED = 128  # and the signal's number, as a shell counts
 
 
@@ -38,7 +27,7 @@ SIGNALLED = 128  # and the signal's number, as a shell counts
 @click.option("--exec", "exec_", metavar="COMMAND", help="A program run for each message: stdin to stdout.")
 @click.option("--filter", "filter_", metavar="COMMAND", help="One program kept running: a line in, a line out.")
 @options.directory
-@options.voice_options
+@voices.voice_options
 @options.option(
     "--timeout",
     key="voice.timeout",
@@ -61,7 +50,7 @@ def command(ctx: click.Context, /, seat: str, directory: str | None, once: bool,
       attach-model bob --server http://127.0.0.1:8080
       attach-model upper --filter "stdbuf -oL tr a-z A-Z"
     """
-    voice = make_voice(check_seat(seat), read_options(ctx))
+    voice = voices.make_voice(check_seat(seat), voices.read_options(ctx))
     room = Room.open(directory)
     room.require(seat)
     from modelpipes.chat.member import Member
@@ -75,105 +64,3 @@ def command(ctx: click.Context, /, seat: str, directory: str | None, once: bool,
     if code > SIGNALLED:
         raise Ended(code - SIGNALLED)
     return code
-
-
-def read_options(ctx: click.Context) -> dict[str, Any]:
-    """The options, without what the configuration says of [voice] that this kind of voice cannot use."""
-    given = dict(ctx.params)
-    kind = next((kind for kind in KINDS if given[kind]), "").removesuffix("_")
-    for name in options.VOICE:
-        parameter = name.replace("-", "_")
-        is_beaten = name == "api-key-file" and os.environ.get(API_KEY)
-        if options.is_from_file(ctx, parameter) and (is_beaten or not can_use(kind, name)):
-            given[parameter] = () if name == options.REPEATABLE else None
-    return given
-
-
-def can_use(kind: str, option: str) -> bool:
-    """Has this kind of voice any use for an option of options.VOICE?"""
-    if kind in ("exec", "filter"):
-        return kind == "exec" and option in FOR_PROGRAMS
-    return option not in (FOR_ENGINES if kind == "server" else FOR_SERVERS)
-
-
-def _is_given(value: object) -> bool:
-    return value is not None and value != ()  # 0 is given
-
-
-def make_voice(seat: str, given: dict[str, Any]) -> Voice:
-    """The voice that the options describe; UsageError where they describe none, or two."""
-    kinds = [kind for kind in KINDS if given[kind]]
-    if len(kinds) != 1:
-        raise UsageError("give one of --model, --server, --exec and --filter")
-    kind = kinds[0]
-    silence_s = options.bounded(given["timeout"])
-    if kind in ("exec_", "filter_"):
-        from modelpipes.chat.voices.program import ExecVoice, FilterVoice
-
-        for name in options.VOICE:
-            if _is_given(given[name.replace("-", "_")]) and name not in FOR_PROGRAMS:
-                raise UsageError(f"--{name} is for a model; a program takes its options in its command")
-        if kind == "exec_":
-            return ExecVoice(given["exec_"], parallel=given["parallel"] or 1, silence_s=silence_s, log=given["log"])
-        if (given["parallel"] or 1) > 1:
-            raise UsageError("--parallel: a filter answers one line after the other; use --exec to answer several")
-        return FilterVoice(given["filter_"], silence_s=silence_s, log=given["log"])
-    return _engine_voice(seat, given, silence_s)
-
-
-def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> Voice:
-    from modelpipes.chat.voices.engine import EngineVoice, Sampling
-    from modelpipes.engine.admission import Candidate, admit
-    from modelpipes.engine.lifecycle import Engine
-    from modelpipes.web.site import root_of
-
-    spec = spec_of_options(given)
-    common: dict[str, Any] = {
-        "system": options.read_text(given["system"]) if given["system"] else None,
-        "sampling": Sampling(given["max_tokens"], given["temperature"], given["top_p"], given["seed"]),
-        "ctx_size": spec.n_ctx_seq,
-        "parallel": spec.n_parallel,
-        "silence_s": silence_s,
-    }
-    if given["server"]:
-        try:
-            root_of(given["server"])
-        except EngineError as e:
-            raise UsageError(f"--server: {e}") from None
-        for name in (*FOR_ENGINES, "log"):
-            if _is_given(given[name.replace("-", "_")]):
-                raise UsageError(f"--{name} is for an engine of ours; {given['server']} has its own")
-        return EngineVoice(
-            seat,
-            kind=f"server {given['server']}",
-            server=given["server"],
-            model_name=given["model_name"],
-            api_key=_api_key(given["api_key_file"]),
-            **common,
-        )
-    for name in FOR_SERVERS:
-        if _is_given(given[name.replace("-", "_")]):
-            raise UsageError(f"--{name} is for --server")
-
-    engine: EngineChoice = given["engine"] or "auto"
-
-    def start_engine() -> Engine:
-        if not given["no_fit_check"]:
-            for line in admit([Candidate(seat, spec)], engine):
-                output.say(line)
-        return Engine(spec, engine=engine, name=seat, log=given["log"])
-
-    # Once the seat is taken: who waits for it learns that the file or the engine is missing.
-    return EngineVoice(seat, kind=f"model {os.path.basename(given['model'])}", start_engine=start_engine, **common)
-
-
-def spec_of_options(given: dict[str, Any]) -> EngineSpec:
-    """The engine that these options describe."""
-    from modelpipes.fit.spec import spec_of
-
-    said = {name: given[name] for name in ("ctx_size", "parallel", "kv_type", "gpu_layers", "threads")}
-    return spec_of(given["model"] or "", **said, engine_args=given["engine_arg"])
-
-
-def _api_key(file: str | None) -> str | None:
-    return options.read_text(f"@{file}") if file else os.environ.get(API_KEY) or None

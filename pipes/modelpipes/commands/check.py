@@ -7,6 +7,7 @@ import msgspec
 
 from modelpipes.commands.checkup.whole import NEEDED, can_talk, check_all
 from modelpipes.commands.cli import options
+from modelpipes.commands.cli.configured import in_force
 from modelpipes.commands.views.check import draw
 from modelpipes.machine.checks import Check
 from modelpipes.terminal import output
@@ -30,7 +31,7 @@ def command(ctx: click.Context, /, timeout: float, as_json: bool) -> int:
       check-system
       check-system --json | jq -r '.checks[] | select(.state != "ok") | .advice'
     """
-    found = check_all(Deadline.after(options.bounded(timeout)), options.configured(ctx))
+    found = check_all(Deadline.after(options.bounded(timeout)), in_force(ctx))
     is_able = can_talk(found)
     if as_json:
         output.write_json(Report(found, is_able))

@@ -7,6 +7,7 @@ import os
 import click
 
 from modelpipes.commands.cli import options
+from modelpipes.commands.cli.configured import in_force
 from modelpipes.errors import RoomError
 from modelpipes.pipe.cleanup import clean_up, pipes_of_prefix
 from modelpipes.pipe.room import Room, resolve
@@ -29,7 +30,7 @@ def command(ctx: click.Context, /, directory: str | None, prefix: str | None, fo
       cleanup-pipes
       cleanup-pipes -d ./room -f
     """
-    if mistake := options.configured(ctx).mistake:
+    if mistake := in_force(ctx).mistake:
         if not (directory or os.environ.get("PIPE_DIR")):
             raise mistake  # it may name another room than the default one
         output.say(f"cleanup-pipes: {mistake}")

@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from modelpipes.commands.cli import cards, options, values
+from modelpipes.commands.views import cards as cardview
 from modelpipes.commands.views import listing as listview
 from modelpipes.engine.admission import free_space_of
 from modelpipes.errors import UsageError
@@ -27,10 +28,7 @@ MAX_CONTEXT = (1 << 32) - 1  # llama.cpp's n_ctx has 32 bits
 
 @click.command(context_settings=options.settings)
 @click.argument("folders", metavar="[DIR]...", nargs=-1, type=values.PLACE)
-@click.option(
-    "--format", "format_", type=click.Choice(listview.FORMATS), default="table", help="How to report.  [table]"
-)
-@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@options.formats(*listview.FORMATS)
 @click.option("--sort", type=click.Choice(list(SORTS)), default="name",
               help="By name, or the best, largest or newest first.  [name]")  # fmt: skip
 @click.option("--reverse", is_flag=True, help="The other way round.")
@@ -103,7 +101,7 @@ def command(
     sort_lines(listing.lines, sort, reverse=reverse)
     if use:
         advise(listing.lines, use)
-    described = cards.describe_cards(chosen, is_given=vram is not None or use is not None) if chosen else None
+    described = cardview.describe(chosen, is_given=vram is not None or use is not None) if chosen else None
     asked = listview.Asked(ctx_size, kv_type, parallel, flash_attn, reserve, space.host_bytes if space else None)
     listview.write_listing(listing, described, asked, "json" if as_json else format_)
     listview.tell(listing, searched, verbose=verbose)

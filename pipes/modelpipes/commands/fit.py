@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from modelpipes.commands.cli import cards, options, values
+from modelpipes.commands.cli.configured import is_from_file
+from modelpipes.commands.views import cards as cardview
 from modelpipes.commands.views import plan as planview
+from modelpipes.commands.views import plan_json, plan_sh
 from modelpipes.engine.admission import free_space_of
 from modelpipes.engine.locate import find_model
 from modelpipes.errors import PipesError, UsageError
@@ -37,9 +40,7 @@ if TYPE_CHECKING:
               help="Conversations at a time, which share the context.  [1]")  # fmt: skip
 @click.option("--flash-attn/--no-flash-attn", default=True, help="Flash attention.  [yes]")
 @click.option("--whole", is_flag=True, help="No layers and no experts on the host.")
-@click.option("--format", "format_", type=click.Choice(["table", "json", "sh"]), default="table",
-              help="How to report; sh prints llama-server commands.  [table]")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@options.formats("table", "json", "sh", text="How to report; sh prints llama-server commands.")
 @options.common
 @click.pass_context
 def command(
@@ -66,7 +67,7 @@ def command(
       fit-models a.gguf b.gguf --use two
     """
     if ctx_size is not None and min_ctx is not None:
-        if not options.is_from_file(ctx, "min_ctx"):
+        if not is_from_file(ctx, "min_ctx"):
             raise UsageError("--ctx-size fixes the context and --min-ctx bounds it: give one of them")
         min_ctx = None
     if use and len(files) > use.models:
@@ -87,14 +88,14 @@ def command(
     names = [stem(path) if _is_path(file, path) else file for file, path in zip(files, paths, strict=True)]
     view = planview.View(made, names, paths, chosen, space)
     if as_json or format_ == "json":
-        asked = planview.Asked(
+        asked = plan_json.Asked(
             ctx_size, wishes.min_ctx, wishes.kv_types, parallel, flash_attn, whole, reserve, space.host_bytes
         )
-        planview.write_json(view, cards.describe_cards(chosen, is_given=vram is not None or use is not None), asked)
+        plan_json.write(view, cardview.describe(chosen, is_given=vram is not None or use is not None), asked)
     elif format_ == "table":
         planview.write_table(view)
     elif made.is_together:
-        planview.write_commands(view)
+        plan_sh.write(view)
     if not made.is_together:
         raise PipesError(f"no plan for all of them together: {made.reason}")
 

@@ -49,8 +49,7 @@ class Threshold(click.ParamType[float]):
 )
 @click.option("--continuous/--once", help="Look again and again, until Ctrl-C, or once.  [once]")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="With --continuous: end after N looks.")
-@click.option("--format", "format_", type=click.Choice(FORMATS), default="table", help="How to report.  [table]")
-@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@options.formats(*FORMATS)
 @click.option("--output", "file", metavar="FILE", type=values.FILE, help="Append to it what else goes to stdout.")
 @options.option("--alert-vram", key="watch-gpu.alert_vram", type=Threshold(), default="95", metavar="PERCENT",
                 help="Alarm at so much memory in use, or none.  [95]")  # fmt: skip

@@ -10,12 +10,11 @@ import click
 
 from modelpipes.commands.cli import options, values
 from modelpipes.commands.views import ping as pingview
-from modelpipes.errors import PeerError, UsageError
+from modelpipes.errors import UsageError
 from modelpipes.pipe.asker import Asker
-from modelpipes.pipe.endpoint import Endpoint
-from modelpipes.pipe.ping import MAX_SIZE_BYTES, Flood, RoundTrips, flood_one_way, flood_with_pings, measure_round_trips
+from modelpipes.pipe.ping import MAX_SIZE_BYTES, Measurement
 from modelpipes.pipe.pingpeer import PEER, seated_peer
-from modelpipes.pipe.room import HUB, Room
+from modelpipes.pipe.room import HUB, Room, seats_in_words
 from modelpipes.values.deadline import Deadline
 
 SIZE_BYTES = 64
@@ -54,6 +53,7 @@ def command(seat: str | None, directory: str | None, **given: Any) -> None:
       ping-pipes --self --flood --size 4KiB --seconds 10
     """
     _check(seat, directory, given)
+    measurement = _measurement(given)
     cpus = _read_cpus(given["pin"], given["is_self"])
     if cpus:
         os.sched_setaffinity(0, {cpus[0]})
@@ -63,13 +63,12 @@ def command(seat: str | None, directory: str | None, **given: Any) -> None:
         else:
             room = Room.open(directory)
             to = _choose(room, seat)
-        timeout_s = options.bounded(given["timeout"])
-        asker = stack.enter_context(Asker(room, HUB, to, silence_s=timeout_s, limit=Deadline.never()))
+        asker = stack.enter_context(Asker(room, HUB, to, silence_s=measurement.timeout_s, limit=Deadline.never()))
         endpoint = asker.connect()
         ends = pingview.End.of(HUB, os.getpid()), pingview.End.of(to, room.sitting(to).pid)
         measured: list[pingview.Measured] = []
         try:
-            _measure(endpoint, to, given, measured)
+            measurement.run(endpoint, to, measured)
         finally:
             pingview.write(measured, ends, as_json=given["as_json"], as_list=given["sweep"], draws=given["histogram"])
 
@@ -112,29 +111,21 @@ def _choose(room: Room, seat: str | None) -> str:
         return seat
     seats = [each for each in room.seats() if each != HUB]
     if len(seats) != 1:
-        there = f"its seats are {', '.join(seats)}" if seats else "it has no seats"
-        raise UsageError(f"name the seat to ping, or --self; {room.path}: {there}")
+        raise UsageError(f"name the seat to ping, or --self; {room.path}: {seats_in_words(seats)}")
     return seats[0]
 
 
-def _measure(endpoint: Endpoint, to: str, given: dict[str, Any], measured: list[pingview.Measured]) -> None:
-    """Measure each size; a measurement stands in the list from its beginning, so it does whatever ends it."""
-    timeout_s = options.bounded(given["timeout"])
+def _measurement(given: dict[str, Any]) -> Measurement:
+    """What the options ask for."""
     seconds = given["seconds"] or (FLOOD_S if given["flood"] else float("inf"))
     count = given["count"] or COUNT
-    warmup = count // WARMUP_SHARE if given["warmup"] is None else given["warmup"]
-    size = SIZE_BYTES if given["size"] is None else given["size"]
-    for size_bytes in SWEEP_BYTES if given["sweep"] else [size]:
-        until = Deadline.after(options.bounded(seconds))
-        if given["flood"]:
-            measured.append(flood := Flood(size_bytes))
-            run_flood = flood_one_way if given["is_self"] else flood_with_pings
-            run_flood(endpoint, to, flood, until=until, timeout_s=timeout_s)
-            if flood.lost:
-                raise PeerError(f"{flood.lost} of {flood.sent.messages} messages were lost on the way to {to} or back")
-        else:
-            measured.append(trips := RoundTrips(size_bytes))
-            interval_s = given["interval"] or 0.0
-            measure_round_trips(
-                endpoint, to, trips, count=count, warmup=warmup, interval_s=interval_s, timeout_s=timeout_s, until=until
-            )
+    return Measurement(
+        sizes_bytes=SWEEP_BYTES if given["sweep"] else (SIZE_BYTES if given["size"] is None else given["size"],),
+        timeout_s=options.bounded(given["timeout"]),
+        seconds=options.bounded(seconds),
+        count=count,
+        warmup=count // WARMUP_SHARE if given["warmup"] is None else given["warmup"],
+        interval_s=given["interval"] or 0.0,
+        is_flood=given["flood"],
+        is_one_way=given["is_self"],
+    )

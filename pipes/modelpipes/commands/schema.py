@@ -2,63 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
-from types import GenericAlias
-from typing import Any
-
 import click
 import msgspec
 
 from modelpipes.commands.cli import options, values
-from modelpipes.errors import UsageError
+from modelpipes.commands.views import schemas
 from modelpipes.terminal import output
 
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
-VERSION = 1  # of what is described, not of the program
 INDENT = 2
-NEAR = 0.4  # of difflib's likeness: `ask` is near enough to `ask-model`
-CONFIG = "config"
-
-# name: (what it describes, the module and the types that make it, [] for a list)
-SCHEMAS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "message": ("A message on a pipe.", "pipe.message", ("Message",)),
-    "transcript": ("A line of a transcript.", "chat.transcript", ("Header", "Turn", "End")),
-    CONFIG: ("A configuration, its TOML read.", CONFIG, ()),
-    "list-seats": ("list-seats --json", "commands.seats", ("Seat[]",)),
-    "ask-model": ("ask-model --json; a line of it with --each-line", "commands.ask", ("Answered", "Unanswered")),
-    "chat-models": ("A line of chat-models --json.", "chat.transcript", ("Turn",)),
-    "ping-pipes": (
-        "ping-pipes --json; with --sweep a list of them",
-        "commands.views.ping",
-        ("PingReport", "FloodReport", "PingReport[]", "FloodReport[]"),
-    ),
-    "find-gguf": ("find-gguf --json", "commands.views.listing", ("Report",)),
-    "find-gguf-jsonl": ("A line of find-gguf --format jsonl.", "fit.listing", ("Line",)),
-    "fit-models": ("fit-models --json", "commands.views.plan", ("Report",)),
-    "serve-models": ("serve-models status --json", "serving.grant", ("Residency",)),
-    "serve-models-load": (
-        "serve-models load NAME --json, and of unload, pin, unpin",
-        "serving.openapi",
-        ("ModelState",),
-    ),
-    "watch-gpu": ("watch-gpu --json; a line of it with --format jsonl", "commands.views.gpu", ("Look",)),
-    "check-system": ("check-system --json", "commands.check", ("Report",)),
-    "show": ("modelpipes show --format json", "chat.contents", ("Contents",)),
-    "config-show": ("modelpipes config show --json", "commands.config", ("Setting[]",)),
-    "build-engine": ("modelpipes build-engine --json", "commands.build_engine", ("Made",)),
-    "build-engine-list": ("modelpipes build-engine --list --json", "commands.build_engine", ("Listed[]",)),
-    "build-engine-dry-run": ("modelpipes build-engine --dry-run --json", "commands.build_engine", ("DryRun",)),
-}
+NAME = values.Text(lambda ctx, incomplete: [(name, about) for name, (about, *_) in schemas.SCHEMAS.items()])
 
 
 @click.command(context_settings=options.settings)
-@click.argument(
-    "name",
-    metavar="[NAME]",
-    required=False,
-    type=values.Text(lambda ctx, _: [(each, about[0]) for each, about in SCHEMAS.items()]),
-)
+@click.argument("name", metavar="[NAME]", required=False, type=NAME)
 @options.lenient
 def command(name: str | None) -> None:
     """Print the JSON Schema (2020-12) of what commands report, read and write.
@@ -72,75 +28,7 @@ def command(name: str | None) -> None:
       modelpipes schema find-gguf | jq '."$defs".Line.properties | keys'
     """
     if name is None:
-        width = max(map(len, SCHEMAS))
-        output.write_text("".join(f"{each:<{width}}  {text}\n" for each, (text, *_) in SCHEMAS.items()))
+        width = max(map(len, schemas.SCHEMAS))
+        output.write_text("".join(f"{each:<{width}}  {text}\n" for each, (text, *_) in schemas.SCHEMAS.items()))
     else:
-        output.write_text(msgspec.json.format(msgspec.json.encode(schema(name)), indent=INDENT).decode() + "\n")
-
-
-def schema(name: str) -> dict[str, Any]:
-    """The schema of one of SCHEMAS; UsageError, which names the nearest, for another."""
-    if name not in SCHEMAS:
-        import difflib
-
-        near = difflib.get_close_matches(name, SCHEMAS, 1, cutoff=NEAR)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SCHEMAS)}"
-        raise UsageError(f"no schema is called {name!r}: {hint}")
-    text, module, kinds = SCHEMAS[name]
-    about = {"$schema": DIALECT, "$id": f"urn:modelpipes:{name}:{VERSION}", "title": text}
-    if name == CONFIG:
-        from modelpipes.config.writing import schema as schema_of_config
-
-        return about | schema_of_config()
-    return about | _describe([_find(module, kind) for kind in kinds])
-
-
-def _find(module: str, name: str) -> Any:
-    """A type of a module; NAME[] is a list of them."""
-    kind = getattr(importlib.import_module(f"modelpipes.{module}"), name.removesuffix("[]"))
-    return GenericAlias(list, (kind,)) if name.endswith("[]") else kind
-
-
-def _describe(types: list[Any]) -> dict[str, Any]:
-    """What is of one of these types, as JSON."""
-    from msgspec import inspect
-
-    schemas, parts = msgspec.json.schema_components(types, ref_template="#/$defs/{name}")
-    for part in parts.values():
-        if "description" in part:
-            part["description"] = " ".join(part["description"].split())
-    for kind in _records(inspect.multi_type_info(types), set()):
-        if not _omits_defaults(kind):
-            _require_all(parts[kind.__name__])
-    one = schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
-    return one | {"$defs": parts}
-
-
-def _records(found: object, seen: set[type]) -> Iterator[type]:
-    """Every Struct and dataclass in what msgspec tells of types, each once."""
-    if isinstance(found, tuple):
-        for each in found:
-            yield from _records(each, seen)
-    elif isinstance(found, msgspec.Struct):  # msgspec tells of types in structs of its own
-        kind = getattr(found, "cls", None)
-        if isinstance(kind, type):
-            if kind in seen:
-                return
-            seen.add(kind)
-            yield kind
-        for name in found.__struct_fields__:
-            yield from _records(getattr(found, name), seen)
-
-
-def _omits_defaults(kind: type) -> bool:
-    return issubclass(kind, msgspec.Struct) and kind.__struct_config__.omit_defaults
-
-
-def _require_all(part: dict[str, Any]) -> None:
-    """What has a default is written all the same; only what may be unset has none and is not required."""
-    always = set(part.get("required", ()))
-    for name, field in part.get("properties", {}).items():
-        if "default" in field:
-            del field["default"]
-            always.add(name)
-    part["required"] = [name for name in part["properties"] if name in always]
+        output.write_text(msgspec.json.format(msgspec.json.encode(schemas.schema(name)), indent=INDENT).decode() + "\n")

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import click
-import msgspec
 
 from modelpipes.commands.cli import options, values
+from modelpipes.commands.views import seats as view
 from modelpipes.errors import UsageError
-from modelpipes.pipe.room import Room, Sitting
-from modelpipes.terminal import output
+from modelpipes.pipe.room import Room
 from modelpipes.values.deadline import Deadline
-
-
-class Seat(Sitting, frozen=True, omit_defaults=False, forbid_unknown_fields=True):
-    """One seat. Every key is there, also where it says nothing: scripts need not guess."""
 
 
 @click.command(context_settings=options.settings)
 @click.argument("seats", metavar="[SEAT]...", nargs=-1, type=values.SEAT)
 @options.directory
 @click.option("--wait", is_flag=True, help="Return when these seats are ready or busy.")
-@options.option(
-    "--timeout",
-    key="list-seats.timeout",
-    type=options.SECONDS,
-    default="30",
-    show_default=True,
-    help="How long to wait, or none.",
-)
+@options.option("--timeout", key="list-seats.timeout", type=options.SECONDS, default="30", show_default=True,
+                help="How long to wait, or none.")  # fmt: skip
 @options.as_json
 @options.common
 def command(seats: tuple[str, ...], directory: str | None, wait: bool, timeout: float, as_json: bool) -> None:
@@ -50,9 +39,4 @@ def command(seats: tuple[str, ...], directory: str | None, wait: bool, timeout: 
         room.wait_for(seats, Deadline.after(options.bounded(timeout)))
         if not as_json:
             return
-    found = [room.sitting(seat) for seat in seats or room.seats()]
-    if as_json:
-        output.write_json([Seat(*msgspec.structs.astuple(who)) for who in found])
-    else:
-        rows = [(w.seat, w.state, w.pid, w.queue, w.answers, w.voice) for w in found]
-        output.write_table(rows, ["seat", "state", "pid", "queue", "answers", "voice"])
+    view.write([room.sitting(seat) for seat in seats or room.seats()], as_json=as_json)

@@ -9,6 +9,7 @@ import signal
 import click
 
 from modelpipes.commands.cli import options, values
+from modelpipes.commands.cli.configured import in_force
 from modelpipes.errors import EngineError, UsageError
 from modelpipes.terminal import output
 from modelpipes.terminal.safetext import make_safe
@@ -99,7 +100,7 @@ def command(
 
     from modelpipes.commands.views.serve import tell
 
-    configured = options.configured(ctx)
+    configured = in_force(ctx)
     configured.insist()
     daemon.run(
         configured.path or None,

@@ -9,34 +9,26 @@ import click
 from modelpipes.commands.cli import options, values
 from modelpipes.errors import RoomError, UsageError
 from modelpipes.pipe.cleanup import clean_up
-from modelpipes.pipe.room import HUB, Room, check_seat, seat_variable, star
+from modelpipes.pipe.room import HUB, Room, check_seat, exports, star
 from modelpipes.terminal import output
 
 
 @click.command(context_settings=options.settings)
 @click.argument("seats", metavar="[SEAT]...", nargs=-1)
 @click.option("-n", "count", metavar="COUNT", type=click.IntRange(1, 999), default=None, help="Seats to make.  [2]")
-@options.option(
-    "-p", "prefix", key="room.prefix", metavar="PREFIX", envvar="PIPE_PREFIX", help="Their names' beginning.  [model]"
-)
+@options.option("-p", "prefix", key="room.prefix", metavar="PREFIX", envvar="PIPE_PREFIX",
+                help="Their names' beginning.  [model]")  # fmt: skip
 @options.directory
-@click.option(
-    "--hub", type=values.SENDER, default=HUB, show_default=True, metavar="SEAT", help="The seat in the middle."
-)
+@click.option("--hub", type=values.SENDER, default=HUB, show_default=True, metavar="SEAT",
+              help="The seat in the middle.")  # fmt: skip
 @click.option("--mesh", is_flag=True, help="Also a pipe for every ordered pair of seats.")
 @click.option("-c", "--clean", is_flag=True, help="Remove what is there first, as cleanup-pipes does.")
 @click.option("--print-env", is_flag=True, help="Print shell `export` lines, for eval.")
 @options.common
 def command(
-    seats: tuple[str, ...],
-    count: int | None,
-    prefix: str | None,
-    directory: str | None,
-    hub: str,
-    mesh: bool,
-    clean: bool,
-    print_env: bool,
-) -> None:
+    seats: tuple[str, ...], count: int | None, prefix: str | None, directory: str | None, hub: str, mesh: bool,
+    clean: bool, print_env: bool,
+) -> None:  # fmt: skip
     """Make a room's FIFOs: two between the hub and each seat.
 
     Prints one path a line. Running it again changes nothing and adds what is missing.
@@ -51,7 +43,7 @@ def command(
         raise UsageError("name the seats, or give their number with -n, not both")
     named = [check_seat(s) for s in seats] or [check_seat(f"{prefix or 'model'}{i + 1}") for i in range(count or 2)]
     pairs = star(check_seat(hub), named, mesh=mesh)
-    lines = _exports(hub, named) if print_env else []
+    variables = exports(hub, named) if print_env else {}
     room = Room.make(directory)
     if clean and (kept := clean_up(room)):
         raise RoomError(f"--clean: {kept[0]}")
@@ -60,21 +52,7 @@ def command(
     paths = room.make_pipes(pairs)
     if print_env:
         output.write_text(f"export PIPE_DIR={shlex.quote(room.path)}\n")
-        for variable, sender, receiver in lines:
-            output.write_text(f"export {variable}={shlex.quote(room.pipe(sender, receiver))}\n")
+        for variable, pair in variables.items():
+            output.write_text(f"export {variable}={shlex.quote(room.pipe(*pair))}\n")
     else:
         output.write_text("".join(f"{path}\n" for path in paths))
-
-
-def _exports(hub: str, seats: list[str]) -> list[tuple[str, str, str]]:
-    """(variable, sender, receiver) for the hub's pipes; UsageError where two seats would share a variable."""
-    named: dict[str, str] = {}
-    for seat in seats:
-        other = named.setdefault(seat_variable(seat), seat)
-        if other != seat:
-            raise UsageError(f"--print-env: {other} and {seat} would both be PIPE_TO_{seat_variable(seat)}; rename one")
-    return [
-        line
-        for variable, seat in named.items()
-        for line in ((f"PIPE_TO_{variable}", hub, seat), (f"PIPE_FROM_{variable}", seat, hub))
-    ]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
-
 import click
 
 from modelpipes.chat.contents import read
@@ -12,12 +9,10 @@ from modelpipes.chat.rendering.exact import to_json
 from modelpipes.chat.rendering.markdown import to_markdown
 from modelpipes.chat.rendering.page import to_html
 from modelpipes.chat.rendering.text import to_text
-from modelpipes.commands.cli import options, values
+from modelpipes.commands.cli import options, reading, values
 from modelpipes.errors import FileError
 from modelpipes.terminal import output
 from modelpipes.values.deadline import Deadline
-
-READ_BYTES = 1 << 20
 
 
 @click.command(context_settings=options.settings)
@@ -43,7 +38,7 @@ def command(ctx: click.Context, transcript: str, form: str, show_thinking: bool,
     """
     name = "stdin" if transcript == "-" else transcript
     limit = Deadline.after(options.bounded(max_seconds))
-    contents = read(options.read_stdin_bytes(limit) if transcript == "-" else _read_file(transcript))
+    contents = read(reading.read_stdin_bytes(limit) if transcript == "-" else reading.read_transcript(transcript))
     if not contents.is_transcript:
         raise FileError(f"{name}: is no transcript; one is made with chat-models --transcript FILE")
     match form:
@@ -58,20 +53,3 @@ def command(ctx: click.Context, transcript: str, form: str, show_thinking: bool,
     if complaints := contents.complaints():
         output.say(f"{ctx.info_name}: {name}: {'; '.join(complaints)}")
     return FileError.exit_code if contents.unreadable_lines else 0
-
-
-def _read_file(path: str) -> bytes:
-    try:
-        # O_NONBLOCK: where a FIFO lies in place of a file, the open must not wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except (OSError, ValueError) as e:
-        raise FileError(f"{path}: cannot open the transcript: {getattr(e, 'strerror', None) or e}") from None
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise FileError(f"{path}: a transcript must be a regular file; give - to read stdin")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read()
-    except OSError as e:
-        raise FileError(f"{path}: cannot read the transcript: {e.strerror}") from None
-    finally:
-        os.close(descriptor)

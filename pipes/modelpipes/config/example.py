@@ -46,6 +46,18 @@ RULE = """
 """
 
 
+def example_for(gpu: str) -> str:
+    """The configuration for a card that is named as rtx3090, or for `cpu`; UsageError where the name is not of one."""
+    from modelpipes.machine.cards import parse_gpu
+
+    if gpu == "cpu":
+        return write_example("cpu", None)
+    cards = parse_gpu(gpu).cards
+    if len(cards) != 1 or cards[0].stand_in:
+        raise UsageError(f"--gpu {gpu}: name one card, or cpu")
+    return write_example(cards[0].name, cards[0].total_bytes)
+
+
 def write_example(gpu: str, total_bytes: int | None) -> str:
     """The text for a card with so much memory; None: for a machine without one."""
     card_gb = round(total_bytes / (1 << 30)) if total_bytes else CPU_GB

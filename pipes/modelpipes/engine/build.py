@@ -18,6 +18,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from modelpipes.child import Child
@@ -26,10 +27,10 @@ from modelpipes.engine.builds import Build
 from modelpipes.engine.client import Client
 from modelpipes.engine.hardware import Machine
 from modelpipes.engine.lifecycle import Engine
-from modelpipes.engine.locate import Binary
+from modelpipes.engine.locate import Binary, engines
 from modelpipes.engine.source import Source
 from modelpipes.engine.variants import Choice
-from modelpipes.errors import EngineError
+from modelpipes.errors import Ended, EngineError, PipesError
 from modelpipes.machine.memory import available_bytes
 from modelpipes.values.deadline import Deadline
 from modelpipes.values.paths import cache_dir
@@ -182,6 +183,27 @@ def measure(binary: Binary) -> float:
                     raise EngineError(f"{binary.argv[0]} answers nothing with {MODEL}")
                 speeds.append(answer.tokens_per_second or 0.0)
     return round(statistics.median(speeds), 1)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """An engine of this machine, and the tokens a second that it makes of tiny-chat; None where it does not: why."""
+
+    name: str
+    binary: Binary
+    tokens_per_second: float | None
+    problem: str = ""
+
+
+def tried() -> Iterator[Tried]:
+    """Every engine of this machine, tried; the one that is used comes first."""
+    for name, binary in engines():
+        try:
+            yield Tried(name, binary, measure(binary))
+        except Ended:
+            raise
+        except PipesError as error:
+            yield Tried(name, binary, None, str(error))
 
 
 def _begin(tree: str, log: str, configure: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from array import array
 
 import msgspec
 
-from modelpipes.errors import DeadlineError
+from modelpipes.errors import DeadlineError, PeerError
 from modelpipes.pipe.endpoint import Arrival, Endpoint, Lost
 from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
 from modelpipes.pipe.message import Delta, Ping, Pong, Reply, Say, new_id
@@ -60,6 +60,42 @@ class Flood:
     @property
     def count(self) -> int:
         return self.sent.messages
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True):
+    """What to measure of a peer: for each size pings one by one, or a flood.
+
+    A flood goes one way to a peer of ours, which counts it, else there and back. `seconds` bounds each size.
+    """
+
+    sizes_bytes: tuple[int, ...]
+    timeout_s: float | None  # when a ping counts as lost
+    seconds: float | None
+    count: int = 0
+    warmup: int = 0
+    interval_s: float = 0.0
+    is_flood: bool = False
+    is_one_way: bool = False
+
+    def run(self, endpoint: Endpoint, to: str, measured: list[RoundTrips | Flood]) -> None:
+        """Measure each size; one stands in the list from its beginning, so it does whatever ends it.
+
+        Raises PeerGone, DeadlineError where nothing comes back, PeerError where messages of a flood are lost.
+        """
+        for size_bytes in self.sizes_bytes:
+            until = Deadline.after(self.seconds)
+            if not self.is_flood:
+                measured.append(trips := RoundTrips(size_bytes))
+                measure_round_trips(
+                    endpoint, to, trips, count=self.count, warmup=self.warmup, interval_s=self.interval_s,
+                    timeout_s=self.timeout_s, until=until,
+                )  # fmt: skip
+                continue
+            measured.append(flood := Flood(size_bytes))
+            run_flood = flood_one_way if self.is_one_way else flood_with_pings
+            run_flood(endpoint, to, flood, until=until, timeout_s=self.timeout_s)
+            if flood.lost:
+                raise PeerError(f"{flood.lost} of {flood.sent.messages} messages were lost on the way to {to} or back")
 
 
 def measure_round_trips(

@@ -6,7 +6,7 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -44,6 +44,11 @@ class Sitting(msgspec.Struct, frozen=True, omit_defaults=True):
     answers: int = 0  # given so far
     command: str = ""
 
+    @property
+    def takes_messages(self) -> bool:
+        """Does a member sit there that has loaded?"""
+        return self.state in ("ready", "busy")
+
     def name(self) -> str:
         """The seat, its process and its command, for a message to a person."""
         command = self.command if len(self.command) <= _COMMAND_CHARS else f"{self.command[: _COMMAND_CHARS - 1]}…"
@@ -78,6 +83,11 @@ def seat_variable(seat: str) -> str:
     return seat.upper().replace(".", "_").replace("-", "_")
 
 
+def seats_in_words(seats: Sequence[str]) -> str:
+    """The seats of a room, for a message to a person."""
+    return f"its seats are {', '.join(seats)}" if seats else "it has no seats"
+
+
 def star(hub: str, seats: Sequence[str], *, mesh: bool = False) -> list[tuple[str, str]]:
     """(sender, receiver) of every pipe between the hub and each seat; with mesh, also of seats among each other."""
     if hub in seats:
@@ -85,6 +95,23 @@ def star(hub: str, seats: Sequence[str], *, mesh: bool = False) -> list[tuple[st
     seats = list(dict.fromkeys(seats))
     pairs = [pair for seat in seats for pair in ((hub, seat), (seat, hub))]
     return pairs + [(a, b) for a in seats for b in seats if mesh and a != b]
+
+
+def exports(hub: str, seats: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """(sender, receiver) of the hub's pipes by the variables that name them to a shell.
+
+    UsageError where two seats would share a variable.
+    """
+    named: dict[str, str] = {}
+    for seat in seats:
+        other = named.setdefault(seat_variable(seat), seat)
+        if other != seat:
+            raise UsageError(f"--print-env: {other} and {seat} would both be PIPE_TO_{seat_variable(seat)}; rename one")
+    return {
+        variable: pair
+        for name, seat in named.items()
+        for variable, pair in ((f"PIPE_TO_{name}", (hub, seat)), (f"PIPE_FROM_{name}", (seat, hub)))
+    }
 
 
 def resolve(path: str | None) -> str:
@@ -287,8 +314,7 @@ class Room:
         check_seat(seat)
         seats = self.seats()
         if seat not in seats:
-            there = f"its seats are {', '.join(seats)}" if seats else "it has no seats"
-            raise RoomError(f"{self.path}: no seat '{seat}'; {there}; add it with setup-pipes")
+            raise RoomError(f"{self.path}: no seat '{seat}'; {seats_in_words(seats)}; add it with setup-pipes")
 
     def sitting(self, seat: str) -> Sitting:
         """Who sits there now; state "died" where the last one was killed, "free" where nobody is."""
@@ -321,19 +347,48 @@ class Room:
         restarts a member and then waits for it finds the dead one's traces at first.
         """
         grace = Deadline.after(grace_s)
-        waiting = list(seats)
-        while waiting:
-            who = self.sitting(waiting[0])
-            if who.state in ("ready", "busy"):
-                waiting.pop(0)
-                continue
+
+        def answers(who: Sitting) -> bool:
+            if who.takes_messages:
+                return True
             if who.state == "died" and grace.has_passed():
                 raise PeerGone(f"{who.name()} died; seat it again with attach-model")
             self.require(who.seat)  # in a room that was removed nobody will ever be ready
-            if deadline.has_passed():
+            return False
+
+        for seat in seats:
+            who, is_there = self._watch(seat, answers, deadline)
+            if not is_there:
                 is_what = {"free": "nobody took it", "died": "its member died"}.get(who.state, f"it is {who.state}")
-                raise DeadlineError(f"{self.path}: seat {who.seat} was not ready before the deadline: {is_what}")
+                raise DeadlineError(f"{self.path}: seat {seat} was not ready before the deadline: {is_what}")
+
+    def wait_for_process(self, seat: str, pid: int, deadline: Deadline, *, check: Callable[[], None]) -> None:
+        """Return when this process sits there, ready or busy; DeadlineError at the deadline.
+
+        `check` raises where the process will never come.
+        """
+
+        def is_there(who: Sitting) -> bool:
+            if who.pid == pid and who.takes_messages:
+                return True
+            check()
+            return False
+
+        if not self._watch(seat, is_there, deadline)[1]:
+            raise DeadlineError(f"no member ready in seat {seat} before the deadline")
+
+    def wait_for_leaving(self, seat: str, pid: int | None, deadline: Deadline) -> None:
+        """Return when this process sits there no longer, or at the deadline: until then its seat looks taken."""
+        self._watch(seat, lambda who: who.state in ("free", "died") or who.pid not in (None, pid), deadline)
+
+    def _watch(self, seat: str, is_wanted: Callable[[Sitting], bool], deadline: Deadline) -> tuple[Sitting, bool]:
+        """Look at a seat until who sits there is wanted, or the deadline passes: who did last, and whether they are.
+
+        What `is_wanted` raises ends it. Polled, as the kernel has no event for a lock.
+        """
+        while not (is_there := is_wanted(who := self.sitting(seat))) and not deadline.has_passed():
             time.sleep(fifo.RETRY_S)
+        return who, is_there
 
 
 class PipePair(Room):
@@ -345,6 +400,13 @@ class PipePair(Room):
         names = parse_pipe(os.path.basename(to_pipe))
         self.sender, self.receiver = names or (HUB, "peer")
         self.keeps_asker_locks = names is not None  # else no clean-up would find it
+
+    @classmethod
+    def exported(cls, seat: str) -> PipePair | None:
+        """The pipes to and from a seat that the environment names, as `setup-pipes --print-env` says them."""
+        name = seat_variable(seat)
+        to_pipe, from_pipe = os.environ.get(f"PIPE_TO_{name}"), os.environ.get(f"PIPE_FROM_{name}")
+        return cls(to_pipe, from_pipe) if to_pipe and from_pipe else None
 
     def pipe(self, sender: str, receiver: str) -> str:
         return self._paths[sender != self.sender]

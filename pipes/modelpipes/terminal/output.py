@@ -20,6 +20,7 @@ from modelpipes.terminal.table import draw_table
 from modelpipes.terminal.width import clip
 
 STDOUT, STDERR = 1, 2
+DEFAULT_COLUMNS = 80  # where stdout is no terminal, of what fills a line
 PROGRESS_S = 0.5  # between two words of a progress line; work that ends sooner needs none
 
 
@@ -46,6 +47,11 @@ def write_json(value: object) -> None:
 def width() -> int | None:
     """Columns of the terminal on stdout; None where stdout is no terminal, which bounds nothing."""
     return _terminal_columns(STDOUT)
+
+
+def columns() -> int:
+    """Columns to draw in: those of the terminal on stdout, or what a terminal is thought to have."""
+    return width() or DEFAULT_COLUMNS
 
 
 def write_table(

@@ -14,7 +14,7 @@ from modelpipes.commands.checkup.engines import Engine, find_engines, judge_engi
 from modelpipes.commands.checkup.folders import Folder, find_folders, judge_folders
 from modelpipes.commands.checkup.rooms import check_rooms
 from modelpipes.commands.checkup.serving import check_extras, check_port, judge_daemons
-from modelpipes.commands.cli import options
+from modelpipes.commands.cli.configured import Configured
 from modelpipes.config.settings import DEFAULT_LISTEN
 from modelpipes.engine import locate
 from modelpipes.gateway import record
@@ -40,7 +40,7 @@ def can_talk(checks: Iterable[Check]) -> bool:
     return not any(check.state == "missing" and check.name in NEEDED for check in checks)
 
 
-def check_all(deadline: Deadline, configured: options.Configured) -> list[Check]:
+def check_all(deadline: Deadline, configured: Configured) -> list[Check]:
     """Look at everything; what has not answered at the deadline is said to be late."""
     system = _check_system()
     if not can_talk(system):
@@ -81,7 +81,7 @@ def _check_system() -> list[Check]:
     ]
 
 
-def _check_configuration(configured: options.Configured) -> Check:
+def _check_configuration(configured: Configured) -> Check:
     if configured.mistake:
         advice = "correct it: until then what reads it ends with exit code 2"
         return Check("config", "warning", str(configured.mistake), advice)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from modelpipes.commands.cli import options, values
+from modelpipes.commands.cli.configured import GET_CONFIG, in_force
 from modelpipes.errors import UsageError
 from modelpipes.fit.rating import DEFAULT_RESERVE_BYTES
 from modelpipes.gguf.types import CACHE_TYPES
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     from modelpipes.config.settings import Use
-
-Source: TypeAlias = Literal["nvml", "name", "vram", "stand-in"]
 
 
 PLAIN_KV_TYPES = ("f16", "f32", "bf16")  # llama.cpp takes the others for values with flash attention only
@@ -75,10 +74,10 @@ def use_option(defaults: Callable[[Use], Mapping[str, Any]]) -> Callable[[option
     def choose(ctx: click.Context, param: click.Parameter, name: str | None) -> Use | None:
         if name is None or ctx.resilient_parsing:
             return None
-        loaded = options.configured(ctx).loaded
+        loaded = in_force(ctx).loaded
         uses = loaded.config.use if loaded else {}
         if name not in uses:
-            there = f"there are {', '.join(uses)}" if uses else f"none is configured; {options.GET_CONFIG}"
+            there = f"there are {', '.join(uses)}" if uses else f"none is configured; {GET_CONFIG}"
             raise UsageError(f"--use {name}: no such use case: {there}")
         use: Use = uses[name]
         said = {key: value for key, value in defaults(use).items() if value is not None}
@@ -130,39 +129,3 @@ def _choose_cards(name: str, vram_bytes: int | None) -> tuple[Card, ...]:
     if found.problems or assumed:
         output.say("; ".join([*found.problems, *assumed]))
     return found.cards
-
-
-class DescribedCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One card that was reckoned with, as JSON says it."""
-
-    index: int
-    name: str
-    total_bytes: int
-    free_bytes: int
-
-
-class DescribedCards(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The cards that were reckoned with, as JSON says them: what all have together, and each.
-
-    `source` is how they are known: `nvml` shows them, they were given by `name`, only their memory was given
-    (`vram`), or one is a `stand-in` where none was seen.
-    """
-
-    name: str
-    source: Source
-    total_bytes: int
-    free_bytes: int
-    cards: list[DescribedCard]
-
-
-def describe_cards(cards: tuple[Card, ...], *, is_given: bool) -> DescribedCards:
-    """The cards as JSON says them; `is_given` where their memory was."""
-    first = cards[0]
-    source: Source = "vram" if is_given else "nvml" if first.uuid else "stand-in" if first.stand_in else "name"
-    return DescribedCards(
-        name=first.name if len(cards) == 1 else f"{len(cards)}x {first.name}",
-        source=source,
-        total_bytes=sum(card.total_bytes for card in cards),
-        free_bytes=sum(card.free_bytes for card in cards),
-        cards=[DescribedCard(card.index, card.name, card.total_bytes, card.free_bytes) for card in cards],
-    )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from msgspec import Struct
 
-from modelpipes.commands import attach
-from modelpipes.commands.cli import options
+from modelpipes.commands import load
+from modelpipes.commands.cli import voices
 from modelpipes.errors import FileError, UsageError
 from modelpipes.pipe.room import HUB, check_seat, is_seat
 from modelpipes.terminal import output
@@ -40,7 +40,7 @@ class Members(Struct, frozen=True):
             from modelpipes.engine.admission import Candidate, admit
 
             together = [given for given in options_of if given["model"] and given["engine"] == engine]
-            candidates = [Candidate(given["seat"], attach.spec_of_options(given)) for given in together]
+            candidates = [Candidate(given["seat"], voices.spec_of_options(given)) for given in together]
             for line in admit(candidates, engine or "auto"):
                 output.say(line)
 
@@ -126,14 +126,14 @@ def _commands(kinds: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, l
     silence_s = given["voice_timeout"]
     everyone = [f"--timeout={'none' if silence_s == float('inf') else silence_s}"] if silence_s else []
     commands = {name: list(everyone) for name in kinds}
-    for option in options.VOICE:
+    for option in voices.VOICE:
         common, own = _shared_and_own(option, given[option.replace("-", "_")], list(kinds))
-        users = [name for name, kind in kinds.items() if attach.can_use(kind, option)]
+        users = [name for name, kind in kinds.items() if voices.can_use(kind, option)]
         if common and not users and not (option == "seed" and given["taking"] == "random"):
             raise UsageError(f"--{option} {common[-1]}: no member that is seated here can use it")
         for name, command in commands.items():
             values = [*(common if name in users else []), *own[name]]
-            command += [f"--{option}={value}" for value in (values if option == options.REPEATABLE else values[-1:])]
+            command += [f"--{option}={value}" for value in (values if option == voices.REPEATABLE else values[-1:])]
     return commands
 
 
@@ -154,13 +154,13 @@ def _shared_and_own(option: str, values: Sequence[str], names: Sequence[str]) ->
 
 def _parse(name: str, arguments: list[str]) -> dict[str, Any]:
     """The options of attach-model that these arguments give."""
-    return attach.read_options(attach.command.make_context("attach-model", [name, *arguments]))
+    return voices.read_options(load("attach").make_context("attach-model", [name, *arguments]))
 
 
 def _check(name: str, kind: str, value: str, arguments: list[str]) -> None:
     """Raise what attach-model would, while nothing is started yet."""
     try:
-        attach.make_voice(name, _parse(name, arguments))
+        voices.make_voice(name, _parse(name, arguments))
         if kind == "model":
             from modelpipes.engine.locate import find_model
 

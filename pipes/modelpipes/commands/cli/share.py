@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from modelpipes.commands import VERBS, completion
-from modelpipes.commands.cli import manpage
+from modelpipes.commands import VERBS
+from modelpipes.commands.cli import completion, manpage
 
 
 def files() -> dict[str, str]:

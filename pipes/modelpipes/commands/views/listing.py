@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from modelpipes.commands.cli.cards import DescribedCards
+from modelpipes.commands.views.cards import DescribedCards
 from modelpipes.fit.listing import Line, Listing
 from modelpipes.gguf.modelfile import path_base64, printable
 from modelpipes.terminal import output

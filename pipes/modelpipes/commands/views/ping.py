@@ -17,11 +17,10 @@ from modelpipes.values.units import format_bytes
 
 Measured: TypeAlias = RoundTrips | Flood
 
-DEFAULT_WIDTH = 80  # where stdout is no terminal
 MIN_BAR = 8
 EIGHTHS = " ▏▎▍▌▋▊▉"  # of a column, for the end of a bar
-# Columns that a narrow terminal does without, the least needed first.
-DROPPED_FIRST = ("p90", "min", "p99.9", "count", "msg/s", "lost", "seconds", "bytes/s")
+# In a narrow terminal, the least needed first.
+SPARE = ("p90", "min", "p99.9", "count", "msg/s", "lost", "seconds", "bytes/s")
 TEXT = ("size", "end")  # columns; the others are numbers
 
 
@@ -56,7 +55,7 @@ def write(
     output.write_text("".join(f"{line}\n" for line in [*note, *where]))
     for each in begun:
         if draws and isinstance(each, RoundTrips) and each.times_ns:
-            output.write_text(_drawn(each, output.width() or DEFAULT_WIDTH))
+            output.write_text(_drawn(each, output.columns()))
 
 
 def cpu_ranges(cpus: Iterable[int]) -> str:
@@ -198,14 +197,10 @@ def _flood_rows(flood: Flood) -> list[dict[str, str]]:
 
 
 def _write_table(rows: Sequence[Mapping[str, str]]) -> None:
-    width = output.width()
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    for name in DROPPED_FIRST:
-        if width is None or sum(2 + max(map(len, [key, *cells])) for key, cells in columns.items()) - 2 <= width:
-            break
-        columns.pop(name, None)
-    numbers = [name for name in columns if name not in TEXT]
-    output.write_table(list(zip(*columns.values(), strict=True)), list(columns), right=numbers)
+    headers = list(rows[0])
+    numbers = [name for name in headers if name not in TEXT]
+    spare = [name for name in SPARE if name in headers]
+    output.write_table([list(row.values()) for row in rows], headers, output.width(), right=numbers, spare=spare)
 
 
 # -- the histogram

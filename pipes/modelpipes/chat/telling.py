@@ -1,0 +1,80 @@
+"""What a member is told when it is its turn: all turns that it does not know; and what its answer is as a turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+
+import msgspec
+from msgspec.structs import replace
+
+from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
+from modelpipes.errors import PeerFailed
+from modelpipes.pipe.asker import Answer, Asker
+from modelpipes.pipe.message import Heard, Reply, Say, new_id
+
+RETELL_BYTES = 8 * 1024 * 1024  # of the newest turns, for a member that knows nothing; no context holds more
+HEARD_BYTES = 100  # around the words of a turn
+
+
+def resume(path: str, asker: Asker) -> Transcript:
+    """The transcript in a file, begun where it is new; raises as `Transcript.resume` does."""
+    return Transcript.resume(path, Header(VERSION, new_id(), (asker.seat, asker.to)))
+
+
+def ask_next(transcript: Transcript, asker: Asker, message: str, hear: Callable[[Generator[Answer]], Reply]) -> None:
+    """Ask as the next turn of a conversation; question and answer are written once `hear` has heard the answer out."""
+    question = Turn(transcript.last + 1, asker.seat, message)
+    number = question.turn + 1
+    say = Say(new_id(), asker.seat, asker.to, conversation=transcript.header.id, turn=number)
+    reply = hear(tell(asker, say, lambda turn: [*transcript.after(turn), question], transcript.known_by(asker.to)))
+    transcript.append(question, turn_of(number, reply))
+
+
+def turn_of(number: int, reply: Reply) -> Turn:
+    """A reply as it stands in the transcript."""
+    return Turn(
+        turn=number,
+        sender=reply.sender,
+        content=reply.content,
+        stop=reply.stop,
+        usage=reply.usage,
+        timing=reply.timing,
+        dropped=reply.dropped,
+        thinking=reply.thinking,
+    )
+
+
+def tell(asker: Asker, say: Say, after: Callable[[int], Sequence[Turn]], known: int) -> Generator[Answer]:
+    """Ask for the next turn, telling the member what came `after` the turn that is `known` to it.
+
+    A member that knows less says so, and is told from there, under the same id.
+    """
+    while True:
+        told = since(after, known)
+        heard = tuple(Heard(turn.turn, turn.sender, turn.content) for turn in told)
+        if heard and heard[0].turn <= known:
+            known = -1  # it has missed more than can travel
+        try:
+            with closing(asker.ask(replace(say, after=known, heard=heard))) as answers:
+                yield from answers
+            return
+        except PeerFailed as failed:
+            if failed.reason != "out-of-step" or failed.have is None or failed.have >= known:
+                raise
+            known = failed.have
+
+
+def since(after: Callable[[int], Sequence[Turn]], known: int) -> Sequence[Turn]:
+    """The turns after `known`; where these are more than may travel, the opening and the newest of them."""
+    newest: list[Turn] = []
+    size = 0
+    for turn in reversed(after(known)):
+        size += len(msgspec.json.encode(turn.content)) + HEARD_BYTES
+        if size > RETELL_BYTES and newest:
+            break
+        newest.append(turn)
+    newest.reverse()
+    if newest and newest[0].turn > known + 1 and newest[0].turn > 0:
+        newest.insert(0, after(-1)[0])
+    return newest

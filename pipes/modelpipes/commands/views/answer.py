@@ -1,0 +1,102 @@
+"""An answer as ask-model shows it: as it comes, whole, or as JSON; and how long it took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from msgspec import UNSET, Struct, UnsetType, field
+from msgspec.structs import astuple
+
+from modelpipes.errors import PeerFailed
+from modelpipes.pipe.asker import Answer
+from modelpipes.pipe.message import Delta, Reply, Stop, Timing, Usage
+from modelpipes.terminal import output
+
+
+class AllUsage(Usage, frozen=True, omit_defaults=False, forbid_unknown_fields=True):
+    """Tokens of one answer, as the engine counted them; every key is there."""
+
+
+class AllTiming(Timing, frozen=True, omit_defaults=False, forbid_unknown_fields=True):
+    """Where the time of one answer went, as the member measured it; every key is there."""
+
+
+class Answered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One answer as JSON says it. `thinking` is there where the model thought aloud."""
+
+    sender: str = field(name="from")
+    to: str
+    content: str
+    stop: Stop
+    thinking: str | UnsetType = UNSET
+    usage: AllUsage | None
+    timing: AllTiming | None
+    round_trip_ms: float
+
+    @classmethod
+    def of(cls, reply: Reply, round_trip_ms: float) -> Answered:
+        return cls(
+            sender=reply.sender,
+            to=reply.to,
+            content=reply.content,
+            stop=reply.stop,
+            thinking=reply.thinking or UNSET,
+            usage=AllUsage(*astuple(reply.usage)) if reply.usage else None,
+            timing=AllTiming(*astuple(reply.timing)) if reply.timing else None,
+            round_trip_ms=round_trip_ms,
+        )
+
+
+class Unanswered(Struct, frozen=True, forbid_unknown_fields=True):
+    """Why one message of several has no answer; `reason` is one of those of a `failure` on a pipe."""
+
+    error: str
+    reason: str
+
+
+class Printer:
+    """Prints an answer as it comes, or whole, or as JSON."""
+
+    def __init__(self, *, as_json: bool, whole: bool, show_thinking: bool, verbose: bool) -> None:
+        self._as_json = as_json
+        self._waits = whole or as_json
+        self._show_thinking = show_thinking
+        self._verbose = verbose
+
+    def print(self, answers: Iterator[Answer]) -> Reply:
+        """Print one answer; the reply that ended it."""
+        began_s = time.perf_counter()
+        text = output.Speech(show_thinking=self._show_thinking)
+        reply: Reply | None = None
+        for answer in answers:
+            if isinstance(answer, Delta) and not self._waits:
+                text.say(answer.content, answer.thinking)
+            elif isinstance(answer, Reply):
+                reply = answer
+        assert reply, "an exchange ends in a reply or an error"
+        round_trip_ms = round((time.perf_counter() - began_s) * 1000, 3)
+        if self._as_json:
+            output.write_json(Answered.of(reply, round_trip_ms))
+        else:
+            text.end(reply.content, reply.thinking)
+        if self._verbose:
+            output.say(_figures(reply, round_trip_ms))
+        return reply
+
+    def fail(self, failed: PeerFailed) -> None:
+        """One message of several has no answer; the others go on."""
+        output.say(f"ask-model: {failed}")
+        if self._as_json:
+            output.write_json(Unanswered(str(failed), failed.reason))
+
+
+def _figures(reply: Reply, round_trip_ms: float) -> str:
+    parts = [f"round trip {round_trip_ms:.1f} ms"]
+    if reply.timing and reply.timing.first_token_ms is not None:
+        parts.append(f"first token {reply.timing.first_token_ms:.1f} ms")
+    if reply.timing and reply.timing.tokens_per_second:
+        parts.append(f"{reply.timing.tokens_per_second:.0f} tokens/s")
+    if reply.usage:
+        parts.append(f"{reply.usage.prompt_tokens} + {reply.usage.completion_tokens} tokens")
+    return ", ".join(parts)

@@ -1,0 +1,86 @@
+"""A conversation as chat-models shows it: each turn as it is spoken, or as JSON; at the end a summary."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from array import array
+from collections.abc import Collection
+from types import TracebackType
+
+from modelpipes.chat.conversation import Listener
+from modelpipes.chat.transcript import Turn
+from modelpipes.errors import Ended, PipesError
+from modelpipes.terminal import output
+
+
+class Watcher(Listener):
+    """Prints a conversation as it happens. Within `with`, what breaks it off ends the line that was being spoken."""
+
+    def __init__(self, *, as_json: bool, show_thinking: bool, guests: Collection[str] = ()) -> None:
+        """The times of `guests` do not count: a person may take any."""
+        self._as_json = as_json
+        self._show_thinking = show_thinking
+        self._guests = guests
+        self._speech: output.Speech | None = None
+        self._turn = -1
+        self._heard = self._count = self._tokens = 0
+        self._total_ms = 0.0
+        self._first_ms = array("d")
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            return
+        if self._speech and not self._as_json:
+            with contextlib.suppress(BrokenPipeError, PipesError):  # what broke it off is told, not this
+                self._speech.void()
+        if isinstance(error, Ended) and self._heard:
+            self.sum_up("a signal")
+
+    def starts(self, speaker: str, turn: int) -> None:
+        if self._speech and self._turn == turn:
+            self._speech.void()
+            return
+        self._turn = turn
+        self._speech = output.Speech(f"{speaker}: ", show_thinking=self._show_thinking)
+
+    def says(self, content: str, thinking: str) -> None:
+        if self._speech and not self._as_json:
+            self._speech.say(content, thinking)
+
+    def ends(self, turn: Turn) -> None:
+        self._add_up(turn)
+        if self._as_json:
+            output.write_json(turn)
+            return
+        speech = self._speech or output.Speech(f"{turn.sender}: ")
+        speech.end(turn.content, turn.thinking)
+        self._speech = None
+
+    def _add_up(self, turn: Turn) -> None:
+        self._heard += 1
+        self._count += turn.turn > 0
+        self._tokens += turn.usage.completion_tokens if turn.usage else 0
+        if turn.timing and turn.sender not in self._guests:
+            self._total_ms += turn.timing.total_ms
+            if turn.timing.first_token_ms is not None:
+                self._first_ms.append(turn.timing.first_token_ms)
+
+    def sum_up(self, why: str) -> None:
+        """Say on stderr turns, tokens, times, and why it stopped, in one line."""
+        output.say(self._summary(why))
+
+    def _summary(self, why: str) -> str:
+        if not self._heard:
+            return f"nothing was left to say; ended by: {why}"
+        parts = [f"{self._count} turn{'s' if self._count != 1 else ''}"]
+        if self._tokens:
+            parts.append(f"{self._tokens} tokens")
+        if self._first_ms:
+            parts.append(f"first token {statistics.median(self._first_ms):.0f} ms (median)")
+        return f"{', '.join(parts)}, {self._total_ms / 1000:.1f} s in all; ended by: {why}"
