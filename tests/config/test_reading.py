@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from modelpipes.config import reading
 from modelpipes.config.reading import load, read_key
-from modelpipes.config.settings import SECTIONS, Budget, Config, Limit, Memory, Model, Seconds, Server, Size
+from modelpipes.config.settings import SECTIONS, Budget, Config, Limit, MemoryLimits, Model, Seconds, Server, Size
 from modelpipes.errors import UsageError
 from modelpipes.gguf.types import CACHE_TYPES, CacheType
 from modelpipes.terminal.safetext import make_line
@@ -69,7 +69,7 @@ def test_the_shape_of_the_file_is_that_of_the_values(tmp_path: Path) -> None:
     )
     read = load(str(path)).config
     assert read.server == Server(max_waiting=3, max_lease_s=Limit(120))
-    assert read.memory == Memory(
+    assert read.memory == MemoryLimits(
         budget=Budget(16 * 10**9),
         reserve=Size(1 << 30),
         min_resident_s=Seconds(0),
@@ -124,7 +124,7 @@ def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path) -> No
     [("'16GB'", 16 * 10**9), ("'1G'", 1 << 30), ("'1.5GiB'", 3 << 29), ("4096", 4096), ("0", 0)],
 )
 def test_sizes_are_those_of_the_command_line(written: str, size_bytes: int) -> None:
-    assert read(f"[memory]\nbudget = {written}\nreserve = {written}", "/etc").memory == Memory(
+    assert read(f"[memory]\nbudget = {written}\nreserve = {written}", "/etc").memory == MemoryLimits(
         budget=Budget(size_bytes), reserve=Size(size_bytes)
     )
 

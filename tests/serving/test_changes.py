@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelpipes.config import reading
-from modelpipes.config.settings import Config, Memory, Model, Server, Size
+from modelpipes.config.settings import Config, MemoryLimits, Model, Server, Size
 from modelpipes.serving.changes import AT_START, HARMLESS, Change, difference
 
 QWEN = "[models.qwen]\nfile = '/q.gguf'\n"
@@ -48,7 +48,7 @@ MODELS = st.builds(
 CONFIGS = st.builds(
     Config,
     server=st.builds(Server, listen=st.sampled_from(["a:1", "b:2"])),
-    memory=st.builds(Memory, keep_conversations=st.booleans(), budget=st.sampled_from([None, Size(1)])),
+    memory=st.builds(MemoryLimits, keep_conversations=st.booleans(), budget=st.sampled_from([None, Size(1)])),
     models=st.dictionaries(st.sampled_from("abcd"), MODELS),
 )
 

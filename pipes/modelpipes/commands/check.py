@@ -34,7 +34,7 @@ def command(ctx: click.Context, /, timeout: float, as_json: bool) -> int:
     found = check_all(Deadline.after(options.bounded(timeout)), in_force(ctx))
     is_able = can_talk(found)
     if as_json:
-        output.write_json(Report(found, is_able))
+        output.write_json(SystemReport(found, is_able))
     else:
         output.write_text(draw(found, output.width()))
     if not is_able:
@@ -43,7 +43,7 @@ def command(ctx: click.Context, /, timeout: float, as_json: bool) -> int:
     return 0 if is_able else 1
 
 
-class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SystemReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All checks; `ok` where two models can talk here."""
 
     checks: list[Check]

@@ -102,7 +102,7 @@ def command(
     if use:
         advise(listing.lines, use)
     described = cardview.describe(chosen, is_given=vram is not None or use is not None) if chosen else None
-    asked = listview.Asked(ctx_size, kv_type, parallel, flash_attn, reserve, space.host_bytes if space else None)
+    asked = listview.ListingAsked(ctx_size, kv_type, parallel, flash_attn, reserve, space.host_bytes if space else None)
     listview.write_listing(listing, described, asked, "json" if as_json else format_)
     listview.tell(listing, searched, verbose=verbose)
     if verbose:

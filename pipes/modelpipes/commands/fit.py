@@ -88,7 +88,7 @@ def command(
     names = [stem(path) if _is_path(file, path) else file for file, path in zip(files, paths, strict=True)]
     view = planview.View(made, names, paths, chosen, space)
     if as_json or format_ == "json":
-        asked = plan_json.Asked(
+        asked = plan_json.PlanAsked(
             ctx_size, wishes.min_ctx, wishes.kv_types, parallel, flash_attn, whole, reserve, space.host_bytes
         )
         plan_json.write(view, cardview.describe(chosen, is_given=vram is not None or use is not None), asked)

@@ -12,7 +12,7 @@ import msgspec
 from modelpipes.commands.cli import options, values
 from modelpipes.commands.keepers import find_keepers
 from modelpipes.commands.views.destination import Destination
-from modelpipes.commands.views.gpu import FORMATS, Report
+from modelpipes.commands.views.gpu import FORMATS, GpuReport
 from modelpipes.errors import UsageError
 from modelpipes.machine.alarms import Alarms
 from modelpipes.machine.keepers import name_shares
@@ -94,7 +94,7 @@ def command(directory: str | None, **given: Any) -> int:
         Reactions(given["command_line"], output.say) as reactions,
         Watch(timeout_s) as watch,
     ):
-        report = Report(
+        report = GpuReport(
             "json" if given["as_json"] else given["format_"],
             to,
             per_process=given["per_process"],

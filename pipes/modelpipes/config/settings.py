@@ -167,7 +167,7 @@ class Server(Section, frozen=True):
     ) = None
 
 
-class Memory(Section, frozen=True):
+class MemoryLimits(Section, frozen=True):
     """serve-models: what all its engines together may take."""
 
     budget: Annotated[Budget, _key('of the card  ["auto": what is free at the start]', "14GB")] | None = None
@@ -215,7 +215,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     use: Mapping[str, Use] = {}
     watch_gpu: WatchGpu = msgspec.field(default=WatchGpu(), name="watch-gpu")
     server: Server = Server()
-    memory: Memory = Memory()
+    memory: MemoryLimits = MemoryLimits()
     models: Mapping[str, Model] = {}
     scan: Scan = Scan()
 

@@ -43,7 +43,7 @@ class Look(Sample, frozen=True, kw_only=True, forbid_unknown_fields=True):
     system: HostMemory | None
 
 
-class Report:
+class GpuReport:
     """Writes a record for each look, in one of FORMATS."""
 
     def __init__(

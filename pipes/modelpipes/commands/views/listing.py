@@ -19,7 +19,7 @@ UNITS = (("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20))
 COUNTS = (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3))
 
 
-class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ListingAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the files were rated for: the context in tokens, and the memory that counted."""
 
     ctx_size: int
@@ -39,22 +39,22 @@ class Unread(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     offset: int | None
 
 
-class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ListingReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of a listing as JSON says it; `gpu` is null where nothing was rated."""
 
     gpu: DescribedCards | None
-    settings: Asked
+    settings: ListingAsked
     files: list[Line]
     problems: list[Unread]
 
 
-def write_listing(listing: Listing, gpu: DescribedCards | None, settings: Asked, format_: str) -> None:
+def write_listing(listing: Listing, gpu: DescribedCards | None, settings: ListingAsked, format_: str) -> None:
     """Write the lines to stdout in one of FORMATS; JSON tells also of cards, settings and problems."""
     if format_ == "json":
         problems = [
             Unread(printable(each.path), path_base64(each.path), each.reason, each.offset) for each in listing.problems
         ]
-        output.write_json(Report(gpu, settings, listing.lines, problems))
+        output.write_json(ListingReport(gpu, settings, listing.lines, problems))
     elif format_ == "jsonl":
         for line in listing.lines:
             output.write_json(line)

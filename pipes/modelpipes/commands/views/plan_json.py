@@ -17,7 +17,7 @@ from modelpipes.machine.nvml import Process
 from modelpipes.terminal import output
 
 
-class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PlanAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the plan was made for: contexts in tokens, null where the largest is wanted."""
 
     ctx_size: int | None
@@ -84,7 +84,7 @@ class PlannedHost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     used_by_plan_bytes: int
 
 
-class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PlanReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A plan as JSON says it; `enters` and `leaves` of a swap are places in `models`.
 
     `context` is the common context in tokens; `contexts` says for each type of cache the largest with all models
@@ -92,7 +92,7 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     gpu: DescribedCards
-    settings: Asked
+    settings: PlanAsked
     plan: Kind
     context: int
     contexts: Mapping[str, int]
@@ -104,11 +104,11 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: PlannedHost
 
 
-def write(view: View, gpu: DescribedCards, settings: Asked) -> None:
+def write(view: View, gpu: DescribedCards, settings: PlanAsked) -> None:
     """Write the plan to stdout as one object."""
     plan = view.plan
     output.write_json(
-        Report(
+        PlanReport(
             gpu=gpu,
             settings=settings,
             plan=plan.kind,
