@@ -25,6 +25,7 @@ SAID: list[tuple[events.Event, str]] = [
     (events.Listening(1, "unix:/s", "1 GiB"), "1 model on unix:/s, with 1 GiB"),
     (events.Listening(2, "h:1", "1 GiB"), "2 models on h:1, with 1 GiB"),
     (events.LeftOut("qwen", "no such file"), "qwen is left out: no such file"),
+    (events.NotCounted("qwen", "what -ot moves or adds is not counted"), "qwen: what -ot moves or adds is not counted"),
     (events.DoesNotFit("qwen", "ctx_size = 512 would fit"), "qwen does not fit: ctx_size = 512 would fit"),
     (events.Reloaded(0), "read again: 0 models"),
     (
