@@ -15,14 +15,20 @@ HEAVY = {"httpx", "httpx_sse", "http", "numpy", "gguf", "psutil", "asyncio", "su
          "tabulate", "pynvml", "starlette", "uvicorn", "wcwidth"}  # fmt: skip
 
 
-def imported(*args: str) -> set[str]:
-    """The top-level modules that a run of a command imports."""
+def modules_of(*args: str, code: int = 0) -> set[str]:
+    """The modules that a run of a command imports, which ends with `code`."""
     command = [sys.executable, "-X", "importtime", "-P", "-m", "modelpipes", *args]
     done = subprocess.run(
-        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT_S, check=True
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT_S, check=False
     )
+    assert done.returncode == code, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
-    return {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
+    return {line.rpartition("|")[2].strip() for line in lines}
+
+
+def imported(*args: str) -> set[str]:
+    """The top-level modules that a run of a command imports."""
+    return {name.partition(".")[0] for name in modules_of(*args)}
 
 
 @pytest.fixture
@@ -49,3 +55,9 @@ def test_what_asks_imports_nothing_heavy(room: Room, args: list[str]) -> None:
 @pytest.mark.parametrize("verb", ["setup", "cleanup", "seats", "ask"])
 def test_help_imports_nothing_heavy(verb: str) -> None:
     assert not imported(verb, "--help") & HEAVY
+
+
+def test_who_seats_a_model_of_another_server_imports_nothing_to_predict_memory_with(room: Room) -> None:
+    modules = modules_of("attach", "bob", "--server", "http://127.0.0.1:1", "-d", room.path, code=1)
+    assert "modelpipes.web.site" in modules
+    assert "modelpipes.engine.admission" not in modules

@@ -1,6 +1,6 @@
 """The engines that the daemon owns. `residency` decides; here it is carried out, and nothing else is decided.
 
-Everything but `_Engines`' blocking work runs in the event loop, so that no two decisions meet.
+Everything but the engines' blocking work runs in the event loop, so that no two decisions meet.
 """
 
 from __future__ import annotations

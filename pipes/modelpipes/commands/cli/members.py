@@ -28,11 +28,6 @@ class Members(Struct, frozen=True):
     commands: dict[str, list[str]]  # of those seated here: what attach-model is given
     voices: dict[str, str]  # of those seated here, and of the person: as the transcript has it
 
-    @property
-    def joined(self) -> list[str]:
-        """Those who sit already, seated by somebody else."""
-        return [name for name in self.names if name not in self.voices]
-
     def check_fit(self) -> None:
         """Raise FileError where the engines that are to be started have no room side by side."""
         options_of = [_parse(name, arguments) for name, arguments in self.commands.items()]

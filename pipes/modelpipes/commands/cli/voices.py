@@ -127,7 +127,6 @@ def make_voice(seat: str, given: dict[str, Any]) -> Voice:
 
 def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> Voice:
     from modelpipes.chat.voices.engine import EngineVoice, Sampling
-    from modelpipes.engine.admission import Candidate, admit
     from modelpipes.engine.lifecycle import Engine
     from modelpipes.web.site import root_of
 
@@ -163,6 +162,8 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
 
     def start_engine() -> Engine:
         if not given["no_fit_check"]:
+            from modelpipes.engine.admission import Candidate, admit
+
             for line in admit([Candidate(seat, spec)], engine):
                 output.say(line)
         return Engine(spec, engine=engine, name=seat, log=given["log"])

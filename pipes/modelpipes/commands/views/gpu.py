@@ -15,6 +15,7 @@ from modelpipes.commands.views.destination import Destination
 from modelpipes.machine.alarms import Alarm
 from modelpipes.machine.memory import available_bytes, total_bytes
 from modelpipes.machine.watch import Gpu, GpuProcess, Sample
+from modelpipes.terminal import output
 from modelpipes.terminal.safetext import make_line
 from modelpipes.terminal.sparkline import sparkline
 from modelpipes.terminal.table import draw_table
@@ -22,7 +23,6 @@ from modelpipes.values.units import format_bytes, format_seconds
 
 FORMATS = ("table", "json", "jsonl", "csv")
 KEPT_SAMPLES = 500  # more than a terminal is wide
-DEFAULT_WIDTH = 80  # where stdout is no terminal
 REPAINT, TO_LINE_END, TO_SCREEN_END = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
@@ -127,7 +127,7 @@ class GpuReport:
         lines = []
         for each in gpus:
             label, now = f"memory of {each.index}  ", _figure(each.memory_used_percent, "%")
-            room = (self._to.width or DEFAULT_WIDTH) - len(label) - len(now) - 2
+            room = (self._to.width or output.DEFAULT_COLUMNS) - len(label) - len(now) - 2
             lines.append(f"{label}{sparkline(list(self._used[each.key]), room)}  {now}\n")
         return ["".join(lines)] if lines else []
 
