@@ -140,7 +140,10 @@ class _Plan:
         self._predictors = predictors
         self._free = free
         self._space = free.space()
-        self._specs = [placed(one.spec, free.n_devices) for one in candidates]
+        self._specs = [
+            predict.with_context(placed(one.spec, free.n_devices))
+            for one, predict in zip(candidates, predictors, strict=True)
+        ]
 
     def _memories(self, ctx_size: int | None = None, gpu_layers: int | None = None) -> list[Memory]:
         memories = []

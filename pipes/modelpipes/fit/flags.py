@@ -93,7 +93,7 @@ def in_force(spec: EngineSpec) -> EngineSpec:
         elif flag in _MEANT:
             field, meaning = _MEANT[flag]
             told[field] = meaning
-        elif flag in _READERS:
+        elif flag in _READERS and value:  # without one llama.cpp refuses it, but for a bare -fa, which is our default
             field, read = _READERS[flag]
             try:
                 meant = read(value)
