@@ -150,7 +150,7 @@ def is_model(path: str) -> bool:
     try:
         return classify(read_model(path)) == "model"
     except FileError:
-        return True  # what is wrong with it is told by `predict`
+        return True  # what is wrong with it is told by `Demand`
 
 
 def measure(pid: int, predicted: Bytes, place: Place) -> Bytes:
