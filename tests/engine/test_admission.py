@@ -63,6 +63,14 @@ def test_three_models_that_no_context_makes_fit_get_fewer_layers(llama: str, car
     admit([seated(one.name, llama, gpu_layers=layers) for one in three])
 
 
+@pytest.mark.usefixtures("card")
+def test_layers_that_an_engine_argument_asks_for_are_not_to_be_taken_back_by_an_option(llama: str) -> None:
+    # The advice was --gpu-layers, which the argument beats.
+    three = [seated(name, llama, engine_args=["-ngl", "99"]) for name in ("alice", "bob", "carol")]
+    with pytest.raises(FileError, match=r"[0-9]+ layers on the card would fit, and an --engine-arg asks for more"):
+        admit(three)
+
+
 def test_without_a_card_host_memory_counts(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileError, match="of host memory that are free; --ctx-size"):
         admit([seated("alice", llama, HUGE_CTX)], "embedded")

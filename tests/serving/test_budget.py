@@ -208,6 +208,12 @@ def test_the_trained_context_is_what_an_engine_argument_of_0_asks_for(model: str
     assert "would fit, and engine_args ask for more" in demand.advise(less)
 
 
+def test_layers_that_an_engine_argument_asks_for_are_not_to_be_taken_back_by_a_key(model: str) -> None:
+    demand = budget.Demand(spec_of(model, engine_args=["-ngl", "99"]), CARD)
+    limits = Bytes.of(demand(gpu_layers=1).card, 1 << 40)
+    assert demand.advise(limits) == "1 layers on the card would fit, and engine_args ask for more"
+
+
 def write_new_architecture(path: Path) -> None:
     entries = [("general.architecture", "string", "brandnew"), ("brandnew.block_count", "u32", 1)]
     path.write_bytes(bytes(File(entries, [TensorSpec("blk.0.attn_q.weight", (32, 32))])))

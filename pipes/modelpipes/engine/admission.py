@@ -187,6 +187,11 @@ class _Plan:
                 return f"a context of {advice.ctx_size} would fit, and an --engine-arg asks for more"
             return f"--ctx-size {advice.ctx_size} would fit"
         if advice.gpu_layers is not None:
+            if any(
+                one.spec.n_gpu_layers != told.n_gpu_layers
+                for one, told in zip(self._candidates, self._specs, strict=True)
+            ):
+                return f"{advice.gpu_layers} layers on the card would fit, and an --engine-arg asks for more"
             paths = " ".join(one.spec.model for one in self._candidates)
             return f"--gpu-layers {advice.gpu_layers} would fit (fit-models {paths} plans it better)"
         return "smaller models, or smaller quantisations, would fit (find-gguf --fits)"

@@ -130,6 +130,8 @@ class Demand:
                 return f"a context of {advice.ctx_size} would fit, and engine_args ask for more"
             return f"ctx_size = {advice.ctx_size} would fit"
         if advice.gpu_layers is not None:
+            if told.n_gpu_layers != self._spec.n_gpu_layers:
+                return f"{advice.gpu_layers} layers on the card would fit, and engine_args ask for more"
             return f"gpu_layers = {advice.gpu_layers} would fit"
         return "a smaller model, or a smaller quantisation, would fit (find-gguf --fits)"
 
