@@ -64,6 +64,13 @@ def test_three_models_that_no_context_makes_fit_get_fewer_layers(llama: str, car
 
 
 @pytest.mark.usefixtures("card")
+def test_the_trained_context_that_an_engine_argument_of_0_asks_for_is_what_advice_begins_from(llama: str) -> None:
+    # It began from 0 tokens, and no context was advised.
+    with pytest.raises(FileError, match=r"a context of \d{4,} would fit, and an --engine-arg asks for more"):
+        admit([seated("alice", llama, engine_args=["-c", "0"])])
+
+
+@pytest.mark.usefixtures("card")
 def test_layers_that_an_engine_argument_asks_for_are_not_to_be_taken_back_by_an_option(llama: str) -> None:
     # The advice was --gpu-layers, which the argument beats.
     three = [seated(name, llama, engine_args=["-ngl", "99"]) for name in ("alice", "bob", "carol")]
