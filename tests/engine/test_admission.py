@@ -9,7 +9,7 @@ import pytest
 
 from modelpipes.engine import admission, locate
 from modelpipes.engine.admission import Candidate, admit
-from modelpipes.errors import FileError
+from modelpipes.errors import EngineError, FileError
 from modelpipes.fit.spec import spec_of
 from modelpipes.machine.cards import Card, Cards
 from tests.fit.shapes import SHAPES, write_model
@@ -63,6 +63,21 @@ def test_three_models_that_no_context_makes_fit_get_fewer_layers(llama: str, car
     admit([seated(one.name, llama, gpu_layers=layers) for one in three])
 
 
+@pytest.mark.usefixtures("card")
+def test_the_trained_context_that_an_engine_argument_of_0_asks_for_is_what_advice_begins_from(llama: str) -> None:
+    # It began from 0 tokens, and no context was advised.
+    with pytest.raises(FileError, match=r"a context of \d{4,} would fit, and an --engine-arg asks for more"):
+        admit([seated("alice", llama, engine_args=["-c", "0"])])
+
+
+@pytest.mark.usefixtures("card")
+def test_layers_that_an_engine_argument_asks_for_are_not_to_be_taken_back_by_an_option(llama: str) -> None:
+    # The advice was --gpu-layers, which the argument beats.
+    three = [seated(name, llama, engine_args=["-ngl", "99"]) for name in ("alice", "bob", "carol")]
+    with pytest.raises(FileError, match=r"[0-9]+ layers on the card would fit, and an --engine-arg asks for more"):
+        admit(three)
+
+
 def test_without_a_card_host_memory_counts(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileError, match="of host memory that are free; --ctx-size"):
         admit([seated("alice", llama, HUGE_CTX)], "embedded")
@@ -71,3 +86,9 @@ def test_without_a_card_host_memory_counts(llama: str, monkeypatch: pytest.Monke
 def test_a_file_that_two_engines_map_counts_once_in_host_memory(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "available_bytes", lambda: 7 * GIB)
     admit([seated("alice", llama), seated("bob", llama)], "embedded")
+
+
+def test_what_llama_cpp_would_refuse_of_an_engines_own_arguments_is_the_engines_fault_to_tell(llama: str) -> None:
+    # An exit code of 2 is for what was typed wrong of ours.
+    with pytest.raises(EngineError, match=r"^a: a V cache of type q8_0 needs flash attention \(an --engine-arg asks"):
+        admit([seated("a", llama, engine_args=("-ctv", "q8_0", "-fa", "off"))], "embedded")

@@ -64,7 +64,21 @@ def test_a_model_that_drafts_has_the_context_of_the_model_and_settings_of_its_ow
     assert (found.draft.n_gpu_layers, found.draft.type_k, found.draft.type_v) == (3, "q8_0", "f16")
 
 
-@pytest.mark.parametrize("arguments", [("-c",), ("-c", "many"), ("-c", "-1"), ("-np", "0"), ("-ngld", "3"), ("-md",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-c",),
+        ("-ctk", "q9"),
+        ("-c", "many"),
+        ("-c", "-1"),
+        ("-np", "0"),
+        ("-ngld", "3"),
+        ("-md",),
+        ("-m",),
+        ("-ctk",),
+        ("--lora",),
+    ],
+)
 def test_what_the_engine_would_refuse_changes_nothing(arguments: tuple[str, ...]) -> None:
     assert told(*arguments) == spec_of("m.gguf", engine_args=arguments)
 

@@ -18,7 +18,7 @@ import modelpipes
 from modelpipes.engine import admission
 from modelpipes.engine.arguments import batch_tokens
 from modelpipes.engine.locate import find_model
-from modelpipes.errors import FileError, UsageError
+from modelpipes.errors import FileError, ModelFileError, UsageError
 from modelpipes.fit import EngineSpec, predict_memory
 from modelpipes.fit.cuda import OVERHEAD_BYTES
 from modelpipes.fit.spec import Backend, spec_of
@@ -29,6 +29,7 @@ from modelpipes.machine.memory import available_bytes, total_bytes
 from modelpipes.serving import budget
 from modelpipes.serving.budget import Place, auto_bytes, charge, find_budget, measure, settle
 from modelpipes.serving.bytes import Bytes
+from tests.gguf.make import File, TensorSpec
 from tests.machine.driver import build_driver
 from tests.models import scripted_model
 
@@ -186,6 +187,54 @@ def test_the_packaged_model_takes_what_fit_predicts(place: Place) -> None:
         header, replace(given, n_devices=place.n_devices, n_gpu_layers=None if place.n_devices else 0)
     ).host
     assert predict(path, place) == Bytes.of(card, host.total_bytes)
+
+
+def test_a_batch_is_predicted_as_the_engine_is_given_it(model: str) -> None:
+    # It was predicted by what the arguments say of the layers, and given by what the table says.
+    memory = predict_memory(
+        read_header(model),
+        EngineSpec(n_ubatch=batch_tokens(1, on_cpu=False), n_gpu_layers=0, backend="cuda"),
+    )
+    assert predict(model, CARD, engine_args=["-ngl", "0"]) == Bytes.of(memory.device_bytes, memory.host.total_bytes)
+
+
+def test_the_trained_context_is_what_an_engine_argument_of_0_asks_for(model: str) -> None:
+    trained = read_header(model).metadata["llama.context_length"]
+    assert isinstance(trained, int)
+    demand = budget.Demand(spec_of(model, engine_args=["-c", "0"]), CPU)
+    assert demand.context_size == trained
+    assert demand() == predict(model, CPU, ctx_size=trained)
+    less = budget.Demand(spec_of(model, ctx_size=trained // 2), CPU)()
+    assert "would fit, and engine_args ask for more" in demand.advise(less)
+
+
+def test_layers_that_an_engine_argument_asks_for_are_not_to_be_taken_back_by_a_key(model: str) -> None:
+    demand = budget.Demand(spec_of(model, engine_args=["-ngl", "99"]), CARD)
+    limits = Bytes.of(demand(gpu_layers=1).card, 1 << 40)
+    assert demand.advise(limits) == "1 layers on the card would fit, and engine_args ask for more"
+
+
+def write_new_architecture(path: Path) -> None:
+    entries = [("general.architecture", "string", "brandnew"), ("brandnew.block_count", "u32", 1)]
+    path.write_bytes(bytes(File(entries, [TensorSpec("blk.0.attn_q.weight", (32, 32))])))
+
+
+def test_a_model_of_an_unknown_architecture_is_its_weights_mostly(tmp_path: Path) -> None:
+    # A key that is missing by the rules of those known left the model out.
+    path = tmp_path / "new.gguf"
+    write_new_architecture(path)
+    assert predict(str(path), CPU) == Bytes.of(0, int(path.stat().st_size * budget.UNKNOWN_SHARE))
+
+
+def test_where_a_model_cannot_be_predicted_the_files_beside_it_count_too(tmp_path: Path) -> None:
+    new, other = tmp_path / "new.gguf", tmp_path / "other.gguf"
+    for path in (new, other):
+        write_new_architecture(path)
+    size = new.stat().st_size + other.stat().st_size
+    needs = predict(str(new), CPU, engine_args=["--lora", str(other)])
+    assert needs == Bytes.of(0, int(size * budget.UNKNOWN_SHARE))
+    with pytest.raises(ModelFileError, match="missing"):
+        predict(str(new), CPU, engine_args=["--lora", str(tmp_path / "missing")])
 
 
 def test_a_context_is_that_of_each_sequence(model: str) -> None:

@@ -306,9 +306,8 @@ class Member:
         except PipesError as e:
             error = e
             if not work.is_cancelled and (death := self._why_voice_dies()):
-                self._hand_over(
-                    lambda: self._leave(death)
-                )  # the message learns of it as one that the leaving member owes
+                # The message learns of it as one that the leaving member owes.
+                self._hand_over(lambda: self._leave(death))
             else:
                 self._hand_over(lambda: self._give_up(pending, error))
         except Exception as e:  # noqa: BLE001  # the edge of one answer: it fails, and the seat answers the next one

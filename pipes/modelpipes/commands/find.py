@@ -10,7 +10,7 @@ import msgspec
 
 from modelpipes.commands.cli import cards, options, values
 from modelpipes.commands.views import cards as cardview
-from modelpipes.commands.views import listing as listview
+from modelpipes.commands.views.listing import FORMATS, ListingAsked, tell, write_listing
 from modelpipes.engine.admission import free_space_of
 from modelpipes.errors import UsageError
 from modelpipes.fit.listing import SORTS, Filter, Line, list_files, sort_lines
@@ -28,7 +28,7 @@ MAX_CONTEXT = (1 << 32) - 1  # llama.cpp's n_ctx has 32 bits
 
 @click.command(context_settings=options.settings)
 @click.argument("folders", metavar="[DIR]...", nargs=-1, type=values.PLACE)
-@options.formats(*listview.FORMATS)
+@options.formats(*FORMATS)
 @click.option("--sort", type=click.Choice(list(SORTS)), default="name",
               help="By name, or the best, largest or newest first.  [name]")  # fmt: skip
 @click.option("--reverse", is_flag=True, help="The other way round.")
@@ -102,9 +102,9 @@ def command(
     if use:
         advise(listing.lines, use)
     described = cardview.describe(chosen, is_given=vram is not None or use is not None) if chosen else None
-    asked = listview.ListingAsked(ctx_size, kv_type, parallel, flash_attn, reserve, space.host_bytes if space else None)
-    listview.write_listing(listing, described, asked, "json" if as_json else format_)
-    listview.tell(listing, searched, verbose=verbose)
+    asked = ListingAsked(ctx_size, kv_type, parallel, flash_attn, reserve, space.host_bytes if space else None)
+    write_listing(listing, described, asked, "json" if as_json else format_)
+    tell(listing, searched, verbose=verbose)
     if verbose:
         output.say(f"looked in {', '.join(searched) or 'no folder'}: {len(listing.lines)} of {listing.n_files} files "
                    f"shown, {survey.n_read} headers read")  # fmt: skip

@@ -10,8 +10,8 @@ import click
 from modelpipes.commands.cli import cards, options, values
 from modelpipes.commands.cli.configured import is_from_file
 from modelpipes.commands.views import cards as cardview
-from modelpipes.commands.views import plan as planview
 from modelpipes.commands.views import plan_json, plan_sh
+from modelpipes.commands.views.plan import View, write_table
 from modelpipes.engine.admission import free_space_of
 from modelpipes.engine.locate import find_model
 from modelpipes.errors import PipesError, UsageError
@@ -86,14 +86,14 @@ def command(
     space = free_space_of(chosen).space(reserve, is_steady=True)
     made = plan(headers, space, wishes)
     names = [stem(path) if _is_path(file, path) else file for file, path in zip(files, paths, strict=True)]
-    view = planview.View(made, names, paths, chosen, space)
+    view = View(made, names, paths, chosen, space)
     if as_json or format_ == "json":
         asked = plan_json.PlanAsked(
             ctx_size, wishes.min_ctx, wishes.kv_types, parallel, flash_attn, whole, reserve, space.host_bytes
         )
         plan_json.write(view, cardview.describe(chosen, is_given=vram is not None or use is not None), asked)
     elif format_ == "table":
-        planview.write_table(view)
+        write_table(view)
     elif made.is_together:
         plan_sh.write(view)
     if not made.is_together:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from modelpipes.errors import FileError
+from modelpipes.errors import EngineError, FileError, UsageError
 from modelpipes.fit.rating import Space, largest
 from modelpipes.machine.cards import find_visible_cards
 from modelpipes.machine.memory import available_bytes
@@ -140,7 +140,10 @@ class _Plan:
         self._predictors = predictors
         self._free = free
         self._space = free.space()
-        self._specs = [placed(one.spec, free.n_devices) for one in candidates]
+        self._specs = [
+            predict.with_context(placed(one.spec, free.n_devices))
+            for one, predict in zip(candidates, predictors, strict=True)
+        ]
 
     def _memories(self, ctx_size: int | None = None, gpu_layers: int | None = None) -> list[Memory]:
         memories = []
@@ -153,6 +156,10 @@ class _Plan:
                 memories.append(predict(spec))
             except FileError as error:
                 raise FileError(f"{one.name}: {error}") from None
+            except UsageError as error:
+                if not one.spec.arguments:
+                    raise
+                raise EngineError(f"{one.name}: {error} (an --engine-arg asks for that)") from None
         return memories
 
     def missing_bytes(self, ctx_size: int | None = None, gpu_layers: int | None = None) -> int:
@@ -184,6 +191,11 @@ class _Plan:
                 return f"a context of {advice.ctx_size} would fit, and an --engine-arg asks for more"
             return f"--ctx-size {advice.ctx_size} would fit"
         if advice.gpu_layers is not None:
+            if any(
+                one.spec.n_gpu_layers != told.n_gpu_layers
+                for one, told in zip(self._candidates, self._specs, strict=True)
+            ):
+                return f"{advice.gpu_layers} layers on the card would fit, and an --engine-arg asks for more"
             paths = " ".join(one.spec.model for one in self._candidates)
             return f"--gpu-layers {advice.gpu_layers} would fit (fit-models {paths} plans it better)"
         return "smaller models, or smaller quantisations, would fit (find-gguf --fits)"

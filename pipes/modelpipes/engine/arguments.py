@@ -36,10 +36,10 @@ FEW_CORES = 4
 
 def placed(spec: EngineSpec, n_devices: int) -> EngineSpec:
     """The spec in force where there are so many devices, with the batch that our engines are given there. Pure."""
-    told = in_force(spec)
     where = replace(
         spec,
-        n_ubatch=batch_tokens(told.n_parallel, on_cpu=not n_devices or told.n_gpu_layers == 0),
+        # By the spec's own fields, as the command line has it: what the arguments say comes later there.
+        n_ubatch=batch_tokens(spec.n_parallel, on_cpu=not n_devices or spec.n_gpu_layers == 0),
         n_gpu_layers=spec.n_gpu_layers if n_devices else 0,
         n_devices=n_devices,
         backend="cuda" if n_devices else "generic",

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from modelpipes.fit.spec import EngineSpec
+from modelpipes.gguf.types import CACHE_TYPES
 
 
 def _number(text: str) -> int:
@@ -23,6 +24,12 @@ def _layers(text: str) -> int | None:
 
 def _shares(text: str) -> tuple[float, ...]:
     return tuple(float(share) for share in text.replace("/", ",").split(","))
+
+
+def _cache_type(text: str) -> str:
+    if text not in CACHE_TYPES:
+        raise ValueError(text)
+    return text
 
 
 def _is_on(text: str) -> bool:
@@ -46,8 +53,8 @@ _VALUES: Mapping[tuple[str, ...], tuple[str, Callable[[str], Any]]] = {
     ("-np", "--parallel"): ("n_parallel", _number),
     ("-t", "--threads"): ("threads", _number),
     ("-fa", "--flash-attn"): ("flash_attn", _is_on),
-    ("-ctk", "--cache-type-k"): ("type_k", str),
-    ("-ctv", "--cache-type-v"): ("type_v", str),
+    ("-ctk", "--cache-type-k"): ("type_k", _cache_type),
+    ("-ctv", "--cache-type-v"): ("type_v", _cache_type),
     ("-ngl", "--gpu-layers", "--n-gpu-layers"): ("n_gpu_layers", _layers),
     ("-ts", "--tensor-split"): ("tensor_split", _shares),
     ("-ncmoe", "--n-cpu-moe"): ("n_cpu_moe", _number),
@@ -56,8 +63,8 @@ _VALUES: Mapping[tuple[str, ...], tuple[str, Callable[[str], Any]]] = {
     ("--lora-scaled",): ("adapters", _scaled),
     ("-md", "--model-draft", "--spec-draft-model"): ("draft.model", str),
     ("-ngld", "--gpu-layers-draft", "--n-gpu-layers-draft", "--spec-draft-ngl"): ("draft.n_gpu_layers", _layers),
-    ("-ctkd", "--cache-type-k-draft", "--spec-draft-type-k"): ("draft.type_k", str),
-    ("-ctvd", "--cache-type-v-draft", "--spec-draft-type-v"): ("draft.type_v", str),
+    ("-ctkd", "--cache-type-k-draft", "--spec-draft-type-k"): ("draft.type_k", _cache_type),
+    ("-ctvd", "--cache-type-v-draft", "--spec-draft-type-v"): ("draft.type_v", _cache_type),
 }
 _SWITCHES: Mapping[tuple[str, ...], tuple[str, bool]] = {
     ("-cmoe", "--cpu-moe"): ("cpu_moe", True),
@@ -93,7 +100,7 @@ def in_force(spec: EngineSpec) -> EngineSpec:
         elif flag in _MEANT:
             field, meaning = _MEANT[flag]
             told[field] = meaning
-        elif flag in _READERS:
+        elif flag in _READERS and value:  # without one llama.cpp refuses it, but for a bare -fa, which is our default
             field, read = _READERS[flag]
             try:
                 meant = read(value)

@@ -13,6 +13,13 @@ from modelpipes.gguf.header import Header
 from modelpipes.gguf.shards import read_model
 
 
+def files_of(spec: EngineSpec) -> tuple[str, ...]:
+    """The paths of all that an engine with this spec, in force, loads."""
+    draft = (spec.draft.model,) if spec.draft else ()
+    projector = (spec.projector,) if spec.projector else ()
+    return (spec.model, *draft, *projector, *spec.adapters)
+
+
 class EnginePredictor:
     """Predicts one engine's memory under many settings: the headers of its files are read once."""
 
@@ -29,6 +36,10 @@ class EnginePredictor:
     def n_layers(self) -> int:
         """Blocks of the model, and its output."""
         return self._model.hparams.n_layer + 1
+
+    def with_context(self, spec: EngineSpec) -> EngineSpec:
+        """The spec with the context that the model was trained with, where it asks for that one by 0."""
+        return spec if spec.n_ctx else replace(spec, n_ctx=self._model.hparams.n_ctx_train)
 
     def __call__(self, spec: EngineSpec) -> Memory:
         """The memory under a spec in force, in bytes; UsageError where llama.cpp would refuse it."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 from modelpipes.engine.admission import find_advice, find_free_space
 from modelpipes.engine.arguments import placed
-from modelpipes.errors import FileError, ModelFileError
+from modelpipes.errors import ContradictionError, FileError
 from modelpipes.fit.cuda import OVERHEAD_BYTES
 from modelpipes.fit.flags import in_force
 from modelpipes.fit.hparams import classify
-from modelpipes.fit.prediction import EnginePredictor
+from modelpipes.fit.prediction import EnginePredictor, files_of
 from modelpipes.fit.spec import EngineSpec
 from modelpipes.gguf.shards import read_model
 from modelpipes.machine.cards import find_visible_cards
@@ -84,15 +84,21 @@ class Demand:
         self._predict: EnginePredictor | None = None
         try:
             self._predict = EnginePredictor(spec)
-        except ModelFileError:
+        except ContradictionError:
             raise
         except FileError:  # no language model, or of a kind that we do not know: it is its weights, mostly
-            self._file_size = read_model(spec.model).file_size
+            self._file_size = sum(read_model(path).file_size for path in files_of(in_force(spec)))
+
+    @property
+    def context_size(self) -> int:
+        """Tokens that each conversation may have; 0 where only the file would tell, and does not."""
+        told = in_force(self._spec)
+        return (self._predict.with_context(told) if self._predict else told).n_ctx_seq
 
     def __call__(self, ctx_size: int | None = None, gpu_layers: int | None = None) -> Bytes:
         """With these settings or the spec's own, the runtime's overhead on each card included.
 
-        ModelFileError where the file contradicts itself, UsageError where llama.cpp would refuse the settings.
+        ContradictionError where the file contradicts itself, UsageError where llama.cpp would refuse the settings.
         """
         spec = placed(self._spec, self._place.n_devices)
         if ctx_size is not None:
@@ -118,12 +124,14 @@ class Demand:
 
         told = in_force(self._spec)
         n_layers = self._predict.n_layers if self._predict and self._place.n_devices else 0
-        advice = find_advice(told.n_ctx_seq, n_layers, spare)
+        advice = find_advice(self.context_size, n_layers, spare)
         if advice.ctx_size is not None:
             if told.n_ctx != self._spec.n_ctx:
                 return f"a context of {advice.ctx_size} would fit, and engine_args ask for more"
             return f"ctx_size = {advice.ctx_size} would fit"
         if advice.gpu_layers is not None:
+            if told.n_gpu_layers != self._spec.n_gpu_layers:
+                return f"{advice.gpu_layers} layers on the card would fit, and engine_args ask for more"
             return f"gpu_layers = {advice.gpu_layers} would fit"
         return "a smaller model, or a smaller quantisation, would fit (find-gguf --fits)"
 
@@ -144,7 +152,7 @@ def is_model(path: str) -> bool:
     try:
         return classify(read_model(path)) == "model"
     except FileError:
-        return True  # what is wrong with it is told by `predict`
+        return True  # what is wrong with it is told by `Demand`
 
 
 def measure(pid: int, predicted: Bytes, place: Place) -> Bytes:

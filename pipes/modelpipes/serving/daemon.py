@@ -211,7 +211,6 @@ class _Daemon:
             return None
         for what in uncounted(spec):
             self._tell(events.NotCounted(name, what))
-        told = in_force(spec)
         return Servable(
             name=name,
             file=path,
@@ -219,8 +218,8 @@ class _Daemon:
             needs=needs,
             file_bytes=budget.file_bytes(path),
             created=int(os.path.getmtime(path)) if os.path.exists(path) else int(time.time()),
-            context_length=told.n_ctx_seq,
-            sequences=told.n_parallel,
+            context_length=demand.context_size,
+            sequences=in_force(spec).n_parallel,
             aliases=model.aliases,
             is_pinned=model.pin,
             idle_unload_s=model.idle_unload_s,

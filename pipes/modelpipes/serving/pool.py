@@ -1,6 +1,6 @@
 """The engines that the daemon owns. `residency` decides; here it is carried out, and nothing else is decided.
 
-Everything but the engines' blocking work runs in the event loop, so that no two decisions meet.
+Everything but what blocks (`Pool._blocking`) runs in the event loop, so that no two decisions meet.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class _Grant(Grant):
 
 
 class Pool:
-    """See `grant.Pool` for what it is asked; `close` ends every engine."""
+    """See `grant.EnginePool` for what it is asked; `close` ends every engine."""
 
     def __init__(
         self,
