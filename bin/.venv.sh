@@ -2,7 +2,7 @@
 # shellcheck shell=sh
 #
 #   find_checkout "$0"   sets bin (this folder), root (the checkout) and name (as called)
-#   need_venv EXTRA      makes $root/.venv, or brings it up to date; EXTRA is embedded,serve or dev
+#   need_venv EXTRA      makes $root/.venv, or brings it up to date; EXTRA is check,embedded,serve or dev
 #
 # .venv/.complete is written last, so that a half-made .venv is known by its absence. It holds the
 # place (a .venv does not survive being moved), the sum of pyproject.toml and the extra installed;
@@ -78,7 +78,7 @@ make_venv() {
             }
             "$python" -m venv --clear "$root/.venv" >&2 || { complain "cannot make $root/.venv"; exit 1; }
         fi
-        case $wanted in dev) lesser=tools,serve ;; *) lesser=serve ;; esac
+        case $wanted in dev) lesser=check,serve,tools ;; *) lesser=check,serve ;; esac
         if ! install "$wanted"; then
             complain "that failed; trying without the embedded engine (xllamacpp) ..."
             install "$lesser" || { complain "cannot install into $root/.venv: see above; is there a network?"; exit 1; }

@@ -173,7 +173,7 @@ class TestVenv:
             f"chat-models: making {checkout.root}/.venv, once; this takes a minute ...",
             "chat-models: ready",
         ]
-        assert checkout.asked() == ["venv", "[embedded,serve]"]
+        assert checkout.asked() == ["venv", "[check,embedded,serve]"]
 
     def test_the_second_start_runs_neither_pip_nor_python(self, checkout: Checkout) -> None:
         checkout.run()
@@ -187,7 +187,7 @@ class TestVenv:
         with (checkout.root / "pyproject.toml").open("a") as file:
             file.write("# changed\n")
         assert "bringing" in checkout.run().stderr
-        assert checkout.asked() == ["[embedded,serve]"]
+        assert checkout.asked() == ["[check,embedded,serve]"]
         assert checkout.run().stderr == ""
 
     def test_is_left_alone_where_pyproject_is_only_newer(self, checkout: Checkout) -> None:
@@ -202,7 +202,7 @@ class TestVenv:
         checkout.asked()
         (checkout.root / ".venv" / ".complete").unlink()
         assert checkout.run().code == 0
-        assert checkout.asked() == ["venv", "[embedded,serve]"]
+        assert checkout.asked() == ["venv", "[check,embedded,serve]"]
 
     def test_is_made_again_where_the_checkout_was_moved(self, checkout: Checkout) -> None:
         checkout.run()
@@ -211,14 +211,14 @@ class TestVenv:
         checkout.root = old.with_name("moved a checkout")
         old.rename(checkout.root)
         assert checkout.run().code == 0
-        assert checkout.asked() == ["venv", "[embedded,serve]"]
+        assert checkout.asked() == ["venv", "[check,embedded,serve]"]
 
     def test_does_without_the_embedded_engine_where_it_cannot_be_had(self, checkout: Checkout) -> None:
-        checkout.make_python(failing=r"\[embedded,serve\]")
+        checkout.make_python(failing=r"\[check,embedded,serve\]")
         ended = checkout.run()
         assert (ended.code, ended.stdout) == (0, "chat-models hello\n")
         assert "set LLAMA_SERVER or put llama-server on PATH" in ended.stderr
-        assert checkout.asked() == ["venv", "[embedded,serve]", "[serve]"]
+        assert checkout.asked() == ["venv", "[check,embedded,serve]", "[check,serve]"]
 
     def test_says_so_where_nothing_can_be_installed(self, checkout: Checkout) -> None:
         checkout.make_python(failing="pip")
@@ -265,4 +265,4 @@ class TestVenv:
         for process in both:
             stdout, stderr = process.communicate(timeout=RUN_LIMIT_S)
             assert (process.returncode, stdout) == (0, "chat-models hello\n"), stderr
-        assert checkout.asked() == ["venv", "[embedded,serve]"]
+        assert checkout.asked() == ["venv", "[check,embedded,serve]"]
