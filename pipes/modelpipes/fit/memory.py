@@ -197,15 +197,17 @@ def _with_sizes(header: Header) -> Header:
 
 def _block_kinds(tensors: Mapping[str, tuple[tuple[int, ...], int]], n_layer: int) -> Iterator[int]:
     """A number for each block, equal where the names and shapes of its weights are."""
-    shapes: list[set[tuple[str, tuple[int, ...]]]] = [set() for _ in range(n_layer)]
+    blocks: dict[str, set[tuple[str, tuple[int, ...]]]] = {}
     for name, (shape, _) in tensors.items():
         if name.startswith("blk."):
-            number, _, rest = name[4:].partition(".")
-            if number.isdecimal() and int(number) < n_layer:
-                shapes[int(number)].add((rest, shape))
+            _, number, rest = name.split(".", 2)
+            of_block = blocks.get(number)
+            if of_block is None:
+                of_block = blocks[number] = set()
+            of_block.add((rest, shape))
     numbers: dict[frozenset[tuple[str, tuple[int, ...]]], int] = {}
-    for each in shapes:
-        yield numbers.setdefault(frozenset(each), len(numbers))
+    for layer in range(n_layer):
+        yield numbers.setdefault(frozenset(blocks.get(str(layer), ())), len(numbers))
 
 
 class _WeightTable(dict[str, Tensor | None]):

@@ -202,20 +202,18 @@ def _device_spares(memory: Memory, space: Space) -> list[int]:
     return [free - space.reserve_bytes - share.total_bytes for free, share in shares]
 
 
-def largest(
-    low: int, high: int, spare: Callable[[int], int], at_most: Callable[[int], int] | None = None
-) -> int:  # fmt: skip
+def largest(low: int, high: int, spare: Callable[[int], int], at_most: Callable[[int], int] | None = None) -> int:
     """The largest number from `low` to `high` that leaves something to spare; `low` - 1 if none does.
 
     `spare` falls with its argument, and nearly in a straight line: guessing along that line needs a few calls,
-    where halving needs a dozen. Where even `at_most`, a bound that is cheaper, is negative, it is not called.
+    where halving needs a dozen. `at_most` is a bound that is cheaper: where it is negative, `spare` is not called.
     """
 
     def spare_of(number: int) -> int:
         bound = at_most(number) if at_most else 0
         return bound if bound < 0 else spare(number)
 
-    if high < low or (at_low := spare_of(low)) < 0:
+    if high < low or (at_low := (at_most or spare)(low)) < 0:
         return low - 1
     if (at_high := spare_of(high)) >= 0:
         return high
@@ -227,7 +225,8 @@ def largest(
         else:
             high, at_high = number, at
 
-    slow = 0  # guesses in a row that left most of the width: the first may, on a line to a bound
+    least = low
+    slow = 0  # guesses in a row that left most of the width: the first may, on a line between bounds
     while high - low > 1:
         width = high - low
         guess = low + (width // 2 if slow > 1 else width * at_low // (at_low - at_high))
@@ -236,7 +235,7 @@ def largest(
         if low == guess and high - low > 1:
             try_(guess + 1)  # on a straight line it is the first that is too much
         slow = slow + 1 if high - low > width // 2 else 0
-    return low
+    return low if low > least or spare_of(low) >= 0 else low - 1
 
 
 def _mib(n_bytes: int) -> str:
