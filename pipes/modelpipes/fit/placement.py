@@ -108,36 +108,31 @@ def weigh(header: Header, hparams: Hparams) -> Weights:
     A model in shards is given as for `read_hparams`. Raises ModelFileError for a tensor of an unknown type.
     """
     output = hparams.n_layer
-    rest: dict[int, Size] = {}
-    experts: dict[int, Size] = {}
+    rest: dict[int, list[int]] = {}  # bytes as in Size
+    experts: dict[int, list[int]] = {}
     ends: dict[str, Size] = {}
     homes: dict[str, int] = {}
-    sizes: dict[tuple[int, int, tuple[int, ...]], Size] = {}  # most tensors look like others
+    sizes: dict[tuple[int | tuple[int, ...], ...], Size] = {}  # most tensors look like others
     for tensor in header.tensors:
         name, shape, type, _, n_bytes = tensor
         if n_bytes is None:
             raise ModelFileError(header.path, f"tensor {name} is of type {type}, which llama.cpp does not know")
         home = homes[name] = locate(name, hparams)
-        form = n_bytes, type, shape
-        size = sizes.get(form)
+        size = sizes.get((n_bytes, type, shape))
         if size is None:
-            size = sizes[form] = size_of(tensor)
-        group = rest
-        if "exps" in name and EXPERTS.search(name):
-            group = experts
-        there = group.get(home)
-        group[home] = size if there is None else _sum(there, size)
+            size = sizes[n_bytes, type, shape] = size_of(tensor)
+        _add(experts if "exps" in name and EXPERTS.search(name) else rest, home, size)
         if name in (EMBEDDING, OUTPUT):
             ends[name] = size
     if hparams.facts.input_from_output and EMBEDDING not in ends:
         # models/codeshell.cpp makes the input from the output, on the output's device, and then the output.
-        rest[output] = _sum(rest.get(output, NOTHING), ends.get(OUTPUT, NOTHING))
+        _add(rest, output, ends.get(OUTPUT, NOTHING))
     is_tied = OUTPUT not in ends and hparams.facts.ties_output
     return Weights(
-        layers=tuple(rest.get(layer, NOTHING) for layer in range(output + 1)),
-        experts=tuple(experts.get(layer, NOTHING) for layer in range(output + 1)),
-        inputs=rest.get(INPUT, NOTHING),
-        tables=rest.get(TABLE, NOTHING),
+        layers=tuple(Size(*rest.get(layer, NOTHING)) for layer in range(output + 1)),
+        experts=tuple(Size(*experts.get(layer, NOTHING)) for layer in range(output + 1)),
+        inputs=Size(*rest.get(INPUT, NOTHING)),
+        tables=Size(*rest.get(TABLE, NOTHING)),
         table_layers=tuple(_table_layers(hparams)),
         tied=ends.get(EMBEDDING, NOTHING) if is_tied else NOTHING,
         tied_always_copied=hparams.facts.embedding_copy,
@@ -244,8 +239,13 @@ def _float32(value: float) -> float:
     return rounded
 
 
-def _sum(a: Size, b: Size) -> Size:
-    return Size(a.plain + b.plain, a.cuda + b.cuda)
+def _add(sums: dict[int, list[int]], home: int, size: Size) -> None:
+    there = sums.get(home)
+    if there is None:
+        sums[home] = [size.plain, size.cuda]
+    else:
+        there[0] += size.plain
+        there[1] += size.cuda
 
 
 def _locate_in_block(layer: int, name: str, hparams: Hparams) -> int:

@@ -77,17 +77,19 @@ def rate(header: Header, settings: EngineSpec, space: Space | None) -> Rating:
     low, high = (asked, longest) if fits else (1, asked)
     padded = STEP * largest(low, high, contexts.spare, contexts.spare_at_most)
     max_context = min(padded, trained or n_ctx)
+    host_limits = contexts.host_limits(padded, longest * STEP) if fits else memory.host.total_bytes > space.host_bytes
     rating = Rating(
         memory, n_ctx, n_layers, "fits", n_ctx, max(max_context, n_ctx), n_layers,
-        host_bytes=contexts.memory(max(padded, n_ctx)).host.total_bytes,
-        host_limits=contexts.host_limits(padded, longest * STEP) if fits else memory.host.total_bytes > space.host_bytes,
+        host_bytes=contexts.memory(max(padded, n_ctx)).host.total_bytes, host_limits=host_limits,
     )  # fmt: skip
     if fits:
         return rating
     rating = structs.replace(rating, max_context=max_context)
     if spare_bytes(memory, replace(space, reserve_bytes=0)) >= 0:
         left = space.reserve_bytes + device_spare_bytes(memory, space)
-        return structs.replace(rating, fit="tight", reason=f"leaves {_mib(left)} of the reserve of {_mib(space.reserve_bytes)}")
+        return structs.replace(
+            rating, fit="tight", reason=f"leaves {_mib(left)} of the reserve of {_mib(space.reserve_bytes)}"
+        )
     if max_context >= LEAST_CONTEXT:
         return structs.replace(
             rating, fit="tight", fit_context=max_context, reason=f"at a context of {max_context}",
@@ -150,7 +152,9 @@ def _rate_in_part(predict: Predictor, whole: EngineSpec, space: Space, rating: R
         memory = rating.memory
         reason = f"needs {_mib(memory.device_bytes + memory.host.total_bytes)}"
         host_bytes = rating.host_bytes if rating.max_context else 0
-        return structs.replace(rating, fit="no", gpu_layers=0, reason=reason, host_bytes=host_bytes, host_limits=host_limits)
+        return structs.replace(
+            rating, fit="no", gpu_layers=0, reason=reason, host_bytes=host_bytes, host_limits=host_limits
+        )
     best = min(possible, key=lambda plan: host_work(predict, plan))
     layers = best.n_gpu_layers or 0
     reason = f"{layers} of {rating.n_layers} layers" + ", without experts" * best.cpu_moe

@@ -153,12 +153,14 @@ def _with_copies(graph: Graph, last: int, n_copies: int) -> tuple[list[Tensor], 
         place = node.place
         if current is None:
             current = place
-        elif place != current or (inputs and _reads_weight_elsewhere(node)):
+        elif place != current:
             close()
             stretch, inputs, current = [], [], place
-        assert current is not None
         for source in node.src:
-            if source.place != current:
+            if source.place != place:
+                if inputs and _reads_weight_elsewhere(node):
+                    close()
+                    stretch, inputs = [], []
                 node.src = tuple([here(each) for each in node.src])
                 break
         stretch.append(node)
@@ -179,10 +181,7 @@ def _with_copies(graph: Graph, last: int, n_copies: int) -> tuple[list[Tensor], 
 
 
 def _reads_weight_elsewhere(node: Tensor) -> bool:
-    for source in node.src:
-        if source.is_weight and source.home != node.place:
-            return True
-    return False
+    return any(source.is_weight and source.home != node.place for source in node.src)
 
 
 def _copy(source: Tensor, place: int, lasting: bool) -> Tensor:

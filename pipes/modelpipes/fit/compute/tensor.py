@@ -24,6 +24,9 @@ class Tensor:
         "children", "home", "is_input", "is_output", "is_weight", "nb", "ne", "offset", "op", "owned", "place", "size",
         "src", "taken", "type", "view_src", "views", "visited",
     )  # fmt: skip
+    view_src: Tensor | None
+    offset: int
+    taken: int
 
     def __init__(
         self, op: str, type: str, ne: Shape, src: tuple[Tensor, ...] = (), nb: Shape | None = None,
