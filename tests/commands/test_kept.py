@@ -262,6 +262,8 @@ def test_a_daemon_is_found_by_a_record_of_0_1_0_and_refused_by_one_of_a_version_
             assert served.run(served.command("serve", "load", "alpha", *where)) == Ended(1, "", refusal)
         other = served.run(served.command("serve", "status", "--listen", "127.0.0.1:1"))
         assert other.code == 1 and "no serve-models runs on 127.0.0.1:1" in other.stderr
+        second = served.run(served.command("serve", str(served.config), "--listen", served.listen))
+        assert second.code == 2 and "another serve-models listens on" in second.stderr
         looked = served.run(served.command("gpu", "--system", "--per-process"))
         assert refusal not in looked.stderr  # who asks nothing of it goes on
 

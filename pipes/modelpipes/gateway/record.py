@@ -88,8 +88,10 @@ def refusals(listen: str | None) -> list[str]:
 
 
 def is_running(listen: str) -> bool:
-    """Whether a daemon of ours listens there."""
-    return any(one.listen == listen for one in running())
+    """Whether a daemon of ours listens there, of whatever version."""
+    with contextlib.suppress(PipesError):
+        return look(_path(listen))[0]
+    return False
 
 
 def _paths() -> list[str]:
