@@ -11,6 +11,7 @@ the truth about the conversation, and every whole line of it survives the death 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections import deque
@@ -24,8 +25,9 @@ from msgspec import Struct, field
 from modelpipes import lockfile
 from modelpipes.errors import FileError, UsageError
 from modelpipes.pipe.message import Stop, Timing, Usage
+from modelpipes.values.formats import TRANSCRIPT
 
-VERSION = 1
+VERSION = TRANSCRIPT.version
 KEPT_TURNS = 64  # the newest, in memory; who must be told more is told from the file
 # What a header begins with. A first line cut short is repaired only if it begins like this: a file that
 # holds something else is somebody's, and not ours to empty.
@@ -65,6 +67,12 @@ class _Kind(Struct, frozen=True):
     type: str = "turn"
 
 
+class Versioned(Struct, frozen=True, tag="conversation"):
+    """What a header of any version has."""
+
+    version: int
+
+
 class Transcript:
     """One conversation's file, open and locked; a context manager.
 
@@ -84,8 +92,8 @@ class Transcript:
     def create(cls, path: str, header: Header) -> Transcript:
         """Begin a transcript in a new or empty file, or over the header of one whose members never came to speak.
 
-        Raises UsageError where there is more in it, FileError where it cannot be written or another leader
-        holds it.
+        Raises UsageError where there is more in it, FileError where it is of a version to come, cannot be written or
+        another leader holds it.
         """
         transcript = cls._open(path)
         try:
@@ -102,8 +110,8 @@ class Transcript:
     def resume(cls, path: str, header: Header) -> Transcript:
         """Go on with the transcript in a file, after its last whole turn; begin with `header` if it has none.
 
-        A last line that was cut off is removed. Raises FileError where the file is none of ours, damaged
-        elsewhere, cannot be written, or another leader holds it.
+        A last line that was cut off is removed. Raises FileError where the file is none of ours, of a version to come,
+        damaged elsewhere, cannot be written, or another leader holds it.
         """
         transcript = cls._open(path)
         try:
@@ -208,9 +216,11 @@ class Transcript:
             )
 
     def _is_unbegun(self) -> bool:
-        """Is there nothing in the file, or a header alone?"""
+        """Is there nothing in the file, or a header alone? FileError for one of a version to come."""
         with open(self._descriptor, "rb", closefd=False) as file:
             first, has_more = file.readline(), bool(file.read(1))
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):  # no whole header
+            self._check_version(first)
         return not first or (first.startswith(_HEADER_BEGINS) and not has_more)
 
     def _begin(self, header: Header) -> None:
@@ -290,12 +300,15 @@ class Transcript:
 
     def _take_header(self, line: bytes) -> None:
         try:
-            header = msgspec.json.decode(line, type=Header)
+            self._check_version(line)
+            self._header = msgspec.json.decode(line, type=Header)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise FileError(f"{self.path}: is no transcript: line 1 is no header: {error}") from error
-        if header.version != VERSION:
-            raise FileError(f"{self.path}: is of version {header.version}, and this is modelpipes for {VERSION}")
-        self._header = header
+
+    def _check_version(self, header: bytes) -> None:
+        """FileError for a version that is not read; before the rest, which may be another one in it."""
+        if refusal := TRANSCRIPT.refusal(msgspec.json.decode(header, type=Versioned).version):
+            raise FileError(f"{self.path}: {refusal}")
 
     def _write_lines(self, values: Sequence[Header | Turn | End], what: str) -> None:
         try:

@@ -105,6 +105,8 @@ def command(
     asked = ListingAsked(ctx_size, kv_type, parallel, flash_attn, reserve, space.host_bytes if space else None)
     write_listing(listing, described, asked, "json" if as_json else format_)
     tell(listing, searched, verbose=verbose)
+    for refusal in filter(None, () if no_cache else (survey.refusal, places.refusal())):
+        output.say(refusal)
     if verbose:
         output.say(f"looked in {', '.join(searched) or 'no folder'}: {len(listing.lines)} of {listing.n_files} files "
                    f"shown, {survey.n_read} headers read")  # fmt: skip

@@ -33,6 +33,7 @@ from modelpipes.engine.variants import Choice
 from modelpipes.errors import Ended, EngineError, PipesError
 from modelpipes.machine.memory import available_bytes
 from modelpipes.values.deadline import Deadline
+from modelpipes.values.formats import BUILD_TREE, format_of
 from modelpipes.values.paths import cache_dir
 
 # The folder of llama.cpp's tree in which each program is made, and what b11434 calls it: names have changed.
@@ -144,6 +145,7 @@ def build(
     """
     tree, log = tree_of(source, choice), log_of(source, choice)
     configure = configuration(source, choice, machine)
+    builds.check_replaceable(os.path.basename(tree))
     try:
         _begin(tree, log, configure)
         _run(configure, "cmake", tree, log, report, show, deadline)
@@ -207,10 +209,16 @@ def tried() -> Iterator[Tried]:
 
 
 def _begin(tree: str, log: str, configure: Sequence[str]) -> None:
-    """Go on with a tree that was configured alike, else begin anew: cmake does not take another compiler in one."""
+    """Go on with a tree that was configured alike, else begin anew: cmake does not take another compiler in one.
+
+    EngineError for a tree whose note is of a version to come. Version 1 is the list of words alone.
+    """
     note = os.path.join(tree, "modelpipes.json")
-    with contextlib.suppress(OSError, ValueError), open(note, encoding="utf-8") as was:
-        if json.load(was) == list(configure):
+    with contextlib.suppress(OSError, ValueError), open(note, "rb") as file:
+        was = file.read()
+        if refusal := BUILD_TREE.refusal(format_of(was)):
+            raise EngineError(f"{note}: {refusal}, or remove {tree}")
+        if json.loads(was) == list(configure):
             if MAKE in configure and os.path.exists(os.path.join(tree, RUNNING)):
                 _drop_halves(tree)
             return

@@ -15,6 +15,7 @@ from modelpipes import lockfile
 from modelpipes.errors import DeadlineError, LockError, PeerGone, RoomError, UsageError
 from modelpipes.pipe import fifo
 from modelpipes.values.deadline import Deadline
+from modelpipes.values.formats import SEAT, format_of
 from modelpipes.values.paths import runtime_dir
 
 HUB = "hub"
@@ -34,7 +35,10 @@ State: TypeAlias = Literal["free", "died", "loading", "ready", "busy"]
 
 
 class Sitting(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Who sits in a seat and what it does; the one line of the seat's lock file."""
+    """Who sits in a seat and what it does; the one line of the seat's lock file.
+
+    The line begins with the seat, by which clean-up knows it; it is of the version that it states in `format`, or 1.
+    """
 
     seat: str
     state: State
@@ -317,13 +321,24 @@ class Room:
             raise RoomError(f"{self.path}: no seat '{seat}'; {seats_in_words(seats)}; add it with setup-pipes")
 
     def sitting(self, seat: str) -> Sitting:
-        """Who sits there now; state "died" where the last one was killed, "free" where nobody is."""
+        """Who sits there now; state "died" where the last one was killed, "free" where nobody is.
+
+        "loading" where its line cannot be read, which `check_line` tells of.
+        """
         is_held, line = self.look(self.seat_lock(seat))
         try:
-            who = _sitting.decode(line)
+            who = None if SEAT.refusal(format_of(line)) else _sitting.decode(line)
         except msgspec.DecodeError:
+            who = None
+        if who is None:
             return Sitting(seat, "loading") if is_held else Sitting(seat, "free")
         return who if is_held else msgspec.structs.replace(who, state="died", queue=0)
+
+    def check_line(self, seat: str) -> None:
+        """Raise RoomError where who sits there keeps a line of a version to come."""
+        is_held, line = self.look(path := self.seat_lock(seat))
+        if is_held and (refusal := SEAT.refusal(format_of(line))):
+            raise RoomError(f"{path}: {refusal}")
 
     def is_asked(self, asker: str, seat: str) -> bool:
         """Does a typed asker hold this seat's lock towards the other now?"""
@@ -341,7 +356,7 @@ class Room:
         return lock
 
     def wait_for(self, seats: Iterable[str], deadline: Deadline, *, grace_s: float = _DYING_S) -> None:
-        """Return when these seats are ready or busy; DeadlineError at the deadline.
+        """Return when these seats are ready or busy; DeadlineError at the deadline, RoomError as `check_line`.
 
         PeerGone where a member died and nobody took its seat again within `grace_s`: a script that
         restarts a member and then waits for it finds the dead one's traces at first.
@@ -354,6 +369,7 @@ class Room:
             if who.state == "died" and grace.has_passed():
                 raise PeerGone(f"{who.name()} died; seat it again with attach-model")
             self.require(who.seat)  # in a room that was removed nobody will ever be ready
+            self.check_line(who.seat)
             return False
 
         for seat in seats:
