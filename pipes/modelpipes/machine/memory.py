@@ -46,17 +46,21 @@ def _of_machine() -> _Memory:
 
 
 def _limits() -> Iterator[tuple[int, int]]:
+    return find_limits(read_text("/proc/self/cgroup"), _CGROUP)
+
+
+def find_limits(groups: str, mount: str) -> Iterator[tuple[int, int]]:
     """(limit, used) in bytes of our control group and of each around it, where there is a limit.
 
-    In a container the names in /proc/self/cgroup may be those of the host: what is mounted as the root is then
-    our own.
+    `groups` is what /proc/self/cgroup says, `mount` where control groups are. In a container the names may be those of
+    the host: what is mounted as the root is then our own.
     """
-    for line in read_text("/proc/self/cgroup").splitlines():
+    for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            root, most, now = _CGROUP, "memory.max", "memory.current"
+            root, most, now = mount, "memory.max", "memory.current"
         elif "memory" in controllers.split(","):
-            root, most, now = f"{_CGROUP}/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            root, most, now = f"{mount}/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
         while True:

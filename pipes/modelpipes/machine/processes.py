@@ -35,7 +35,8 @@ def parent_of(pid: int) -> int | None:
 
 def command_of(pid: int) -> list[str]:
     """The words of its command line; none where it has ended, or is a kernel's."""
-    return [_printable(word) for word in _ask(pid, lambda process: process.cmdline(), [])]
+    none: list[str] = []
+    return [_printable(word) for word in _ask(pid, lambda process: process.cmdline(), none)]
 
 
 def name_of(pid: int) -> str:
