@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from modelpipes.machine.memory import available_bytes, find_limits, total_bytes
+from modelpipes.machine.memory import available_bytes, find_limits, read_memory
 
 V1 = "memory.limit_in_bytes", "memory.usage_in_bytes"
 V2 = "memory.max", "memory.current"
@@ -23,12 +23,17 @@ def write_group(folder: Path, names: tuple[str, str], limit: str, used: int) -> 
 
 
 def test_the_machine_has_what_psutil_and_the_kernel_say_unless_a_group_is_limited() -> None:
-    if total_bytes() < meminfo("MemTotal"):
+    memory = read_memory()
+    if memory.total_bytes < meminfo("MemTotal"):
         pytest.skip("a control group limits us")
-    assert total_bytes() == psutil.virtual_memory().total == meminfo("MemTotal")
+    assert memory.total_bytes == psutil.virtual_memory().total == meminfo("MemTotal")
     # Others take and give in between.
-    assert available_bytes() == pytest.approx(psutil.virtual_memory().available, rel=0.2)
-    assert available_bytes() == pytest.approx(meminfo("MemAvailable"), rel=0.2)
+    assert memory.available_bytes == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+    assert memory.available_bytes == pytest.approx(meminfo("MemAvailable"), rel=0.2)
+
+
+def test_who_asks_for_what_is_available_alone_is_told_the_same() -> None:
+    assert available_bytes() == pytest.approx(read_memory().available_bytes, rel=0.2)
 
 
 def test_the_limits_of_version_2_are_those_of_our_group_and_of_all_around_it(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """How much memory the machine, or the container that we run in, can still give.
 
-psutil tells of the machine, and is imported when it is first asked (10 ms); it knows nothing of control groups, whose
-limits are read here, of both versions: cgroups(7), and the kernel's cgroup-v2.rst and cgroup-v1/memory.rst.
+psutil tells of the machine; it knows nothing of control groups, whose limits are read here, of both versions:
+cgroups(7), and the kernel's cgroup-v2.rst and cgroup-v1/memory.rst.
 """
 
 from __future__ import annotations
@@ -14,35 +14,45 @@ from typing import NamedTuple
 from modelpipes.machine.kernel import read_number, read_text
 
 _CGROUP = "/sys/fs/cgroup"
+_KIB = 1024  # in which proc(5) counts memory
 
 # Of fields that we do not ask for, and that a container's /proc may lack.
 warnings.filterwarnings("ignore", message=".*memory stats couldn't be determined", category=RuntimeWarning)
 
 
-class _Memory(NamedTuple):
+class Memory(NamedTuple):
+    """Of the machine, or what a control group may have of it; `available_bytes` is what a new process can have."""
+
     total_bytes: int
     available_bytes: int
 
 
-def available_bytes() -> int:
-    """Bytes that a new process can have without swapping: `MemAvailable`, or less where a cgroup sets a limit."""
-    rooms = [max(0, limit - used) for limit, used in _limits()]
-    return min([_of_machine().available_bytes, *rooms])
+def read_memory() -> Memory:
+    """The memory now, as psutil has it (`MemAvailable`, without swapping), or less where a cgroup sets a limit.
 
-
-def total_bytes() -> int:
-    """Bytes of memory in the machine, or those that the cgroup may use."""
-    return min([_of_machine().total_bytes, *(limit for limit, _ in _limits())])
-
-
-def _of_machine() -> _Memory:
+    All 0 where there is no /proc.
+    """
     import psutil
 
     try:
         found = psutil.virtual_memory()
-    except OSError:  # no /proc
-        return _Memory(0, 0)
-    return _Memory(found.total, found.available)
+    except OSError:
+        return Memory(0, 0)
+    limits = list(_limits())
+    return Memory(
+        min([found.total, *(limit for limit, _ in limits)]),
+        min([found.available, *(max(0, limit - used) for limit, used in limits)]),
+    )
+
+
+def available_bytes() -> int:
+    """What `read_memory` tells as available, for who wants nothing else: psutil is a tenth of find-gguf's time."""
+    available = 0  # before Linux 3.14
+    for line in read_text("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * _KIB
+            break
+    return min([available, *(max(0, limit - used) for limit, used in _limits())])
 
 
 def _limits() -> Iterator[tuple[int, int]]:

@@ -26,7 +26,7 @@ from modelpipes.machine.cards import Cards
 from modelpipes.machine.checks import Check
 from modelpipes.machine.disk import read_disk
 from modelpipes.machine.kernel import read_pipe_limits
-from modelpipes.machine.memory import available_bytes, total_bytes
+from modelpipes.machine.memory import read_memory
 from modelpipes.pipe.fifo import WIDE_BYTES
 from modelpipes.values import paths
 from modelpipes.values.deadline import Deadline
@@ -113,11 +113,12 @@ def _check_pipes() -> list[Check]:
 
 
 def _check_machine() -> list[Check]:
+    memory = read_memory()
     data, cache = paths.data_dir(), paths.cache_dir()
     return [
         checks.judge_disk("data", read_disk(data), data, BUILD_BYTES, "an engine that build-engine makes"),
         checks.judge_disk("cache", read_disk(cache), cache, CACHE_BYTES, "what find-gguf remembers"),
-        checks.judge_memory(available_bytes(), total_bytes()),
+        checks.judge_memory(memory.available_bytes, memory.total_bytes),
     ]
 
 
