@@ -137,6 +137,20 @@ class Transcript:
         return self._header
 
     @property
+    def warning(self) -> str:
+        """A line that says so where others may read the file; "" where only we may.
+
+        One that is new is for us alone. One that was there has the mode that somebody gave it, and keeps it.
+        """
+        mode = os.fstat(self._descriptor).st_mode if self._descriptor >= 0 else 0
+        if not mode & (stat.S_IRGRP | stat.S_IROTH):
+            return ""
+        import shlex
+
+        advice = f"chmod 600 {shlex.quote(self.path)}"
+        return f"{self.path}: others may read what is said (mode {stat.S_IMODE(mode):04o}); {advice}"
+
+    @property
     def last(self) -> int:
         """The number of the last turn; -1: none."""
         return self._newest[-1].turn if self._newest else -1
@@ -193,7 +207,7 @@ class Transcript:
         try:
             # O_NONBLOCK: where a FIFO lies in place of a file, the open must not wait for its reader.
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-            transcript = cls(path, os.open(path, flags, 0o666))
+            transcript = cls(path, os.open(path, flags, 0o600))
         except OSError as error:
             raise FileError(f"{path}: cannot open the transcript: {error.strerror}") from error
         try:

@@ -34,7 +34,7 @@ from modelpipes.errors import Ended, EngineError, PipesError
 from modelpipes.machine.memory import available_bytes
 from modelpipes.values.deadline import Deadline
 from modelpipes.values.formats import BUILD_TREE, format_of
-from modelpipes.values.paths import cache_dir
+from modelpipes.values.paths import build_dir, make_private
 
 # The folder of llama.cpp's tree in which each program is made, and what b11434 calls it: names have changed.
 TOOLS = {"server": "llama-server", "fit-params": "llama-fit-params", "rpc": "ggml-rpc-server"}
@@ -52,16 +52,11 @@ _STEP = re.compile(r"\[\s*(?:(\d+)%|(\d+)/(\d+))\] (.*)")  # of make and of ninj
 _FAILED = re.compile(r"make.*\*\*\* \[(?:.*: )?(\S+)\] Error|FAILED: (?:\[.*?\] )?(\S+)")
 
 
-def cache() -> str:
-    """Where sources and unfinished builds lie."""
-    return os.path.join(cache_dir(), "build-engine")
-
-
 @contextlib.contextmanager
 def lock() -> Iterator[None]:
     """Only one build-engine at a time; EngineError where another one is at work."""
-    path = os.path.join(cache(), "lock")
-    os.makedirs(cache(), exist_ok=True)
+    path = os.path.join(build_dir(), "lock")
+    make_private(build_dir())
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -83,7 +78,7 @@ def jobs_here(choice: Choice) -> int:
 
 def tree_of(source: Source, choice: Choice) -> str:
     """The folder in which a build is made."""
-    return os.path.join(cache(), f"{source.version}-{choice.variant}")
+    return os.path.join(build_dir(), f"{source.version}-{choice.variant}")
 
 
 def log_of(source: Source, choice: Choice) -> str:

@@ -16,7 +16,7 @@ import msgspec
 from modelpipes.errors import EngineError, UsageError
 from modelpipes.machine.kernel import read_cpu_features
 from modelpipes.values.formats import BUILD, format_of
-from modelpipes.values.paths import data_dir
+from modelpipes.values.paths import data_dir, make_private
 
 # What the driver of a card makes; a build for a card serves where it is.
 DEVICES = {"cuda": "/dev/nvidiactl", "rocm": "/dev/kfd", "vulkan": "/dev/dri"}
@@ -105,7 +105,7 @@ def _number(version: str) -> int:
 def new_folder(name: str) -> str:
     """An empty folder for a build, which nobody sees before `publish`."""
     path = os.path.join(folder(), f".{name}.{os.urandom(4).hex()}")
-    os.makedirs(os.path.join(path, "bin"))
+    make_private(os.path.join(path, "bin"))
     return path
 
 

@@ -11,7 +11,7 @@ import msgspec
 from modelpipes.errors import FileError, PipesError, UsageError
 from modelpipes.lockfile import Lock, look
 from modelpipes.values.formats import DAEMON, format_of
-from modelpipes.values.paths import cache_dir, runtime_dir
+from modelpipes.values.paths import cache_dir, make_private, runtime_dir
 
 
 class Daemon(msgspec.Struct, frozen=True):
@@ -37,8 +37,7 @@ def folder() -> str:
 def recorded(daemon: Daemon) -> Iterator[None]:
     """Have it found by `running` until the end; UsageError where one listens there already, FileError."""
     try:
-        for made in (os.path.dirname(folder()), folder()):  # makedirs has a mode for the last one alone
-            os.makedirs(made, mode=0o700, exist_ok=True)
+        make_private(folder())
     except OSError as error:
         raise FileError(f"{folder()}: cannot be made: {error.strerror}") from None
     lock = Lock.try_take(_path(daemon.listen))

@@ -126,7 +126,7 @@ def resolve(path: str | None) -> str:
     """
     path = path or os.environ.get("PIPE_DIR")
     if not path:
-        return os.path.join(_rooms(), "default")
+        return os.path.join(folder_of_rooms(), "default")
     path = os.path.abspath(os.path.expanduser(path))
     try:
         found = os.stat(path)
@@ -137,7 +137,8 @@ def resolve(path: str | None) -> str:
     return path
 
 
-def _rooms() -> str:
+def folder_of_rooms() -> str:
+    """Where rooms lie unless another place is named."""
     return runtime_dir() or _per_user(os.path.abspath(os.environ.get("TMPDIR") or "/tmp"))
 
 
@@ -194,15 +195,15 @@ class Room:
     @classmethod
     def make_fresh(cls) -> Room:
         """A new room beside the default one, for one conversation of this process."""
-        return cls.make(os.path.join(_rooms(), f"chat-{os.getpid()}-{os.urandom(4).hex()}"))
+        return cls.make(os.path.join(folder_of_rooms(), f"chat-{os.getpid()}-{os.urandom(4).hex()}"))
 
     @classmethod
     def all(cls) -> list[Room]:
         """Our rooms in the folder where they lie unless another is named, by path."""
         paths: list[str] = []
         with contextlib.suppress(OSError, RoomError):  # no such directory, or not ours alone: nothing there is ours
-            _check_directory(_rooms())
-            paths = [os.path.join(_rooms(), name) for name in sorted(os.listdir(_rooms()))]
+            _check_directory(folder_of_rooms())
+            paths = [os.path.join(folder_of_rooms(), name) for name in sorted(os.listdir(folder_of_rooms()))]
         return [room for room in map(cls, paths) if room.is_ours()]
 
     @classmethod

@@ -35,7 +35,7 @@ from modelpipes.serving.listening import GRACE_S, Server
 from modelpipes.serving.pages import Mounts
 from modelpipes.serving.pool import Pool, Servable
 from modelpipes.serving.sources import Source
-from modelpipes.values.paths import cache_dir
+from modelpipes.values.paths import logs_dir, make_private, slots_dir
 
 
 def run(
@@ -53,6 +53,7 @@ def run(
     The sources say which models a configuration leads to; of two with one name the first is served. Raises UsageError
     for a wrong configuration, PipesError where the address cannot be had.
     """
+    os.umask(os.umask(0) | 0o077)  # what an engine saves of a conversation has the mode that its umask leaves
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a request in flight has two descriptors
     uvloop.run(_Daemon(path, sources, sink, mounts, listen, vram, is_private).run())
@@ -77,7 +78,7 @@ class _Daemon:
         self._tell = sink
         self._mounts = mounts
         self._config = self._read()
-        self._logs = os.path.join(cache_dir(), "serve", self._config.server.listen.replace("/", "%"))
+        self._logs = os.path.join(logs_dir(), self._config.server.listen.replace("/", "%"))
         self._place = budget.Place(0, False)
         self._ended_by: signal.Signals | None = None
 
@@ -103,7 +104,7 @@ class _Daemon:
             limits,
             min_resident_s=config.memory.min_resident_s,
             max_wait_s=config.memory.max_wait_s,
-            kept=Kept(os.path.join(cache_dir(), "slots")) if config.memory.keep_conversations else None,
+            kept=Kept(slots_dir()) if config.memory.keep_conversations else None,
             settles=self._place.n_devices > 0,
             sink=self._tell,
         )
@@ -251,7 +252,7 @@ class Start(msgspec.Struct, frozen=True):
     def __call__(self, slot_folder: str | None) -> Engine:
         """An engine that does not run yet."""
         with contextlib.suppress(OSError):  # the engine has no file for its log then, and runs all the same
-            os.makedirs(self.logs, mode=0o700, exist_ok=True)
+            make_private(self.logs)
         return Engine(
             self.spec,
             engine=self.engine,

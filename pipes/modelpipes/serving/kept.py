@@ -10,6 +10,7 @@ from modelpipes.engine.lifecycle import Engine
 from modelpipes.errors import PipesError
 from modelpipes.machine.processes import is_alive
 from modelpipes.values.deadline import Deadline
+from modelpipes.values.paths import make_private
 
 LIMIT_S = 10.0  # a gigabyte to a disk; longer is not worth it
 
@@ -29,7 +30,7 @@ class Kept:
     def place(self) -> str | None:
         """Where an engine may save; None where no folder can be made."""
         try:
-            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+            make_private(self.folder)
         except OSError:
             return None
         return self.folder
