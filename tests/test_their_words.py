@@ -54,7 +54,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
 
 @pytest.fixture(scope="module")
 def typed(tmp_path_factory: pytest.TempPathFactory, driver: Path | None) -> Typed:
-    """The rows, each in its turn; the shell stops at the first that fails. What the text before the table wants is there."""
+    """The rows, from top to bottom, with what the text before the table wants; it stops at the first that fails."""
     home = Home(tmp_path_factory.mktemp("typed"))
     models = Path(home.env["HOME"]) / "models"
     models.mkdir()
@@ -136,8 +136,8 @@ def test_a_model_answers_one_prompt(typed: Typed) -> None:
 
 def test_the_models_are_served_and_listed(typed: Typed) -> None:
     assert typed.said("serve-models status")
-    (answer,) = [json.loads(line) for line in typed.said(f"curl -sf http://{ADDRESS}/v1/completions")]
-    assert answer["choices"][0]["text"]
+    (answer,) = [json.loads(line) for line in typed.said(f"curl -sf http://{ADDRESS}/v1/chat/completions")]
+    assert answer["choices"][0]["message"]["content"]
     (listed,) = [json.loads(line) for line in typed.said(f"curl -sf http://{ADDRESS}/v1/models")]
     assert {"qwen", "gemma", "phi"} <= {model["id"] for model in listed["data"]}
 

@@ -15,7 +15,9 @@ from modelpipes.terminal import output
 
 @click.command(context_settings=options.settings)
 @click.argument("seats", metavar="[SEAT]...", nargs=-1)
-@click.option("-n", "--num", "count", metavar="COUNT", type=click.IntRange(1, 999), default=None, help="Seats to make.  [2]")
+@click.option(
+    "-n", "--num", "count", metavar="COUNT", type=click.IntRange(1, 999), default=None, help="Seats to make.  [2]"
+)
 @options.option("-p", "--prefix", "prefix", key="room.prefix", metavar="PREFIX", envvar="PIPE_PREFIX",
                 help="Their names' beginning.  [model]")  # fmt: skip
 @options.directory

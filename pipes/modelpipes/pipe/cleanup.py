@@ -125,9 +125,7 @@ def _user(room: Room, lock_name: str) -> str | None:
     return f"{seat}, asked by {asker[0]} (pid {pid.decode().strip()})," if is_held and pid.strip() else None
 
 
-def _unlink(
-    path: str, is_kind: Callable[[int], bool], tell: Callable[[str], None] = lambda path: None
-) -> list[str]:
+def _unlink(path: str, is_kind: Callable[[int], bool], tell: Callable[[str], None] = lambda path: None) -> list[str]:
     try:
         found = os.lstat(path)
         if not is_kind(found.st_mode) or found.st_uid != os.geteuid():
