@@ -52,8 +52,8 @@ MAX_CONTEXT = (1 << 32) - 1  # llama.cpp's n_ctx has 32 bits
 @options.common
 def command(
     folders: tuple[str, ...], more: tuple[str, ...], use: Use | None, format_: str, as_json: bool, sort: str,
-    reverse: bool, ctx_size: int, kv_type: str, parallel: int, flash_attn: bool, gpu: str, vram: int | None, reserve: int,
-    gpu_fit: bool, fits: bool, min_size: int | None, max_size: int | None, max_age: float | None,
+    reverse: bool, ctx_size: int, kv_type: str, parallel: int, flash_attn: bool, gpu: str, vram: int | None,
+    reserve: int, gpu_fit: bool, fits: bool, min_size: int | None, max_size: int | None, max_age: float | None,
     arch: tuple[str, ...], quant: tuple[str, ...], strict: bool, no_cache: bool, verbose: bool,
 ) -> int:  # fmt: skip
     """Find GGUF files; tell what they are, what memory they need and what fits.
