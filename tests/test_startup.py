@@ -11,6 +11,7 @@ import pytest
 
 from modelpipes.pipe.room import Room
 from tests.peers import LIMIT_S, modelpipes, peer
+from tests.shell import UNMEASURED
 
 HEAVY = {"httpx", "httpx_sse", "http", "numpy", "gguf", "psutil", "asyncio", "subprocess", "concurrent", "email", "ssl",
          "tabulate", "pynvml", "starlette", "uvicorn", "wcwidth"}  # fmt: skip
@@ -19,11 +20,10 @@ HEAVY = {"httpx", "httpx_sse", "http", "numpy", "gguf", "psutil", "asyncio", "su
 def modules_of(*args: str, code: int = 0) -> set[str]:
     """The modules that a run of a command imports, which ends with `code`."""
     command = [sys.executable, "-X", "importtime", "-P", "-m", "modelpipes", *args]
-    # What `make coverage` measures with is no module of the command.
-    environment = {name: value for name, value in os.environ.items() if name != "COVERAGE_PROCESS_CONFIG"}
     done = subprocess.run(
-        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT_S, check=False, env=environment
-    )
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT_S, check=False,
+        env=os.environ | UNMEASURED,
+    )  # fmt: skip
     assert done.returncode == code, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     return {line.rpartition("|")[2].strip() for line in lines}
