@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from modelpipes.pipe.room import Room
 from tests.peers import LIMIT_S, modelpipes, peer
-from tests.shell import TINY_CHAT
+from tests.shell import TINY_CHAT, UNMEASURED
 
 HEAVY = {"httpx", "httpx_sse", "http", "numpy", "gguf", "psutil", "asyncio", "subprocess", "concurrent", "email", "ssl",
          "tabulate", "pynvml", "starlette", "uvicorn", "wcwidth"}  # fmt: skip
@@ -20,8 +21,9 @@ def modules_of(*args: str, code: int | None = 0) -> set[str]:
     """The modules that a run of a command imports, which ends with `code`, None: however."""
     command = [sys.executable, "-X", "importtime", "-P", "-m", "modelpipes", *args]
     done = subprocess.run(
-        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT_S, check=False
-    )
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT_S, check=False,
+        env=os.environ | UNMEASURED,
+    )  # fmt: skip
     assert code is None or done.returncode == code, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     return {line.rpartition("|")[2].strip() for line in lines}

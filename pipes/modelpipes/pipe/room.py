@@ -288,11 +288,16 @@ class Room:
         with self._locking():
             return lockfile.Lock.try_take(lock)
 
-    def make_pipes(self, pairs: Iterable[tuple[str, str]]) -> list[str]:
-        """Make the pipes that are missing; their paths, in the order given."""
+    def make_pipes(
+        self, pairs: Iterable[tuple[str, str]], tell: Callable[[str, bool], None] = lambda path, is_new: None
+    ) -> list[str]:
+        """Make the pipes that are missing; the paths of all, in the order given.
+
+        `tell` hears of each, and whether it is new, as soon as it is there.
+        """
         paths = [self.pipe(*pair) for pair in pairs]
         for path in paths:
-            fifo.make(path)
+            tell(path, fifo.make(path))
         return paths
 
     def pipes(self) -> list[tuple[str, str]]:
