@@ -343,6 +343,13 @@ def test_a_build_of_a_version_to_come_is_told_of_not_used_and_not_replaced(run: 
         )
         listed = run("build-engine", "--list", LLAMA_SERVER="/bin/false")
         assert f"build-engine: {refusal}\n" in listed.stderr and "unknown-cpu" not in listed.stdout
+        told = {
+            "name": "engine",
+            "state": "warning",
+            "found": refusal.rpartition(": ")[0],
+            "advice": "use a newer modelpipes",
+        }
+        assert told in json.loads(run("check", "--json").stdout)["checks"]
         with pytest.raises(EngineError, match=re.escape(refusal)):
             locate.find_engine("llama-server")
     assert run("build-engine", "--remove", "unknown-cpu").code == 0

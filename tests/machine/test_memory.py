@@ -56,6 +56,15 @@ def test_in_a_container_that_is_named_as_on_its_host_the_mounted_root_is_its_own
     assert list(find_limits("0::/docker/1234\n", str(tmp_path))) == [(600, 200)]
 
 
+def test_files_that_the_kernel_keeps_in_memory_are_not_used_up(tmp_path: Path) -> None:
+    write_group(tmp_path, V2, "900", 800)
+    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 300\nactive_file 350\nshmem 50\n")
+    assert list(find_limits("0::/\n", str(tmp_path))) == [(900, 150)]
+    write_group(tmp_path / "memory", V1, "900", 800)
+    (tmp_path / "memory" / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 600\ntotal_active_file 9\n")
+    assert list(find_limits("4:memory:/\n", str(tmp_path))) == [(900, 191)]
+
+
 def test_where_nothing_is_said_of_groups_there_is_no_limit(tmp_path: Path) -> None:
     assert list(find_limits("", str(tmp_path))) == []
     assert list(find_limits("0::/\n4:memory:/\n", str(tmp_path))) == []

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from modelpipes.machine.kernel import read_number, read_text
 
 _CGROUP = "/sys/fs/cgroup"
+_FILES = ("inactive_file", "active_file")  # of memory.stat; shared memory is not among them
 _KIB = 1024  # in which proc(5) counts memory
 
 # Of fields that we do not ask for, and that a container's /proc may lack.
@@ -62,21 +63,32 @@ def _limits() -> Iterator[tuple[int, int]]:
 def find_limits(groups: str, mount: str) -> Iterator[tuple[int, int]]:
     """(limit, used) in bytes of our control group and of each around it, where there is a limit.
 
+    Files that the kernel keeps in memory count as used by a group, and are given up when it needs more: they are left
+    out here, as in the machine's own `MemAvailable`. A model file that was read would seem to fill a container else.
+
     `groups` is what /proc/self/cgroup says, `mount` where control groups are. In a container the names may be those of
     the host: what is mounted as the root is then our own.
     """
     for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            root, most, now = mount, "memory.max", "memory.current"
+            root, most, now, prefix = mount, "memory.max", "memory.current", ""
         elif "memory" in controllers.split(","):
             root, most, now = f"{mount}/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            prefix = "total_"  # of the groups within, too
         else:
             continue
         while True:
             limit, used = read_number(f"{root}{path}/{most}"), read_number(f"{root}{path}/{now}")
             if limit is not None and used is not None:
-                yield limit, used
+                yield limit, max(0, used - _files_bytes(f"{root}{path}/memory.stat", prefix))
             if path in ("", "/"):
                 break
             path = os.path.dirname(path)
+
+
+def _files_bytes(path: str, prefix: str) -> int:
+    """What a group's `memory.stat` says of files in memory."""
+    names = [f"{prefix}{name}" for name in _FILES]
+    lines = (line.split() for line in read_text(path).splitlines())
+    return sum(int(words[1]) for words in lines if len(words) == 2 and words[0] in names and words[1].isdecimal())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,7 +18,7 @@ from modelpipes.commands.checkup.serving import check_extras, check_port, judge_
 from modelpipes.commands.checkup.written import Size, WrittenFolder, find_places, tell
 from modelpipes.commands.cli.configured import Configured
 from modelpipes.config.settings import DEFAULT_LISTEN
-from modelpipes.engine import locate
+from modelpipes.engine import builds, locate
 from modelpipes.gateway import record
 from modelpipes.machine import checks
 from modelpipes.machine.bus import find_display_vendors
@@ -67,7 +67,12 @@ def check_all(deadline: Deadline, configured: Configured) -> System:
         before = [*_check_pipes(), *check_rooms(), *_check_machine()]
         daemons = [(daemon.pid, daemon.listen) for daemon in record.running()]
         listen = configured.loaded.config.server.listen if configured.loaded else DEFAULT_LISTEN
-        after = [*judge_daemons(daemons), *check_port(listen, daemons), *check_extras()]
+        after = [
+            *judge_daemons(daemons),
+            *_judge_refused("daemon", record.refusals(None)),
+            *check_port(listen, daemons),
+            *check_extras(),
+        ]
     cards, *rest = (answers.get(number) for number in range(len(questions)))
     found_cards = _as(Cards, cards)
     said = [_as(Engine, value) for value in rest[: len(engines)]]
@@ -82,6 +87,7 @@ def check_all(deadline: Deadline, configured: Configured) -> System:
         _check_configuration(configured),
         *before,
         *judge_engines(names, said, found_cards, engine_error, locate.GET_ONE),
+        *_judge_refused("engine", builds.refusals()),
         *checks.judge_cards(found_cards, find_display_vendors()),
         *judge_folders(list(counts), list(counts.values())),
         *after,
@@ -102,6 +108,13 @@ def _check_configuration(configured: Configured) -> Check:
         advice = "correct it: until then what reads it ends with exit code 2"
         return Check("config", "warning", str(configured.mistake), advice)
     return Check("config", "ok", configured.path or f"none: {paths.config_file()} is not there")
+
+
+def _judge_refused(name: str, refusals: Iterable[str]) -> Iterator[Check]:
+    """Records of a version to come, each told as "what it is: what to do"."""
+    for refusal in refusals:
+        found, _, advice = refusal.rpartition(": ")
+        yield Check(name, "warning", found, advice)
 
 
 def _check_pipes() -> list[Check]:
