@@ -13,6 +13,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from modelpipes.gguf import read_header
+
 PLAIN_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -172,3 +174,22 @@ def _write_layer(writer: gguf.GGUFWriter, prefix: str, width: int, hidden: int) 
 
 def _rounded_up(number: int, step: int) -> int:
     return -(-number // step) * step
+
+
+def shuffled_model(path: Path, source: Path, seed: int) -> Path:
+    """Write a model of the same size and header as `source`, to the byte, whose weights are others: the path.
+
+    The rows of each block's values and keys are in another order, so that it says something else, and what it caches
+    of a text means something else.
+    """
+    header = read_header(source)
+    content = bytearray(source.read_bytes())
+    order = np.random.default_rng(seed)
+    for tensor in header.tensors:
+        if tensor.name.endswith(("attn_v.weight", "attn_k.weight")):
+            assert tensor.n_bytes is not None
+            place = slice(header.data_offset + tensor.offset, header.data_offset + tensor.offset + tensor.n_bytes)
+            rows = np.frombuffer(content[place], np.uint8).reshape(tensor.shape[1], -1)
+            content[place] = order.permutation(rows).tobytes()
+    path.write_bytes(content)
+    return path
