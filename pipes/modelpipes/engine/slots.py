@@ -24,12 +24,17 @@ REUSED_SHARE = 0.9
 
 
 class SavedSlot(msgspec.Struct, frozen=True):
-    """One conversation in a file of the folder; `tokens` is what the server says it holds."""
+    """One conversation in a file of the folder; `tokens` is what the server says it holds.
+
+    `scales` are those of the server's LoRA adapters, in its order, with which it was computed: a request may ask for
+    others than the server was started with. None: those.
+    """
 
     slot: int
     file: str
     tokens: int
     size_bytes: int
+    scales: tuple[float, ...] | None = None
 
 
 def save(client: Client, folder: str, deadline: Deadline) -> list[SavedSlot]:
@@ -39,7 +44,7 @@ def save(client: Client, folder: str, deadline: Deadline) -> list[SavedSlot]:
     Raises EngineError where the server cannot be spoken to, DeadlineError.
     """
     saved: list[SavedSlot] = []
-    for number in _idle_slots(client, deadline):
+    for number, scales in _idle_slots(client, deadline).items():
         name = f"{uuid.uuid4().hex}.slot"
         try:
             answer = _act(client, number, "save", deadline, name)
@@ -50,7 +55,7 @@ def save(client: Client, folder: str, deadline: Deadline) -> list[SavedSlot]:
             _remove(folder, name)
             discard(folder, saved)
             raise
-        slot = SavedSlot(number, name, _number(answer, "n_saved"), _number(answer, "n_written"))
+        slot = SavedSlot(number, name, _number(answer, "n_saved"), _number(answer, "n_written"), scales)
         if slot.tokens and _is_whole(folder, slot):
             saved.append(slot)
         else:
@@ -59,22 +64,32 @@ def save(client: Client, folder: str, deadline: Deadline) -> list[SavedSlot]:
 
 
 def restore(client: Client, folder: str, saved: list[SavedSlot], deadline: Deadline) -> list[SavedSlot]:
-    """Put saved slots back into a server of the same model and settings, just started; those that it took.
+    """Put saved slots back into a server of the same `cachekey.CacheKey`, just started; those that it took.
 
-    Taken is what it counts as many tokens of as it had saved. What was in those slots is lost; a slot that works
-    now, or that there is not any more, is left as it is. The files remain: see `discard`. Raises EngineError where
-    the server cannot be spoken to, also because it died of a damaged file (then discard them), DeadlineError.
+    Taken is what it counts as many tokens of as it had saved. Any other slot that was tried is empty afterwards: a
+    llama-server empties a slot before it reads the file that it then refuses, and what it took in part is erased. So
+    nothing is warm but what this returns. A slot that works now, or that there is not any more, is left as it is; one
+    that was computed with other scales of adapters than the server has is not tried.
+
+    Nothing else is checked by the server: it takes the file of other weights of the same shape, and says 200. Of
+    another number of slots, context or cache type it says "No available space in KV cache or invalid slot save file".
+
+    The files remain: see `discard`. Raises EngineError where the server cannot be spoken to, also because it died of a
+    damaged file (then discard them), DeadlineError.
     """
-    idle = set(_idle_slots(client, deadline))
+    idle = _idle_slots(client, deadline)
+    scales = _scales(client, deadline) if any(slot.scales for slot in saved) else ()
     taken = []
     for slot in saved:
-        if slot.slot not in idle or not _is_whole(folder, slot):
+        if slot.slot not in idle or (slot.scales or scales) != scales or not _is_whole(folder, slot):
             continue
+        restored = -1
         with contextlib.suppress(Refused):
             restored = _number(_act(client, slot.slot, "restore", deadline, slot.file), "n_restored")
-            if restored == slot.tokens:
-                taken.append(slot)
-            else:
+        if restored == slot.tokens:
+            taken.append(slot)
+        else:
+            with contextlib.suppress(Refused):
                 _act(client, slot.slot, "erase", deadline)
     return taken
 
@@ -123,13 +138,29 @@ def reused_tokens(client: Client, deadline: Deadline) -> int | None:
     return None if count is None else int(count)
 
 
-def _idle_slots(client: Client, deadline: Deadline) -> list[int]:
+def _idle_slots(client: Client, deadline: Deadline) -> dict[int, tuple[float, ...] | None]:
+    """Their numbers, each with the adapters' scales of the last request in it; None: it has had none."""
     deadline.check("saved conversations")
     answer = client.get("/slots", limit_s=_limit_s(deadline))
     if not isinstance(answer, list):
         raise EngineError(f"the server at {client.root} lists its slots in an unknown form")
     # Only numbers that it names: llama-server takes any other modulo their count.
-    return [s["id"] for s in answer if isinstance(s, dict) and isinstance(s.get("id"), int) and not s["is_processing"]]
+    return {
+        slot["id"]: _scales_of(params.get("lora")) if isinstance(params := slot.get("params"), dict) else None
+        for slot in answer
+        if isinstance(slot, dict) and isinstance(slot.get("id"), int) and not slot["is_processing"]
+    }
+
+
+def _scales(client: Client, deadline: Deadline) -> tuple[float, ...]:
+    """Those of the server's adapters, as it was started."""
+    return _scales_of(client.get("/lora-adapters", limit_s=_limit_s(deadline)))
+
+
+def _scales_of(adapters: object) -> tuple[float, ...]:
+    """Of a list of adapters in the server's order."""
+    listed = adapters if isinstance(adapters, list) else []
+    return tuple(float(one["scale"]) for one in listed if isinstance(one, dict) and "scale" in one)
 
 
 def _act(client: Client, slot: int, action: str, deadline: Deadline, file: str = "") -> Any:

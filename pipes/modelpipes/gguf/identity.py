@@ -5,16 +5,16 @@ not of their name. Two values say which files those are:
 
 - a *stamp*: what the file system says of each file. It costs a stat and is what one asks with, also often.
 - an *identity*: the stamp, and a digest of each file's header, the bytes before its tensors. It costs a reading of the
-  header (of 30 kB 0.1 ms, of 19 MB 60 ms on one core); what other weights would make wrong, as a kept conversation, asks
-  with it.
+  header (of 30 kB 0.1 ms, of 19 MB 60 ms on one core); what other weights would make wrong, as a kept conversation,
+  asks with it.
 
 Both are taken before the file is used. What was learnt counts as learnt of it where they are the same afterwards:
 a file that changed meanwhile leaves something unknown, which belongs to neither.
 
-A change of either is taken for another model. That errs on one side: a copy, a change of owner or mode, another
-hard link are none, and cost no more than a cold cache. On the other side errs what stamp and header cannot see: a
-rewriting of weights in place with the same header, on a file system that keeps no time of change (on Linux, a disk's
-file system always does, to 4 ms or less).
+A change of either is taken for another model's. That errs on one side: a change of owner or mode and another hard link
+are none, and cost no more than a cold cache. (Where more would be lost, as an engine in memory, `are_others` is asked,
+which passes over these.) On the other side errs only what neither shows: weights written over in place under the same
+header, on a file system that keeps no time of change; those of Linux keep it, to 4 ms or less.
 """
 
 from __future__ import annotations
@@ -59,6 +59,11 @@ def identify(*paths: str) -> Identity:
     """Of each model its shards, in order, as they are now. Raises nothing: what cannot be read has no header."""
     found = [_look_into(shard) for shard in _shards(paths)]
     return Identity(tuple(numbers for numbers, _ in found), tuple(digest for _, digest in found))
+
+
+def are_others(before: Stamp, now: Stamp) -> bool:
+    """Whether other files lie there, or none, by all but the time of change, which a link or a mode changes too."""
+    return [numbers[:-1] for numbers in before] != [numbers[:-1] for numbers in now]
 
 
 def _shards(paths: Iterable[str]) -> list[str]:
