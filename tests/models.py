@@ -193,3 +193,19 @@ def shuffled_model(path: Path, source: Path, seed: int) -> Path:
             content[place] = order.permutation(rows).tobytes()
     path.write_bytes(content)
     return path
+
+
+def adapter_model(path: Path) -> Path:
+    """Write a LoRA adapter for tiny-chat, which changes what its first block says: the path."""
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 8.0)
+    chance = np.random.default_rng(1)
+    for name, shape in (("lora_a", (4, 192)), ("lora_b", (64, 4))):
+        writer.add_tensor(f"blk.0.attn_v.weight.{name}", chance.normal(size=shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

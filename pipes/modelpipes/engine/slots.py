@@ -27,14 +27,14 @@ class SavedSlot(msgspec.Struct, frozen=True):
     """One conversation in a file of the folder; `tokens` is what the server says it holds.
 
     `scales` are those of the server's LoRA adapters, in its order, with which it was computed: a request may ask for
-    others than the server was started with. None: those.
+    others than the server has, and the server be told others while it runs.
     """
 
     slot: int
     file: str
     tokens: int
     size_bytes: int
-    scales: tuple[float, ...] | None = None
+    scales: tuple[float, ...] = ()
 
 
 def save(client: Client, folder: str, deadline: Deadline) -> list[SavedSlot]:
@@ -44,7 +44,8 @@ def save(client: Client, folder: str, deadline: Deadline) -> list[SavedSlot]:
     Raises EngineError where the server cannot be spoken to, DeadlineError.
     """
     saved: list[SavedSlot] = []
-    for number, scales in _idle_slots(client, deadline).items():
+    common = _scales(client, deadline)
+    for number, own in _idle_slots(client, deadline).items():
         name = f"{uuid.uuid4().hex}.slot"
         try:
             answer = _act(client, number, "save", deadline, name)
@@ -55,7 +56,7 @@ def save(client: Client, folder: str, deadline: Deadline) -> list[SavedSlot]:
             _remove(folder, name)
             discard(folder, saved)
             raise
-        slot = SavedSlot(number, name, _number(answer, "n_saved"), _number(answer, "n_written"), scales)
+        slot = SavedSlot(number, name, _number(answer, "n_saved"), _number(answer, "n_written"), own or common)
         if slot.tokens and _is_whole(folder, slot):
             saved.append(slot)
         else:
@@ -78,10 +79,10 @@ def restore(client: Client, folder: str, saved: list[SavedSlot], deadline: Deadl
     damaged file (then discard them), DeadlineError.
     """
     idle = _idle_slots(client, deadline)
-    scales = _scales(client, deadline) if any(slot.scales for slot in saved) else ()
+    common = _scales(client, deadline)
     taken = []
     for slot in saved:
-        if slot.slot not in idle or (slot.scales or scales) != scales or not _is_whole(folder, slot):
+        if slot.slot not in idle or slot.scales != common or not _is_whole(folder, slot):
             continue
         restored = -1
         with contextlib.suppress(Refused):
@@ -138,23 +139,24 @@ def reused_tokens(client: Client, deadline: Deadline) -> int | None:
     return None if count is None else int(count)
 
 
-def _idle_slots(client: Client, deadline: Deadline) -> dict[int, tuple[float, ...] | None]:
-    """Their numbers, each with the adapters' scales of the last request in it; None: it has had none."""
+def _idle_slots(client: Client, deadline: Deadline) -> dict[int, tuple[float, ...]]:
+    """Their numbers, each with the adapters' scales that the last request in it asked for; (): for none."""
     deadline.check("saved conversations")
     answer = client.get("/slots", limit_s=_limit_s(deadline))
     if not isinstance(answer, list):
         raise EngineError(f"the server at {client.root} lists its slots in an unknown form")
     # Only numbers that it names: llama-server takes any other modulo their count.
     return {
-        slot["id"]: _scales_of(params.get("lora")) if isinstance(params := slot.get("params"), dict) else None
+        slot["id"]: _scales_of(params.get("lora")) if isinstance(params := slot.get("params"), dict) else ()
         for slot in answer
         if isinstance(slot, dict) and isinstance(slot.get("id"), int) and not slot["is_processing"]
     }
 
 
 def _scales(client: Client, deadline: Deadline) -> tuple[float, ...]:
-    """Those of the server's adapters, as it was started."""
-    return _scales_of(client.get("/lora-adapters", limit_s=_limit_s(deadline)))
+    """Those of the server's adapters, for requests that ask for none."""
+    deadline.check("saved conversations")
+    return _scales_of(client.get("/lora-adapters", missing_is_none=True, limit_s=_limit_s(deadline)))
 
 
 def _scales_of(adapters: object) -> tuple[float, ...]:
