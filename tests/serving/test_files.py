@@ -5,10 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelpipes.gguf.identity import Stamp
 from modelpipes.serving.files import Watched
 
-A, B, C, GONE = (((1, 2, 3, 4, 5),), ((1, 2, 3, 9, 9),), ((1, 7, 3, 4, 5),), ((),))
-TOUCHED = ((1, 2, 3, 4, 99),)
+A: Stamp = ((1, 2, 3, 4, 5),)
+TOUCHED: Stamp = ((1, 2, 3, 4, 99),)
+B: Stamp = ((1, 2, 3, 9, 9),)
+C: Stamp = ((1, 7, 3, 4, 5),)
+GONE: Stamp = ((),)
 
 
 def test_another_file_is_told_once_when_it_was_the_same_at_two_looks() -> None:
@@ -39,7 +43,7 @@ def test_a_file_that_is_gone_is_another_state() -> None:
 
 
 @given(st.lists(st.sampled_from((A, B, C, GONE, TOUCHED))))
-def test_what_is_told_is_another_file_at_rest_and_never_the_same_twice_in_a_row(looks: list[tuple[()]]) -> None:
+def test_what_is_told_is_another_file_at_rest_and_never_the_same_twice_in_a_row(looks: list[Stamp]) -> None:
     watched, before, told = Watched(A), A, A
     for stamp in looks:
         is_told = watched.look(stamp)

@@ -563,7 +563,7 @@ class Pool:
     async def _look_after(self, held: _Held) -> None:
         """End the engine if it is there and computes nothing; its death does the rest."""
         pulse = Pulse(held.engine)
-        while True:
+        while held.state != "stopping":  # what is seen here may be why
             await asyncio.sleep(LOOK_INTERVAL_S)
             if not await self._blocking(pulse.is_alive, Deadline.after(LOOK_LIMIT_S)):
                 self._tell(events.EngineStuck(held.servable.name))
