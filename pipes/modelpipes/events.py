@@ -43,7 +43,8 @@ class EngineFailed(msgspec.Struct, frozen=True):
     """The engine of a model could not be loaded, or died, and when it may be loaded again.
 
     With `is_lasting`, once its file or the configuration has changed; else after `pause_s`. `in_a_row` counts what came
-    of this model without a life between; 0: of a model whose name another one has now, which has no part in it.
+    of this model without a life between; 0: of one whose name another has now, by file or configuration, which has no
+    part in it.
     """
 
     name: str

@@ -63,6 +63,13 @@ def test_the_answer_of_a_replaced_model_is_that_of_a_fresh_start(kind: EngineKin
     assert found.holds, found.lines()
 
 
+@pytest.mark.drill
+@pytest.mark.parametrize("kind", kinds())
+def test_twenty_answers_of_replaced_models_are_those_of_fresh_starts(kind: EngineKind) -> None:
+    found = replace_often(kind, 20)
+    assert found.holds, found.lines()
+
+
 def test_a_model_replaced_before_its_load_is_looked_at_anew_once(file: Path, other: Path) -> None:
     def renew() -> Servable:
         looked.append(stamp_of(str(file)))
@@ -311,6 +318,6 @@ def test_a_daemon_predicts_and_loads_the_file_that_lies_there_now(served: Served
     resident = served.residency()["resident"][0]
     assert resident["bytes"] < 32e6 and not resident["replaced"]
     scripted_model(tmp_path / "third", "This is the third.").rename(large)
-    served.said.wait_for("alpha: its file was replaced; the new one is loaded next")
+    served.said.wait_for("alpha: its file was replaced; the new one is loaded next, once")
     served.said.wait_for("stop alpha: alpha: its file was replaced since it was loaded")
     assert served.ask("alpha") == "This is the third."

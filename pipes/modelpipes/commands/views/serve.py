@@ -31,13 +31,13 @@ def words(event: events.Event) -> str:
         case events.EngineStuck(name):
             return f"{name} hangs: it is there and computes nothing"
         case events.EngineFailed(name, why):
-            return _failure(event) if event.in_a_row else f"{name}, as it was configured before, failed: {why}"
+            return _failure(event) if event.in_a_row else f"{name}, as it was before, failed: {why}"
         case events.StopFailed(name, why):
             return f"{name}: {why}"
         case events.MemoryNotFreed(name):
             return f"{name} has ended, and its memory on the card is not free"
         case events.FileReplaced(name, why):
-            return f"{name}: its file was replaced; {why or 'the new one is loaded next'}"
+            return f"{name}: its file was replaced; {_then(why)}"
         case events.Decided(action, name, reason):
             return f"{action} {name}: {reason}"
         case events.Listening(models, address, memory):
@@ -58,6 +58,10 @@ def words(event: events.Event) -> str:
             return why
         case _:
             assert_never(event)
+
+
+def _then(why: str) -> str:
+    return f"the old one is served on: {why}" if why else "the new one is loaded next, once this one is idle"
 
 
 def _failure(event: events.EngineFailed) -> str:
