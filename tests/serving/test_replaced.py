@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,9 @@ from modelpipes.engine.client import Client
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import PACKAGED_MODELS, EngineKind
 from modelpipes.errors import FileError, ServingError
-from modelpipes.events import Event, FileReplaced
+from modelpipes.events import EngineFailed, Event, FileReplaced
 from modelpipes.gguf.identity import stamp_of
+from modelpipes.serving import failures
 from modelpipes.serving.bytes import Bytes
 from modelpipes.serving.grant import Grant
 from modelpipes.serving.kept import Kept
@@ -215,6 +217,54 @@ def test_a_pinned_model_replaced_in_memory_is_loaded_anew(file: Path, other: Pat
             await ask(pool, "alpha")
             before = engine_pid(pool, "alpha")
             put_in_its_place(file, other)
+            await eventually_beside(
+                lambda: states(pool) == {"alpha": "ready"} and engine_pid(pool, "alpha") != before, "new engine"
+            )
+            assert await ask(pool, "alpha") == "This is new."
+
+    runs(test)
+
+
+def test_a_pinned_model_whose_file_was_away_comes_back_with_it(
+    file: Path, quick_looks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failures, "BACKOFF_S", 0.05)
+
+    def renew() -> Servable:
+        if not file.exists():
+            raise FileError("no model file")
+        return alpha(file, renew=renew, is_pinned=True)
+
+    async def test() -> None:
+        told: list[Event] = []
+        async with pool_of(alpha(file, renew=renew, is_pinned=True), sink=told.append) as pool:
+            await ask(pool, "alpha")
+            away = file.rename(file.with_suffix(".away"))
+            await eventually_beside(lambda: FileReplaced("alpha", "no model file") in told, "word of it")
+            assert await ask(pool, "alpha") == "This is old."  # it has its file open
+            os.kill(engine_pid(pool, "alpha"), signal.SIGKILL)
+            await eventually_beside(
+                lambda: any(isinstance(event, EngineFailed) and event.in_a_row > 2 for event in told), "failures"
+            )
+            away.rename(file)
+            await eventually_beside(lambda: states(pool) == {"alpha": "ready"}, "new engine")
+
+    runs(test)
+
+
+def test_a_pinned_model_that_dies_after_its_file_was_replaced_comes_back_as_the_new_one(
+    file: Path, other: Path, quick_looks: None
+) -> None:
+    async def test() -> None:
+        told: list[Event] = []
+        async with pool_of(alpha(file, is_pinned=True), sink=told.append) as pool:
+            grant = await pool.acquire("alpha")
+            before = engine_pid(pool, "alpha")
+            put_in_its_place(file, other)
+            await eventually_beside(lambda: FileReplaced("alpha") in told, "word of it")
+            os.kill(before, signal.SIGKILL)
+            await eventually_beside(lambda: grant.is_lost, "loss")
+            grant.release()
             await eventually_beside(
                 lambda: states(pool) == {"alpha": "ready"} and engine_pid(pool, "alpha") != before, "new engine"
             )

@@ -592,8 +592,6 @@ class Pool:
         self._failures.forget(name)  # its life was no failure
         self._forget(held)
         self._consider()
-        if held.is_outdated:
-            self.load_pinned()
 
     def _died(self, held: _Held) -> None:
         """The engine has ended, and nobody told it to."""
@@ -618,10 +616,20 @@ class Pool:
         self._consider()
 
     def _failed(
-        self, servable: Servable, why: str, stamp: Stamp, *, is_lasting: bool = False, was_ready: bool = False
+        self,
+        servable: Servable,
+        why: str,
+        stamp: Stamp,
+        *,
+        is_lasting: bool = False,
+        was_ready: bool = False,
+        was_begun: bool = True,
     ) -> None:
         """Files with this stamp failed: wait before the next load of them, or where it lasts for a change; who waits
         for it is told, unless it was ready and may be loaded again at once.
+
+        What is pinned is tried again by itself; where it lasts only if no engine was begun, which is cheap to see and
+        may be mended without our being told, as when a disk comes back.
         """
         name, why = servable.name, make_line(why)
         self._figures.failures.inc()
@@ -630,7 +638,7 @@ class Pool:
             return
         failure = self._failures.count(name, why, time.monotonic(), stamp, is_lasting=is_lasting)
         self._tell(events.EngineFailed(name, why, failure.in_a_row, failure.pause_s, is_lasting=is_lasting))
-        if name in self._pinned and not is_lasting:
+        if name in self._pinned and not (is_lasting and was_begun):
             # The loop's clock counts milliseconds: on the moment may be before it, and nobody asks a second time.
             self._loop.call_later(failure.pause_s + CLOCK_S, self.load_pinned)
         if was_ready and not failure.pause_s:
@@ -643,6 +651,8 @@ class Pool:
         if self._held.get(held.servable.name) is held:
             del self._held[held.servable.name]
         held.gone.set()
+        if held.is_outdated:  # however it ended: what is pinned is wanted as it is now
+            self.load_pinned()
 
     def _unwatch(self, held: _Held) -> None:
         if held.engine.pidfd >= 0:
@@ -672,7 +682,7 @@ class Pool:
         try:
             await self._renew(servable)
         except PipesError as error:
-            self._failed(servable, str(error), stamp, is_lasting=True)
+            self._failed(servable, str(error), stamp, is_lasting=True, was_begun=False)
 
     async def _renew(self, servable: Servable) -> Servable:
         """The model as its files are now, which it is from now on. PipesError where they are none."""
