@@ -161,10 +161,10 @@ def test_a_conversation_of_other_scales_of_an_adapter_is_not_restored(kind: Engi
         engine.be_ready(within())
         go_on(engine.client(), TALKS[0], 0)
         go_on(engine.client(), TALKS[1], 1, lora=[{"id": 0, "scale": 0.5}])
-        saved = slots.save(engine.client(), folder, within())
+        saved = slots.save(engine.client(), folder, within(), has_adapters=True)
         assert [slot.scales for slot in saved] == [(1.0,), (0.5,)]
         engine.restart(within())
-        assert slots.restore(engine.client(), folder, saved, within()) == saved[:1]
+        assert slots.restore(engine.client(), folder, saved, within(), has_adapters=True) == saved[:1]
 
 
 def test_a_server_that_hangs_leaves_no_file_behind(kind: EngineChoice, tmp_path: Path) -> None:

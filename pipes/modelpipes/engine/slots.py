@@ -37,14 +37,16 @@ class SavedSlot(msgspec.Struct, frozen=True):
     scales: tuple[float, ...] = ()
 
 
-def save(client: Client, folder: str, deadline: Deadline) -> list[SavedSlot]:
+def save(client: Client, folder: str, deadline: Deadline, *, has_adapters: bool = False) -> list[SavedSlot]:
     """Save every slot that is idle and holds something; `folder` is what the server was started with.
+
+    `has_adapters`: whether it was started with any.
 
     What only its prompt cache holds is not in a slot, and is lost. A slot that cannot be saved is left out.
     Raises EngineError where the server cannot be spoken to, DeadlineError.
     """
     saved: list[SavedSlot] = []
-    common = _scales(client, deadline)
+    common = _scales(client, deadline) if has_adapters else ()
     for number, own in _idle_slots(client, deadline).items():
         name = f"{uuid.uuid4().hex}.slot"
         try:
@@ -64,7 +66,9 @@ def save(client: Client, folder: str, deadline: Deadline) -> list[SavedSlot]:
     return saved
 
 
-def restore(client: Client, folder: str, saved: list[SavedSlot], deadline: Deadline) -> list[SavedSlot]:
+def restore(
+    client: Client, folder: str, saved: list[SavedSlot], deadline: Deadline, *, has_adapters: bool = False
+) -> list[SavedSlot]:
     """Put saved slots back into a server of the same `cachekey.CacheKey`, just started; those that it took.
 
     Taken is what it counts as many tokens of as it had saved. Any other slot that was tried is empty afterwards: a
@@ -79,7 +83,7 @@ def restore(client: Client, folder: str, saved: list[SavedSlot], deadline: Deadl
     damaged file (then discard them), DeadlineError.
     """
     idle = _idle_slots(client, deadline)
-    common = _scales(client, deadline)
+    common = _scales(client, deadline) if has_adapters else ()
     taken = []
     for slot in saved:
         if slot.slot not in idle or slot.scales != common or not _is_whole(folder, slot):

@@ -31,6 +31,10 @@ class _OfModel:
     works: bool | None = None
     saved: list[slots.SavedSlot] = field(default_factory=list)
 
+    @property
+    def has_adapters(self) -> bool:
+        return bool(self.key.spec.adapters)
+
 
 class Kept:
     """The saved slots of all models, in a folder of ours; everything here blocks, and nothing here fails."""
@@ -59,7 +63,8 @@ class Kept:
         if kept.works is False or engine.slot_folder is None or not engine.keeps_slots() or not key.is_of_now():
             return 0
         try:
-            kept.saved = slots.save(engine.client(), self.folder, Deadline.after(LIMIT_S))
+            deadline = Deadline.after(LIMIT_S)
+            kept.saved = slots.save(engine.client(), self.folder, deadline, has_adapters=kept.has_adapters)
         except PipesError:
             return 0
         if self._of.get(name) is not kept:  # it was forgotten meanwhile
@@ -81,7 +86,9 @@ class Kept:
             # By the server's own count; tried when there is something to restore.
             if kept.works is None:
                 kept.works = slots.works(client, self.folder, deadline)
-            return len(slots.restore(client, self.folder, kept.saved, deadline)) if kept.works else 0
+            if not kept.works:
+                return 0
+            return len(slots.restore(client, self.folder, kept.saved, deadline, has_adapters=kept.has_adapters))
         except PipesError:
             if engine.exit_reason() is None:  # else it was killed, which says nothing about the model
                 kept.works = False
