@@ -342,7 +342,7 @@ def test_failures_of_a_file_do_not_hold_back_the_one_that_replaced_it(file: Path
         async with pool_of(alpha(file)) as pool:
             file.write_bytes(b"GGUF" + b"\0" * 100)
             for _ in range(2):
-                with pytest.raises(ServingError, match=r"could not be loaded|bad file"):
+                with pytest.raises(ServingError):  # the engine may not come to say why
                     await ask(pool, "alpha")
             file.write_bytes(kept_bytes)
             assert await ask(pool, "alpha") == "This is old."

@@ -269,7 +269,9 @@ class Pool:
         held = self._held.get(name)
         if held is not None and held.key is not None and not await self._blocking(held.key.is_of_now):
             try:
-                await self._renew(self._servables[name])
+                await self._renew(self._servables[self._known(name)])
+            except ServingError:
+                raise
             except PipesError as error:
                 why = f"{name} serves what it was loaded from: its file was replaced, and {make_line(str(error))}"
                 raise ServingError(why, 503, "model_load_failed") from None
@@ -708,11 +710,12 @@ class Pool:
             return
         came = held.watched.look(await self._blocking(held.key.stamp_now))
         held.is_outdated &= held.watched.are_replaced
-        if not came:
+        servable = self._servables.get(name)
+        if not came or servable is None:
             return
         why = ""
         try:
-            await self._renew(self._servables[name])
+            await self._renew(servable)
             held.is_outdated = True
         except PipesError as error:
             why = make_line(str(error))
