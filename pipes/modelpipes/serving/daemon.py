@@ -9,6 +9,7 @@ import resource
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import msgspec
 import uvloop
@@ -18,6 +19,7 @@ from modelpipes import events
 from modelpipes.config.reading import load, read_key
 from modelpipes.config.settings import Budget, Config, Model
 from modelpipes.engine.admission import uncounted
+from modelpipes.engine.cachekey import files_read
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import EngineChoice, find_engine, find_model
 from modelpipes.engine.logs import RotatedFile
@@ -26,6 +28,7 @@ from modelpipes.events import Sink
 from modelpipes.fit.flags import in_force
 from modelpipes.fit.spec import EngineSpec, Given, spec_of
 from modelpipes.gateway.record import Daemon, is_running, recorded, taken
+from modelpipes.gguf.identity import stamp_of
 from modelpipes.serving import budget
 from modelpipes.serving.bytes import NOTHING, Bytes
 from modelpipes.serving.changes import difference
@@ -199,19 +202,26 @@ class _Daemon:
                     yield found
 
     def _servable(self, name: str, model: Model) -> Servable | None:
-        place = self._place
         try:
-            path = find_model(model.file)
-            if model.engine != "auto":
-                place = place.for_engine(has_gpu=find_engine(model.engine).has_gpu)
-            spec = spec_of(path, **given_of(model))
-            demand = budget.Demand(spec, place)
-            needs = demand()
+            servable = self._look_at(name, model)
         except PipesError as error:
             self._tell(events.LeftOut(name, str(error)))
             return None
-        for what in uncounted(spec):
+        for what in uncounted(spec_of(servable.file, **given_of(model))):
             self._tell(events.NotCounted(name, what))
+        return servable
+
+    def _look_at(self, name: str, model: Model) -> Servable:
+        """A model by its files as they are now, also while others are served; PipesError where they are none."""
+        place = self._place
+        path = find_model(model.file)
+        if model.engine != "auto":
+            place = place.for_engine(has_gpu=find_engine(model.engine).has_gpu)
+        spec = spec_of(path, **given_of(model))
+        files = files_read(spec)
+        stamp = stamp_of(*files)  # before they are read
+        demand = budget.Demand(spec, place)
+        needs = demand()
         return Servable(
             name=name,
             file=path,
@@ -226,6 +236,9 @@ class _Daemon:
             idle_unload_s=model.idle_unload_s,
             measure=Measure(needs, place),
             advise=demand.advise,
+            other_files=files[1:],
+            stamp=stamp,
+            renew=partial(self._look_at, name, model),
         )
 
 
