@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -127,6 +128,9 @@ def _read(path: str, descriptor: int, piece: Piece, buffer: Bytes) -> Bytes:
     """The bytes of a piece. Not a memory map: a file that shrinks while it is mapped kills its reader with SIGBUS."""
     shift = piece.start % _ALIGNMENT
     data = buffer[shift : shift + piece.end - piece.start]
+    if _is_hole(descriptor, piece):
+        data[:] = 0
+        return data
     got = 0
     while got < len(data):
         n_read = os.preadv(descriptor, [data[got:].data], piece.start + got)
@@ -134,6 +138,14 @@ def _read(path: str, descriptor: int, piece: Piece, buffer: Bytes) -> Bytes:
             raise ModelFileError(path, "cut short while it was read", piece.start + got)
         got += n_read
     return data
+
+
+def _is_hole(descriptor: int, piece: Piece) -> bool:
+    """Whether nothing was written there: the kernel would fill its cache with zeros, at a fifth of the speed."""
+    try:
+        return os.lseek(descriptor, piece.start, os.SEEK_DATA) >= piece.end
+    except OSError as error:
+        return error.errno == errno.ENXIO  # up to the file's end; of a file that was cut, which is seen in the end
 
 
 class _Look:

@@ -29,24 +29,29 @@ class NonFinite(NamedTuple):
 
 
 def find_nonfinite(type_id: int, data: Bytes, byte_order: ByteOrder) -> NonFinite | None:
-    """The first NaN or infinity in whole blocks of a type that `TENSOR_TYPES` has; the bytes may stand in a file."""
-    known = TENSOR_TYPES[type_id]
-    stored, offsets = SCALES[known.name]
-    blocks = data.reshape(-1, known.block_bytes)
-    masks = [_suspects(stored, blocks, offset, byte_order) for offset in offsets]
-    if not any(mask.any() for mask in masks):
-        return None
-    suspects = np.flatnonzero(np.logical_or.reduce(masks))
+    """The first NaN or infinity in whole blocks of a type that `TENSOR_TYPES` has."""
+    suspects = find_suspects(type_id, data, byte_order)
+    blocks = data.reshape(-1, TENSOR_TYPES[type_id].block_bytes)
     for start in range(0, len(suspects), _AT_ONCE):
         some = suspects[start : start + _AT_ONCE]
         confirmed = np.flatnonzero(_confirm(type_id, blocks[some], byte_order))
         if len(confirmed):
-            block = int(some[confirmed[0]])
-            return _describe(stored, offsets, blocks, block, byte_order)
+            return _describe(type_id, blocks, int(some[confirmed[0]]), byte_order)
     return None
 
 
-def _suspects(stored: Float | Exponent | Scattered, blocks: Bytes, offset: int, byte_order: ByteOrder) -> Mask:
+def find_suspects(type_id: int, data: Bytes, byte_order: ByteOrder) -> npt.NDArray[np.intp]:
+    """The blocks that, by their scales, hold NaN or infinity; of mxfp4 also some that come close."""
+    known = TENSOR_TYPES[type_id]
+    stored, offsets = SCALES[known.name]
+    blocks = data.reshape(-1, known.block_bytes)
+    masks = [_are_suspect(stored, blocks, offset, byte_order) for offset in offsets]
+    if not any(mask.any() for mask in masks):
+        return np.empty(0, np.intp)
+    return np.flatnonzero(np.logical_or.reduce(masks))
+
+
+def _are_suspect(stored: Float | Exponent | Scattered, blocks: Bytes, offset: int, byte_order: ByteOrder) -> Mask:
     """Which blocks have a scale at this offset that is not finite, or may make something infinite."""
     if isinstance(stored, Exponent):
         exponents = blocks[:, offset]
@@ -97,12 +102,11 @@ def _as_little(stored: Float | Exponent | Scattered, offsets: tuple[int, ...], b
     return blocks
 
 
-def _describe(
-    stored: Float | Exponent | Scattered, offsets: tuple[int, ...], blocks: Bytes, block: int, byte_order: ByteOrder
-) -> NonFinite:
+def _describe(type_id: int, blocks: Bytes, block: int, byte_order: ByteOrder) -> NonFinite:
     """Which scale of a block it is, and what."""
+    stored, offsets = SCALES[TENSOR_TYPES[type_id].name]
     one = blocks[block : block + 1]
-    offset = next(each for each in offsets if _suspects(stored, one, each, byte_order)[0])
+    offset = next(each for each in offsets if _are_suspect(stored, one, each, byte_order)[0])
     if isinstance(stored, Exponent):
         is_nan = int(one[0, offset]) == stored.nan
     elif isinstance(stored, Scattered):
