@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from modelpipes.gguf.findings import DataCheck, DataFinding
 from tests.commands.conftest import LIMIT_S, Commands
 from tests.gguf.make import File, TensorSpec, llama_entries, padded
 from tests.peers import eventually
-from tests.shell import TINY_CHAT
+from tests.shell import CHECKOUT, TINY_CHAT
 
 Q4_K, ROW = 12, 2304
 SPECS = [TensorSpec("token_embd.weight", (4096, 40), Q4_K), TensorSpec("blk.0.ffn_up.weight", (4096, 30), Q4_K)]
@@ -98,6 +99,12 @@ def test_json_has_the_findings_under_data(run: Commands, models: Path) -> None:
             "reason": "zeros that begin or end inside a row",
         },
     ]  # fmt: skip
+
+
+def test_every_key_of_a_finding_is_documented() -> None:
+    page = (CHECKOUT / "docs" / "models.md").read_text("utf-8")
+    for name in (*DataCheck.__struct_fields__, *DataFinding.__struct_fields__):
+        assert f"`{name}`" in page
 
 
 def test_csv_has_the_verdict(run: Commands, models: Path) -> None:
