@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -124,6 +123,8 @@ def command(
 
 def data_checker(progress: Callable[[str], None], *, strict: bool) -> Callable[[ModelFile], DataCheck]:
     """What reads the data of a file. Raises FileError where what it needs is not installed."""
+    import importlib.util  # lazily: only this needs it
+
     missing = [name for name in CHECK if importlib.util.find_spec(name) is None]
     if missing:
         how = "install modelpipes with its extra check: pip install 'modelpipes[check]'"

@@ -15,8 +15,8 @@ class DataFinding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is wrong, or may be, where it shows first.
 
     `path` is the printable path of the file, of shards the one. `row` counts the rows of the tensor from 0, `block` the
-    blocks (where the type has none, the values) of that row; `offset` is the byte of the file. `size_bytes` is that of
-    the run of zeros, of the number that is none, of a tensor of a type that is not known, 0. `n_tensors` have the same.
+    blocks (where the type has none, the values) of that row; `offset` is the byte of the file. `size_bytes` is the
+    length of the zeros or of the number; 0 for what was not checked. `n_tensors` have the same.
     """
 
     kind: Kind

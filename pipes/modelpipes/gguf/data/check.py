@@ -196,9 +196,8 @@ class _Look:
             else:
                 severity, reason = "suspect", "zeros, all of whole rows,"
             for laid in torn or touched:
-                self._findings.add(
-                    "zeros", severity, self._path, laid, laid.part(run).start, run.size_bytes, reason
-                )  # fmt: skip
+                start = laid.part(run).start
+                self._findings.add("zeros", severity, self._path, laid, start, run.size_bytes, reason)
 
     def _touched(self, run: Run) -> list[Laid]:
         """The tensors that a run reaches into."""
