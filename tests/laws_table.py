@@ -287,22 +287,31 @@ CASES = (
             Line("find-gguf --fits --vram 8GB --format json | jq -r '.files[].path'"),
             Line("find-gguf --gpu '2x rtx3060' --kv-type q8_0 --sort memory"),
             Line("find-gguf --use two --fits", before=CONFIGURED),
+            Line("find-gguf --check-data ~/models"),
         ),
         prints=Line("find-gguf --vram 8GB"),
         failures=(
             Failure(
                 Line("find-gguf torn.gguf --vram 8GB", before="echo GGUF >torn.gguf"), 1, "torn.gguf", has_data=True
             ),
+            Failure(
+                Line("find-gguf torn.gguf --vram 8GB --check-data", before="echo GGUF >torn.gguf"),
+                1,
+                "torn.gguf",
+                has_data=True,
+            ),
             Failure(Line("find-gguf --vram 8XB"), 2, "8XB"),
         ),
         reports=(
             Report(Line("find-gguf . --json", before="echo GGUF >torn.gguf"), "find-gguf"),
             Report(Line("find-gguf --json --no-gpu-fit"), "find-gguf"),
+            Report(Line("find-gguf ~/models --check-data --json"), "find-gguf"),
             Report(Line("find-gguf --format jsonl"), "find-gguf-jsonl", is_lines=True),
         ),
         hostile=(
             Line("find-gguf ~/hostile -v"),
             Line("find-gguf ~/hostile --format csv"),
+            Line("find-gguf ~/hostile --check-data"),
             Line('find-gguf "$HOSTILE" --vram 8GB'),
         ),
     ),

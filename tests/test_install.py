@@ -239,6 +239,9 @@ class TestAlone:
         served = alone.sh("serve-models models.toml")
         assert (served.code, served.stdout) == (1, "")
         assert "[serve]" in served.stderr
+        checked = alone.sh("find-gguf --check-data .")
+        assert (checked.code, checked.stdout) == (1, "")
+        assert "modelpipes[check]" in checked.stderr
 
     def test_a_strangers_program_is_checked_with_the_types_of_the_wheel(self, alone: Installed, tmp_path: Path) -> None:
         said = checked(tmp_path, STRANGER, "--python-executable", str(alone.python))

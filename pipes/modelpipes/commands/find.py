@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -12,7 +13,7 @@ from modelpipes.commands.cli import cards, options, values
 from modelpipes.commands.views import cards as cardview
 from modelpipes.commands.views.listing import FORMATS, ListingAsked, tell, write_listing
 from modelpipes.engine.admission import free_space_of
-from modelpipes.errors import UsageError
+from modelpipes.errors import FileError, UsageError
 from modelpipes.fit.listing import SORTS, Filter, Line, list_files, sort_lines
 from modelpipes.fit.spec import EngineSpec
 from modelpipes.fit.survey import Survey
@@ -21,9 +22,12 @@ from modelpipes.terminal import output
 
 if TYPE_CHECKING:
     from modelpipes.config.settings import Use
+    from modelpipes.gguf.findings import DataCheck
+    from modelpipes.gguf.modelfile import ModelFile
 
 DAY_S = 86400
 MAX_CONTEXT = (1 << 32) - 1  # llama.cpp's n_ctx has 32 bits
+CHECK = ("gguf", "numpy")  # what the extra of that name installs
 
 
 @click.command(context_settings=options.settings)
@@ -47,6 +51,7 @@ MAX_CONTEXT = (1 << 32) - 1  # llama.cpp's n_ctx has 32 bits
 @click.option("--arch", multiple=True, metavar="ARCH", help="Only this architecture, as llama, or qwen*.")
 @click.option("--quant", multiple=True, metavar="QUANT", help="Only this quantisation, as Q4_K_M, or q4*.")
 @click.option("--strict", is_flag=True, help="Walk every header whole, trusting no short cut.")
+@click.option("--check-data", is_flag=True, help="Read all data; tell what is damaged. Exit code 1 if anything is.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep what was read before.")
 @click.option("-v", "--verbose", is_flag=True, help="Tell where was looked, and why a file fits or not.")
 @options.common
@@ -54,7 +59,7 @@ def command(
     folders: tuple[str, ...], more: tuple[str, ...], use: Use | None, format_: str, as_json: bool, sort: str,
     reverse: bool, ctx_size: int, kv_type: str, parallel: int, flash_attn: bool, gpu: str, vram: int | None,
     reserve: int, gpu_fit: bool, fits: bool, min_size: int | None, max_size: int | None, max_age: float | None,
-    arch: tuple[str, ...], quant: tuple[str, ...], strict: bool, no_cache: bool, verbose: bool,
+    arch: tuple[str, ...], quant: tuple[str, ...], strict: bool, check_data: bool, no_cache: bool, verbose: bool,
 ) -> int:  # fmt: skip
     """Find GGUF files; tell what they are, what memory they need and what fits.
 
@@ -77,6 +82,7 @@ def command(
       find-gguf --fits --vram 8GB --format json | jq -r '.files[].path'
       find-gguf --gpu '2x rtx3060' --kv-type q8_0 --sort memory
       find-gguf --use two --fits
+      find-gguf --check-data ~/models
     """
     folders += more
     if fits and not gpu_fit:
@@ -98,7 +104,8 @@ def command(
     space = free_space_of(chosen).space(reserve, is_steady=True) if gpu_fit else None
     searched = folders or places.default_places()
     with Survey(settings, space, strict=strict, cached=not no_cache) as survey, output.Progress() as progress:
-        listing = list_files(searched, survey, wanted, progress.show)
+        check = data_checker(progress.show, strict=strict) if check_data else None
+        listing = list_files(searched, survey, wanted, progress.show, check)
     if not no_cache:
         places.remember(folders)
     sort_lines(listing.lines, sort, reverse=reverse)
@@ -113,7 +120,22 @@ def command(
     if verbose:
         output.say(f"looked in {', '.join(searched) or 'no folder'}: {len(listing.lines)} of {listing.n_files} files "
                    f"shown, {survey.n_read} headers read")  # fmt: skip
+    if check_data:
+        return 1 if listing.problems or any(line.is_damaged for line in listing.lines) else 0
     return 1 if listing.problems and not listing.n_files else 0
+
+
+def data_checker(progress: Callable[[str], None], *, strict: bool) -> Callable[[ModelFile], DataCheck]:
+    """What reads the data of a file. Raises FileError where what it needs is not installed."""
+    import importlib.util  # lazily: only this needs it
+
+    missing = [name for name in CHECK if importlib.util.find_spec(name) is None]
+    if missing:
+        how = "install modelpipes with its extra check: pip install 'modelpipes[check]'"
+        raise FileError(f"--check-data needs {' and '.join(missing)}, not on this machine: {how}")
+    from modelpipes.gguf.data.check import check_data  # lazily: headers are read without numpy
+
+    return lambda file: check_data(file, progress, strict=strict)
 
 
 def advise(lines: list[Line], use: Use) -> None:

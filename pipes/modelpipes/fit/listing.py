@@ -12,6 +12,7 @@ from modelpipes.errors import ModelFileError
 from modelpipes.fit.rating import Fit
 from modelpipes.fit.shares import Memory
 from modelpipes.fit.survey import Answer, Facts, Survey
+from modelpipes.gguf.findings import DataCheck
 from modelpipes.gguf.modelfile import ModelFile, Problem, path_base64, printable
 from modelpipes.gguf.scan import find_model_files
 
@@ -24,7 +25,7 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     devices. `fit` holds at `fit_context` with `gpu_layers` of `n_layers` (the output is one) on the devices, and the
     experts on the host if `cpu_moe`; `reason` says what makes it so. `max_context` is the largest context at which
     all of it fits, 0 if there is none. `estimate` is `exact`, or `generic` where the architecture is not known.
-    `advised_quantization` is what a use case has for models of that size.
+    `advised_quantization` is what a use case has for models of that size; `data` is what a check of the data found.
     """
 
     path: str
@@ -48,11 +49,17 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     estimate: str | None = None
     reason: str = ""
     advised_quantization: str | None = None
+    data: DataCheck | None = None
 
     @property
     def device_bytes(self) -> int | None:
         """Memory on all devices together."""
         return self.memory.device_bytes if self.memory else None
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether a check of its data found an error."""
+        return self.data is not None and self.data.verdict == "damaged"
 
     @property
     def host_bytes(self) -> int | None:
@@ -97,9 +104,16 @@ class Listing(msgspec.Struct, frozen=True):
 
 
 def list_files(
-    places: Iterable[str], survey: Survey, wanted: Filter, progress: Callable[[str], None] = lambda line: None
+    places: Iterable[str],
+    survey: Survey,
+    wanted: Filter,
+    progress: Callable[[str], None] = lambda line: None,
+    check: Callable[[ModelFile], DataCheck] | None = None,
 ) -> Listing:
-    """The lines of the wanted files in these folders, in the order found; `progress` is told how far it is."""
+    """The lines of the wanted files in these folders, in the order found; `progress` is told how far it is.
+
+    `check` reads the data of a file that is wanted; it may raise ModelFileError, which makes a problem of the file.
+    """
     lines: list[Line] = []
     problems: list[Problem] = []
     n_files = 0
@@ -115,11 +129,11 @@ def list_files(
             tell(found.path)
             try:
                 line = describe(found, *survey.ask(found))
+                if wanted.wants(line):
+                    lines.append(msgspec.structs.replace(line, data=check(found)) if check else line)
             except ModelFileError as error:
                 problems.append(Problem(error.path, error.reason, error.offset))
                 continue
-            if wanted.wants(line):
-                lines.append(line)
         n_files += 1
     return Listing(lines, problems, n_files)
 

@@ -10,6 +10,7 @@ from modelpipes.machine.checks import Check
 from modelpipes.machine.ports import Holder, find_holder
 
 EXTRAS = {  # of pyproject.toml: what is imported
+    "check": ("gguf", "numpy"),
     "embedded": ("xllamacpp",),
     "serve": ("httptools", "prometheus_client", "starlette", "uvicorn", "uvloop"),
 }
@@ -62,7 +63,7 @@ def check_extras() -> list[Check]:
 
 def judge_extra(extra: str, missing: Collection[str]) -> Check:
     """`missing` are the modules of an extra that cannot be found."""
-    is_for = {"embedded": "the engine as a wheel", "serve": "serve-models"}[extra]
+    is_for = {"check": "find-gguf --check-data", "embedded": "the engine as a wheel", "serve": "serve-models"}[extra]
     if not missing:
         return Check("extra", "ok", f"{extra} ({is_for})")
     names = ", ".join(sorted(missing))

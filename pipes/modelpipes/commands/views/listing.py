@@ -11,11 +11,20 @@ import msgspec
 
 from modelpipes.commands.views.cards import DescribedCards
 from modelpipes.fit.listing import Line, Listing
+from modelpipes.gguf.findings import DataCheck, DataFinding
 from modelpipes.gguf.modelfile import path_base64, printable
+from modelpipes.gguf.types import TENSOR_TYPES, TYPE_IDS
 from modelpipes.terminal import output
+from modelpipes.values.units import format_bytes, format_count
 
 FORMATS = ("table", "json", "jsonl", "csv")
 UNITS = (("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20))
+# What a finding of each severity is called, and what to do about it.
+FINDINGS = {
+    "error": ("damaged", "get the file again"),
+    "suspect": ("suspect", "padding and biases are so, and a lost block may be"),
+    "unchecked": ("not checked", "a newer version may know it"),
+}
 COUNTS = (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3))
 
 
@@ -65,10 +74,16 @@ def write_listing(listing: Listing, gpu: DescribedCards | None, settings: Listin
 
 
 def tell(listing: Listing, searched: Sequence[str], *, verbose: bool) -> None:
-    """Say on stderr what could not be read, and why nothing was found; `verbose`, why each file fits or does not."""
+    """Say on stderr what could not be read, what is damaged, and why nothing was found.
+
+    `verbose`: also why each file fits or does not.
+    """
     for problem in listing.problems:
         at = "" if problem.offset is None else f" (at byte {problem.offset})"
         output.say(f"{printable(problem.path) or repr('')}: {problem.reason}{at}")
+    for line in listing.lines:
+        for finding in line.data.findings if line.data else ():
+            output.say(_finding(finding))
     if verbose:
         for line in listing.lines:
             if line.reason:
@@ -83,7 +98,7 @@ def tell(listing: Listing, searched: Sequence[str], *, verbose: bool) -> None:
 
 
 def _csv(lines: list[Line]) -> str:
-    """As RFC 4180 has it: a header, CRLF, quotes where needed; the memory as two sums."""
+    """As RFC 4180 has it: a header, CRLF, quotes where needed; the memory as two sums, of the data the verdict."""
     fields = [name for name in Line.__struct_fields__ if name != "memory"] + ["device_bytes", "host_bytes"]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\r\n")
@@ -93,11 +108,28 @@ def _csv(lines: list[Line]) -> str:
 
 
 def _csv_cell(value: Any) -> Any:
+    if isinstance(value, DataCheck):
+        return value.verdict
     return str(value).lower() if isinstance(value, bool) else value
 
 
+def _finding(found: DataFinding) -> str:
+    """One line: which file, what is wrong, where, what to do about it."""
+    label, advice = FINDINGS[found.severity]
+    size = f"{format_bytes(found.size_bytes)} of " if found.kind == "zeros" else ""
+    where = f"{found.tensor} ({found.type})"
+    if found.severity != "unchecked":
+        unit = "value" if TENSOR_TYPES[TYPE_IDS[found.type]].block_size == 1 else "block"
+        where += f", row {found.row}, {unit} {found.block}"
+    if found.n_tensors > 1:
+        where += f", and in {format_count(found.n_tensors - 1, 'more tensor')}"
+    return f"{found.path}: {label}: {size}{found.reason} in {where} (at byte {found.offset}): {advice}"
+
+
 def _write_table(lines: list[Line], *, is_rated: bool) -> None:
-    left_out = (() if is_rated else RATED) + (() if any(line.advised_quantization for line in lines) else ("advised",))
+    left_out = set(() if is_rated else RATED)
+    left_out |= {"advised"} if not any(line.advised_quantization for line in lines) else set()
+    left_out |= {"data"} if not any(line.data for line in lines) else set()
     headers = [name for name in COLUMNS if name not in left_out]
     rows = ([COLUMNS[name](line) for name in headers] for line in lines)
     output.write_table(rows, headers, output.width(), right=NUMBERS, spare=[name for name in SPARE if name in headers])
@@ -138,6 +170,7 @@ COLUMNS: dict[str, Callable[[Line], str]] = {
     "memory": lambda line: _amount(line.device_bytes) + "~" * (line.estimate == "generic"),
     "fit": _verdict,
     "max ctx": lambda line: str(line.max_context or "-"),
+    "data": lambda line: line.data.verdict if line.data else "-",
     "path": lambda line: line.path,
 }
 NUMBERS = ("params", "size", "trained", "memory", "max ctx")
