@@ -19,6 +19,7 @@ from modelpipes.gguf.data.values import Bytes, find_nonfinite
 from modelpipes.gguf.data.zeros import Run, ZeroRuns
 from modelpipes.gguf.findings import DataCheck, DataFinding, Kind, Severity, Verdict
 from modelpipes.gguf.header import Header, read_header
+from modelpipes.gguf.identity import N_NUMBERS, SIZE, are_others, numbers_of
 from modelpipes.gguf.layout import ByteOrder
 from modelpipes.gguf.modelfile import ModelFile, printable
 from modelpipes.gguf.types import TENSOR_TYPES
@@ -41,14 +42,14 @@ def check_data(
     buffer = np.empty(_ALIGNMENT + PIECE_BYTES, np.uint8)
     n_before = 0
     for number, path in enumerate(file.paths):
-        stamp = file.stamp[3 * number : 3 * number + 3]
+        stamp = file.stamp[N_NUMBERS * number : N_NUMBERS * (number + 1)]
 
         def tell(pos: int, n_before: int = n_before) -> None:
             percent = 100 * (n_before + pos) // max(file.size_bytes, 1)
             progress(f"{file.name}: {percent} % of {format_bytes(file.size_bytes)} checked")
 
         _check_file(path, stamp, read_header(path, strict), buffer, findings, tell)
-        n_before += stamp[0]
+        n_before += stamp[SIZE]
     return findings.report()
 
 
@@ -92,7 +93,7 @@ class _Findings:
 def _check_file(
     path: str, stamp: tuple[int, ...], header: Header, buffer: Bytes, findings: _Findings, tell: Callable[[int], None]
 ) -> None:
-    """Check one file; `stamp` is that of `ModelFile` for it."""
+    """Check one file; `stamp` has its numbers in `ModelFile.stamp`."""
     known, unknown = lay_out(header)
     for laid in unknown:
         findings.add("unchecked", "unchecked", path, laid, laid.start, 0, "data of a type that is not known")
@@ -118,7 +119,7 @@ def _check_file(
 def _insist_on(path: str, stamp: tuple[int, ...], descriptor: int) -> None:
     """Raise ModelFileError if the open file is not, or no longer, the one that was found."""
     status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns, status.st_ino) != stamp:
+    if not stat.S_ISREG(status.st_mode) or are_others((stamp,), (numbers_of(status),)):
         raise ModelFileError(path, "changed while it was read: check it again when nobody writes it")
     if not status.st_nlink:
         raise ModelFileError(path, "removed while it was read")
