@@ -112,7 +112,7 @@ CASES = (
         "setup",
         examples=(
             Line("setup-pipes alice bob"),
-            Line("setup-pipes -n 3 -p model -d ./room"),
+            Line("setup-pipes --num 3 --prefix model -d ./room"),
             manned('eval "$(setup-pipes alice bob --print-env)"; echo hi > "$PIPE_TO_ALICE"'),
         ),
         prints=Line("setup-pipes -d room alice"),
@@ -124,7 +124,11 @@ CASES = (
     ),
     Case(
         "cleanup",
-        examples=(Line("cleanup-pipes"), Line("cleanup-pipes -d ./room -f", before="setup-pipes bob -d room")),
+        examples=(
+            Line("cleanup-pipes"),
+            Line("cleanup-pipes -d ./room -f", before="setup-pipes bob -d room"),
+            Line("cleanup-pipes --prefix model -v", before="setup-pipes"),
+        ),
         failures=(
             Failure(Line("cleanup-pipes -d questions.txt"), 1, "questions.txt"),
             Failure(manned("cleanup-pipes -p slow"), 1, "slow1"),

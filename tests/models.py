@@ -13,6 +13,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from modelpipes.gguf import read_header
+
 PLAIN_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -172,3 +174,38 @@ def _write_layer(writer: gguf.GGUFWriter, prefix: str, width: int, hidden: int) 
 
 def _rounded_up(number: int, step: int) -> int:
     return -(-number // step) * step
+
+
+def shuffled_model(path: Path, source: Path, seed: int) -> Path:
+    """Write a model of the same size and header as `source`, to the byte, whose weights are others: the path.
+
+    The rows of each block's values and keys are in another order, so that it says something else, and what it caches
+    of a text means something else.
+    """
+    header = read_header(source)
+    content = bytearray(source.read_bytes())
+    order = np.random.default_rng(seed)
+    for tensor in header.tensors:
+        if tensor.name.endswith(("attn_v.weight", "attn_k.weight")):
+            assert tensor.n_bytes is not None
+            place = slice(header.data_offset + tensor.offset, header.data_offset + tensor.offset + tensor.n_bytes)
+            rows = np.frombuffer(content[place], np.uint8).reshape(tensor.shape[1], -1)
+            content[place] = order.permutation(rows).tobytes()
+    path.write_bytes(content)
+    return path
+
+
+def adapter_model(path: Path) -> Path:
+    """Write a LoRA adapter for tiny-chat, which changes what its first block says: the path."""
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 8.0)
+    chance = np.random.default_rng(1)
+    for name, shape in (("lora_a", (4, 192)), ("lora_b", (64, 4))):
+        writer.add_tensor(f"blk.0.attn_v.weight.{name}", chance.normal(size=shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -17,6 +17,8 @@ CHECKOUT = Path(__file__).parent.parent
 BIN = CHECKOUT / "bin"
 TINY_CHAT = CHECKOUT / "pipes" / "modelpipes" / "models" / "tiny-chat.gguf"
 RUN_LIMIT_S = 240.0  # a busy machine starts twenty engines in this time; a hang is found all the same
+# For a process that must run as it is, also under `make coverage`: one whose imports count, or that may write no file.
+UNMEASURED = {"COVERAGE_PROCESS_CONFIG": ""}
 LEAVING_S = 20.0  # for what a script started to be gone after it; clean-up takes milliseconds, on an idle machine
 
 

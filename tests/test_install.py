@@ -6,7 +6,9 @@ venv, which the later tests of a class want: they are in that order.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -22,6 +24,7 @@ import pytest
 from modelpipes.commands import VERBS
 from tests.shell import CHECKOUT, Ended, Home
 from tests.test_api import STRANGER, checked
+from tests.test_startup import HEAVY
 
 MINORS = (11, 12, 13, 14)
 # Where Pythons lie that are not on PATH: pyenv's, uv's, and those built by hand.
@@ -188,6 +191,29 @@ class TestAlone:
     def test_the_overview_names_every_command(self, alone: Installed) -> None:
         said = "\n".join(alone.lines("modelpipes --help"))
         assert [command for command in COMMANDS if command not in said] == []
+
+    def test_it_brings_what_the_program_is_made_of_and_no_more(self, alone: Installed) -> None:
+        listed = {each["name"] for each in json.loads("".join(alone.lines("python -m pip list --format json")))}
+        named = {re.split(r"[<>=]", each)[0] for each in PROJECT["dependencies"]}
+        assert {"click", "msgspec", "nvidia-ml-py", "tabulate", "psutil", "wcwidth"} <= named
+        assert named | {"modelpipes"} == listed - {"pip", "setuptools"}
+        alone.lines("python -P -c 'import click, msgspec, pynvml, tabulate, psutil, wcwidth'")
+
+    def test_commands_that_only_touch_fifos_load_no_more_than_in_the_checkout(self, alone: Installed) -> None:
+        said = alone.sh(
+            """
+            export PYTHONPROFILEIMPORTTIME=1
+            setup-pipes bob
+            list-seats
+            ask-model bob --timeout 50ms Hello || [ $? = 124 ]
+            ping-pipes bob --timeout 50ms || [ $? = 124 ]
+            cleanup-pipes
+            """
+        )
+        assert said.code == 0, said.stderr
+        loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in said.stderr.splitlines()}
+        assert {"click", "msgspec"} <= loaded
+        assert not loaded & HEAVY
 
     def test_messages_go_round(self, alone: Installed) -> None:
         assert any("10" in line for line in alone.lines("ping-pipes --self --count 10"))

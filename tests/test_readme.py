@@ -23,6 +23,7 @@ from modelpipes.pipe.message import Delta, Progress, Reply, Say
 from modelpipes.values.deadline import Deadline
 from tests.bench import __main__ as bench
 from tests.shell import CHECKOUT, Ended, Home
+from tests.their_words import without_their_words
 
 README = "README.md"
 CONVERSATIONS, MODELS, SERVING, REFERENCE, PYTHON = (
@@ -289,7 +290,8 @@ def test_every_option_that_is_named_exists(page: str) -> None:
     known = {name for module in modules for option in module.command.params for name in option.opts}
     others = {"--help", "--cpu-moe"}  # click's, llama-server's
     known |= set(re.findall(r"--[a-z]+", bench.__doc__ or ""))
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text_of(page))) - others <= known
+    text = without_their_words(text_of(page))
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) - others <= known
 
 
 def test_every_command_is_in_the_readmes_table() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,25 +11,27 @@ import pytest
 
 from modelpipes.pipe.room import Room
 from tests.peers import LIMIT_S, modelpipes, peer
+from tests.shell import TINY_CHAT, UNMEASURED
 
 HEAVY = {"httpx", "httpx_sse", "http", "numpy", "gguf", "psutil", "asyncio", "subprocess", "concurrent", "email", "ssl",
          "tabulate", "pynvml", "starlette", "uvicorn", "wcwidth"}  # fmt: skip
 
 
-def modules_of(*args: str, code: int = 0) -> set[str]:
-    """The modules that a run of a command imports, which ends with `code`."""
+def modules_of(*args: str, code: int | None = 0) -> set[str]:
+    """The modules that a run of a command imports, which ends with `code`, None: however."""
     command = [sys.executable, "-X", "importtime", "-P", "-m", "modelpipes", *args]
     done = subprocess.run(
-        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT_S, check=False
-    )
-    assert done.returncode == code, done.stderr
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT_S, check=False,
+        env=os.environ | UNMEASURED,
+    )  # fmt: skip
+    assert code is None or done.returncode == code, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     return {line.rpartition("|")[2].strip() for line in lines}
 
 
-def imported(*args: str) -> set[str]:
+def imported(*args: str, code: int | None = 0) -> set[str]:
     """The top-level modules that a run of a command imports."""
-    return {name.partition(".")[0] for name in modules_of(*args)}
+    return {name.partition(".")[0] for name in modules_of(*args, code=code)}
 
 
 @pytest.fixture
@@ -61,3 +64,8 @@ def test_who_seats_a_model_of_another_server_imports_nothing_to_predict_memory_w
     modules = modules_of("attach", "bob", "--server", "http://127.0.0.1:1", "-d", room.path, code=1)
     assert "modelpipes.web.site" in modules
     assert "modelpipes.engine.admission" not in modules
+
+
+def test_who_lists_models_does_not_import_psutil() -> None:
+    assert not imported("find", str(TINY_CHAT.parent)) & {"psutil", "numpy", "gguf"}
+    assert "psutil" in imported("check", code=None), "or this looks for nothing"

@@ -5,6 +5,7 @@ EngineStuck      an engine is there and computes nothing
 EngineFailed     an engine could not be loaded, or died
 StopFailed       an engine could not be ended as it should be
 MemoryNotFreed   an engine has ended, and its memory is not free
+FileReplaced     the file of a model in memory is another one now
 Decided          what was decided about a model, and why
 Listening        the daemon is there for others
 LeftOut          a model is not served
@@ -42,7 +43,8 @@ class EngineFailed(msgspec.Struct, frozen=True):
     """The engine of a model could not be loaded, or died, and when it may be loaded again.
 
     With `is_lasting`, once its file or the configuration has changed; else after `pause_s`. `in_a_row` counts what came
-    of this model without a life between; 0: of a model whose name another one has now, which has no part in it.
+    of this model without a life between; 0: of one whose name another has now, by file or configuration, which has no
+    part in it.
     """
 
     name: str
@@ -63,6 +65,13 @@ class MemoryNotFreed(msgspec.Struct, frozen=True):
     """The engine of a model has ended, and its memory on the card is not free."""
 
     name: str
+
+
+class FileReplaced(msgspec.Struct, frozen=True):
+    """The file of a model in memory is another one now, which is loaded next; with `why`, not: it cannot be."""
+
+    name: str
+    why: str = ""
 
 
 class Decided(msgspec.Struct, frozen=True):
@@ -139,6 +148,7 @@ Event: TypeAlias = (
     | EngineFailed
     | StopFailed
     | MemoryNotFreed
+    | FileReplaced
     | Decided
     | Listening
     | LeftOut

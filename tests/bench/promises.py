@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import TypeAlias
 
-from tests.bench import conversation, fairness, transport
+from tests.bench import commands, conversation, fairness, transport
 from tests.bench.results import Figure, Promise
 from tests.bench.spread import SLOPE_ERRORS, Slope
 from tests.bench.tables import quantity
@@ -16,6 +16,7 @@ LEAST_PER_SECOND = {transport.BATCHED: 250_000, transport.SINGLE: 100_000}
 AHEAD_OF = (transport.CONNECTION, transport.ASYNCIO, transport.ZMQ)
 AHEAD_AT = ("64 B", "4 KiB", "64 KiB")
 FAIR_FACTOR = 2.0
+MOST_TIMES_CLICK = 2.0
 # An allocator takes memory in steps (glibc's heap grows by 128 KiB): a growth below one is not seen, or seen as more.
 STEP_KIB = 128
 
@@ -25,7 +26,14 @@ Found: TypeAlias = Mapping[tuple[str, str, str, str], Figure]
 def judge(figures: Sequence[Figure]) -> list[Promise]:
     """Every promise that these figures tell of."""
     found = {figure.name: figure for figure in figures}
-    return [*_round_trips(found), *_rates(found), *_ahead(found), *_growth(figures), *_fairness(figures)]
+    return [
+        *_round_trips(found),
+        *_rates(found),
+        *_ahead(found),
+        *_starts(figures),
+        *_growth(figures),
+        *_fairness(figures),
+    ]
 
 
 def _of(found: Found, kind: str, row: str, column: str) -> Figure | None:
@@ -59,6 +67,17 @@ def _ahead(found: Found) -> Iterator[Promise]:
             if ours and theirs:
                 times = median(their / our for our, their in zip(ours.runs, theirs.runs, strict=True))
                 yield Promise(f"faster than {row} at {column}", "more than 1 time", f"{times:.2f} times", times > 1)
+
+
+def _starts(figures: Sequence[Figure]) -> Iterator[Promise]:
+    for figure in figures:
+        if figure.table == commands.PROCESSOR and figure.ratio is not None:
+            yield Promise(
+                f"{figure.row}, processor time against {commands.CLICK}",
+                f"at most {MOST_TIMES_CLICK:g} times",
+                f"{figure.ratio:.2f} times",
+                figure.ratio <= MOST_TIMES_CLICK,
+            )
 
 
 def _growth(figures: Sequence[Figure]) -> Iterator[Promise]:

@@ -125,6 +125,13 @@ class TestPromises:
         assert self.held(rate(250_000), rate(100_000, column=transport.SINGLE)) == [True, True]
         assert self.held(rate(249_000), rate(99_000, column=transport.SINGLE)) == [False, False]
 
+    def test_commands_that_only_touch_fifos_start_within_twice_click(self) -> None:
+        def start(ms: float) -> Figure:
+            base = (commands.CLICK, [10.0] * 3)
+            return results.figure(commands.START_UP, commands.PROCESSOR, "ask-model", "", "ms", [ms] * 3, base=base)
+
+        assert self.held(start(20.0), start(20.1)) == [True, False]
+
     def test_we_are_to_be_ahead_of_what_others_use(self) -> None:
         theirs = round_trip(2.2, transport.ZMQ, is_ours=False)
         assert self.held(round_trip(2.0), theirs) == [True, True]

@@ -17,7 +17,7 @@ def test_the_measurement_of_find_gguf_runs_and_the_cache_saves_time() -> None:
     )
     figures = [json.loads(line) for line in done.stdout.splitlines()]
     assert [f["what"].split(" ", 1)[1] for f in figures] == [
-        "files with 7 MB headers", "small files", "different models",
+        "files with 7 MB headers", "small files", "real models", "different models",
     ]  # fmt: skip
     assert figures[0]["ratio"] > 10
     assert figures[1]["again_s"] < figures[1]["first_s"]

@@ -16,11 +16,10 @@ def test_the_measurement_runs_and_gives_a_ratio_for_each_figure() -> None:
         check=True,
     )
     figures = [json.loads(line) for line in done.stdout.splitlines()]
+    commands = ("setup-pipes", "list-seats", "ask-model", "ping-pipes", "cleanup-pipes")
     assert [f["what"] for f in figures] == [
-        "start-up of setup-pipes",
-        "start-up of list-seats",
-        "start-up of ask-model",
-        "start-up of cleanup-pipes",
+        *(f"start-up of {command}" for command in commands),
+        *(f"start-up of {command}, processor time" for command in commands),
         "first token of tiny-chat",
         "streaming 1000 tokens",
     ]

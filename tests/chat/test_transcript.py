@@ -128,13 +128,25 @@ def test_a_conversation_may_begin_in_an_empty_file(path: str) -> None:
         assert transcript.header == HEADER
 
 
-def test_a_new_file_has_the_mode_that_the_user_wants(path: str) -> None:
-    umask = os.umask(0o027)
+def test_a_new_file_is_for_us_alone_whatever_the_umask(path: str) -> None:
+    umask = os.umask(0)
     try:
         write(path, [])
     finally:
         os.umask(umask)
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    with Transcript.resume(path, HEADER) as transcript:
+        assert transcript.warning == ""
+
+
+def test_a_file_that_others_may_read_stays_so_and_is_told_of(path: str) -> None:
+    Path(path).touch()
+    Path(path).chmod(0o640)
+    write(path, [])
+    with Transcript.resume(path, HEADER) as transcript:
+        assert transcript.warning == f"{path}: others may read what is said (mode 0640); chmod 600 {path}"
     assert os.stat(path).st_mode & 0o777 == 0o640
+    assert Transcript.unwritten(HEADER).warning == ""
 
 
 @given(TURNS, st.data())

@@ -14,6 +14,7 @@ import pytest
 from modelpipes.values.deadline import Deadline
 from tests.commands.conftest import LIMIT_S, QUICK_ENGINE, Commands
 from tests.peers import eventually
+from tests.shell import UNMEASURED
 
 PAIR = ("--filter", "alice=cat", "--filter", "bob=cat")
 SLOW = "sh -c 'printf begun; exec sleep 1000'"  # begins to answer, and never ends
@@ -344,7 +345,7 @@ def test_a_file_of_something_else_is_kept(run: Commands) -> None:
 def test_a_full_disk_is_one_clear_line_and_loses_no_turn(run: Commands) -> None:
     path = run.cwd / "talk.jsonl"
     talk = [*PAIR, "--rounds", "50", "--transcript", str(path)]
-    ended = run.run(["sh", "-c", f"ulimit -f 8; exec {' '.join(run.command('chat', *talk))}"])
+    ended = run.run(["sh", "-c", f"ulimit -f 8; exec {' '.join(run.command('chat', *talk))}"], env=UNMEASURED)
     assert ended.code == 1
     assert "talk.jsonl: cannot write turn " in ended.stderr
     assert ended.stderr.count("\n") == 1

@@ -227,7 +227,7 @@ def test_it_tells_of_this_machine_and_leaves_nothing_behind(run: Commands, engin
     assert ended.lines[0].split() == ["state", "check", "found"]
     assert {line.split()[0] for line in ended.lines[1:]} <= {"ok", "warning", "missing", "→"}
     for name in ("python", "kernel", "pipe-size", "pipe-pages", "runtime", "rooms", "room", "stale-rooms", "data",
-                 "cache", "memory", "engine", "gpu", "models", "daemon", "port", "extra"):  # fmt: skip
+                 "cache", "memory", "engine", "gpu", "models", "daemon", "port", "extra", "folder"):  # fmt: skip
         assert any(line.split()[1] == name for line in ended.lines), name
     assert run.left_files() == []
     assert os.listdir(run.runtime) == []
@@ -235,7 +235,7 @@ def test_it_tells_of_this_machine_and_leaves_nothing_behind(run: Commands, engin
 
 def test_as_json_every_check_has_the_same_keys_and_the_whole_is_ok(run: Commands, engine: Path) -> None:
     report = json.loads(check_system(run, "--json").stdout)
-    assert list(report) == ["checks", "ok"]
+    assert list(report) == ["checks", "ok", "folders"]
     assert report["ok"] is True
     assert {tuple(check) for check in report["checks"]} == {("name", "state", "found", "advice")}
     assert all(check["advice"] for check in report["checks"] if check["state"] != "ok")

@@ -82,6 +82,24 @@ def test_a_prefix_takes_its_seats_and_no_others(room: Room) -> None:
         assert room.seats() == ["alice", "bob", "hub"]
 
 
+def test_each_pipe_that_goes_is_told_and_the_room_with_the_last(room: Room) -> None:
+    modelpipes("setup", "--num", "1", "-d", room.path)
+    said = [f"cleanup-pipes: removed {room.path}/{name}" for name in ("hub_to_model1", "model1_to_hub")]
+    assert cleanup(room, "--prefix", "model", "-v") == (0, "".join(f"{line}\n" for line in said))
+    code, told = cleanup(room, "--verbose")
+    assert code == 0
+    assert told.splitlines()[-1] == f"cleanup-pipes: removed {room.path}"
+    assert len(told.splitlines()) == 5
+
+
+@pytest.mark.parametrize("prefix", ["Model", "my_model", "-", "a" * 32, "*"])
+def test_a_prefix_that_no_seat_begins_with_is_wrong_usage(room: Room, prefix: str) -> None:
+    code, said = cleanup(room, f"--prefix={prefix}")
+    assert (code, len(said.splitlines())) == (2, 1)
+    assert said.startswith(f"modelpipes cleanup: '{prefix}1' cannot be a seat: a seat's name is")
+    assert len(os.listdir(room.path)) == 4
+
+
 def test_what_was_killed_is_in_nobodys_way(room: Room) -> None:
     with peer("sitter", room, "bob") as bob, peer("asker", room, HUB, "alice") as asker:
         bob.kill()

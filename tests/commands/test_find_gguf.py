@@ -12,6 +12,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -31,7 +32,7 @@ from tests.fit.shapes import SHAPES, write_model
 from tests.gguf.make import File, llama_entries, llama_tensors, vocabulary
 from tests.machine.driver import build_driver
 from tests.peers import eventually
-from tests.shell import Ended
+from tests.shell import TINY_CHAT, Ended
 
 GIB = 1 << 30
 NAMES = ("gemma-3-12b", "gpt-oss-20b", "llama-3.1-8b", "qwen3-0.6b")
@@ -575,3 +576,25 @@ def wait_until_it_has_read_one(pid: int) -> None:
         return len(seen) > 1
 
     eventually(has_read_one, "second file")
+
+
+def test_dir_is_the_same_as_a_folder_named_bare_and_may_be_repeated(run: Commands, models: Path) -> None:
+    folders = ("one", "two", "three")
+    for folder, name in zip(folders, NAMES, strict=False):
+        (models / folder).mkdir()
+        (models / f"{name}.gguf").rename(models / folder / f"{name}.gguf")
+    files = found(run, "one", "--dir", "two", "--dir=three")["files"]
+    assert [file["name"] for file in files] == list(NAMES[:3])
+    assert found(run, *folders)["files"] == files
+    assert found(run, *(f"--dir={folder}" for folder in folders))["files"] == files
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [("14GB", ["a"]), ("14gb", ["a"]), ("14 GB", ["a"]), ("14G", ["a", "b"]), ("14GiB", ["a", "b"])]
+)
+def test_a_size_is_taken_as_people_write_it(run: Commands, size: str, shown: list[str]) -> None:
+    for name, size_bytes in (("a", 14 * 10**9), ("b", 14 * GIB), ("c", 14 * GIB + 1)):
+        path = run.cwd / f"{name}.gguf"
+        shutil.copy(TINY_CHAT, path)
+        os.truncate(path, size_bytes)
+    assert [os.path.basename(file["path"])[0] for file in found(run, ".", f"--max-size={size}")["files"]] == shown

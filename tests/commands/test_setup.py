@@ -58,6 +58,41 @@ def test_without_names_it_makes_two_models_or_as_many_as_are_asked_for(room: Pat
     assert "hub_to_lost1" not in names(room)
 
 
+def test_the_ancestors_options_mean_the_same(room: Path, setup: Setup) -> None:
+    done = setup("--num", "3", "--prefix", "llm")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {name.split("_to_")[1] for name in names(room)} == {"hub", "llm1", "llm2", "llm3"}
+    assert setup("-n", "3", "-p", "llm").stdout == done.stdout
+
+
+def test_each_pipe_is_told_that_is_made_was_there_or_is_removed(room: Path, setup: Setup) -> None:
+    assert setup("alice").stderr == ""
+    done = setup("alice", "bob", "-v")
+    assert done.stderr.splitlines() == [
+        f"setup-pipes: was there: {room}/hub_to_alice",
+        f"setup-pipes: was there: {room}/alice_to_hub",
+        f"setup-pipes: made {room}/hub_to_bob",
+        f"setup-pipes: made {room}/bob_to_hub",
+    ]
+    assert len(done.stdout.splitlines()) == 4
+    anew = setup("bob", "--clean", "--verbose").stderr.splitlines()
+    removed = [line.rpartition("/")[2] for line in anew if " removed " in line]
+    assert sorted(removed) == ["a room", "alice_to_hub", "bob_to_hub", "hub_to_alice", "hub_to_bob"]
+    assert anew[-2:] == [f"setup-pipes: made {room}/hub_to_bob", f"setup-pipes: made {room}/bob_to_hub"]
+
+
+def test_seats_and_their_number_are_one_line_that_names_both(setup: Setup) -> None:
+    assert setup("alice", "--num", "2").stderr == (
+        "modelpipes setup: name the seats, or give their number with --num, not both\n"
+    )
+
+
+def test_a_prefix_that_no_seat_begins_with_names_the_rule(setup: Setup) -> None:
+    assert setup("--prefix", "My_Model").stderr.startswith(
+        "modelpipes setup: 'My_Model1' cannot be a seat: a seat's name"
+    )
+
+
 def test_the_room_comes_from_the_flag_then_the_environment_then_the_default(tmp_path: Path) -> None:
     runtime = tmp_path / "run"
     runtime.mkdir(0o700)
@@ -125,8 +160,8 @@ def test_seats_that_would_share_a_variable_are_wrong_usage_and_nothing_is_made(r
 
 @pytest.mark.parametrize(
     "args",
-    [["Alice"], ["a_b"], ["hub"], ["a", "-n", "2"], ["-n", "0"], ["-n", "x"], ["-p", "Model"], ["--hub", "X", "a"],
-     ["--no-such"], ["x.lock"], [""]],
+    [["Alice"], ["a_b"], ["hub"], ["a", "-n", "2"], ["a", "--num", "2"], ["-n", "0"], ["-n", "x"], ["-p", "Model"],
+     ["-p", "a" * 32], ["--hub", "X", "a"], ["--no-such"], ["x.lock"], [""]],
 )  # fmt: skip
 def test_wrong_usage_is_exit_2_one_line_and_nothing_made(room: Path, setup: Setup, args: list[str]) -> None:
     done = setup(*args)

@@ -68,6 +68,15 @@ def test_without_a_card_the_cpu_variant_is_built_and_nothing_is_missing() -> Non
     assert not {"GGML_CUDA", "GGML_HIP", "GGML_VULKAN"} & set(named)
 
 
+def test_a_cpu_with_amx_is_built_for_without_it_because_llama_cpp_crashes_there() -> None:
+    named = options(choose(dataclasses.replace(NO_CARD, cpu_features=("avx2", "amx_int8"))))
+    for language in ("C", "CXX"):
+        assert named[f"CMAKE_{language}_FLAGS_RELEASE"].split() == [
+            "-O3", "-DNDEBUG", "-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16",
+        ]  # fmt: skip
+    assert not any("FLAGS" in name for name in options(choose(NO_CARD)))
+
+
 def test_nothing_is_downloaded_while_it_builds() -> None:
     named = options(choose(NO_CARD))
     assert named["LLAMA_BUILD_UI"] == named["LLAMA_USE_PREBUILT_UI"] == named["LLAMA_OPENSSL"] == "OFF"

@@ -24,7 +24,7 @@ RATING = Rating(
     n_ctx=4096, n_layers=33, fit="partial", fit_context=4096, max_context=0, gpu_layers=20, cpu_moe=True,
     reason="20 of 33 layers",
 )  # fmt: skip
-FILE = ModelFile("llama", ("/m/llama.gguf",), (5 * GIB, 1_700_000_000_500_000_000, 7))
+FILE = ModelFile("llama", ("/m/llama.gguf",), (1, 7, 5 * GIB, 1_700_000_000_500_000_000, 1_700_000_000_500_000_000))
 
 
 def line(name: str = "llama", **changes: Any) -> Line:
@@ -63,7 +63,7 @@ def test_memory_that_was_only_predicted_is_no_rating() -> None:
 
 
 def test_a_path_that_cannot_be_printed_is_there_twice() -> None:
-    made = describe(ModelFile("x", ("/m/a\nb\udcff.gguf",), (1, 1, 1)), FACTS, Answer(None))
+    made = describe(ModelFile("x", ("/m/a\nb\udcff.gguf",), (1, 1, 1, 1, 1)), FACTS, Answer(None))
     assert made.path.isprintable()
     assert made.path_bytes == "L20vYQpi/y5nZ3Vm"
     assert msgspec.json.decode(msgspec.json.encode(made))["path"] == made.path

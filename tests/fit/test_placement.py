@@ -54,7 +54,7 @@ def test_every_tensor_is_counted_where_it_is_said_to_lie(name: str, layers: int,
     for tensor in tensors:
         home = locate(tensor.name, hparams)
         if home not in (UNUSED, TABLE):
-            sums[placement.device_of(tensor.name, hparams)] += size_of(tensor).plain
+            sums[placement.device_of(tensor.name, home)] += size_of(tensor).plain
     for device in {placement.layers[layer] for layer in weights.table_layers}:
         sums[device] += weights.tables.plain
     if placement.output is not None or weights.tied_always_copied:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from msgspec import structs
 
 from modelpipes.fit.memory import Predictor
 from modelpipes.fit.rating import (
@@ -211,7 +212,7 @@ def test_a_rating_holds_with_other_host_memory_where_it_says_so(
     rating = rated(name, card(free, host_bytes))
     other = rated(name, card(free, other_bytes))
     if rating.host_bytes <= other_bytes and not (rating.host_limits and other_bytes > host_bytes):
-        assert replace(other, host_limits=rating.host_limits) == rating
+        assert structs.replace(other, host_limits=rating.host_limits) == rating
 
 
 @given(st.integers(-5, 300), st.integers(-5, 300), st.data())
@@ -225,6 +226,22 @@ def test_the_largest_number_is_found_whatever_the_slope(low: int, high: int, dat
 
     expected = max((number for number in range(low, high + 1) if spare(number) >= 0), default=low - 1)
     assert largest(low, high, spare) == expected
+    slack = data.draw(st.integers(0, 200))
+    assert largest(low, high, spare, lambda number: spare(number) + slack) == expected
+
+
+def test_what_a_bound_rules_out_is_not_asked() -> None:
+    asked: list[int] = []
+
+    def spare(number: int) -> int:
+        asked.append(number)
+        return 999 - 100 * number
+
+    assert largest(1, 40, spare, lambda number: 1009 - 100 * number) == 9
+    assert max(asked) <= 10
+    asked.clear()
+    assert largest(20, 40, spare, lambda number: 1009 - 100 * number) == 19
+    assert asked == []
 
 
 def test_a_straight_line_needs_few_questions() -> None:

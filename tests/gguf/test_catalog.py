@@ -13,7 +13,7 @@ from modelpipes.gguf.modelfile import ModelFile
 
 
 def model(name: str, path: str = "", inode: int | None = None) -> ModelFile:
-    return ModelFile(name, (path or f"/m/{name}.gguf",), (1, 1, hash(name) if inode is None else inode))
+    return ModelFile(name, (path or f"/m/{name}.gguf",), (1, hash(name) if inode is None else inode, 1, 1, 1))
 
 
 def put(path: Path, content: str = "GGUF") -> str:

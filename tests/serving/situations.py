@@ -142,6 +142,7 @@ def scenes(draw: st.DrawFn) -> Scene:
                     for number in range(draw(st.integers(0, running)))
                 ),
                 draw(st.sampled_from(CLASSES)),
+                draw(st.sampled_from((False, False, False, True))),
             )
         )
     queue = [

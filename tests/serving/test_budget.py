@@ -25,7 +25,7 @@ from modelpipes.fit.spec import Backend, spec_of
 from modelpipes.gguf.header import read_header
 from modelpipes.machine.cards import Card, Cards
 from modelpipes.machine.holdings import Taken
-from modelpipes.machine.memory import available_bytes, total_bytes
+from modelpipes.machine.memory import available_bytes, read_memory
 from modelpipes.serving import budget
 from modelpipes.serving.budget import Place, auto_bytes, charge, find_budget, measure, settle
 from modelpipes.serving.bytes import Bytes
@@ -125,7 +125,7 @@ def test_an_automatic_budget_is_never_more_than_there_is(free: int, held: int, t
 
 
 def test_pages_of_our_model_files_that_are_available_at_once_are_not_counted_twice() -> None:
-    total = total_bytes()
+    total = read_memory().total_bytes
     assert find_budget(None, None, 0, has_gpu=False, held=Bytes.of(0, total))[0].host == total
 
 

@@ -478,9 +478,10 @@ def test_what_a_killed_daemon_kept_is_removed_by_the_next(tmp_path: Path) -> Non
     killed = subprocess.Popen(["true"])
     killed.wait()
     (tmp_path / str(killed.pid)).mkdir()
-    (tmp_path / "1").mkdir()  # of one that lives
+    lives = str(os.getppid())
+    (tmp_path / lives).mkdir()
     Kept(str(tmp_path))
-    assert os.listdir(tmp_path) == ["1"]
+    assert os.listdir(tmp_path) == [lives]
 
 
 def test_a_wait_that_is_cancelled_while_it_is_granted_holds_nothing(files: dict[str, str]) -> None:

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import modelpipes
+from tests.shell import UNMEASURED
 
 PREAMBLE = "from modelpipes.terminal.output import *\nfrom modelpipes.errors import FileError\n"
 PACKAGE_DIR = str(Path(modelpipes.__file__).parent.parent)
@@ -16,6 +17,7 @@ PACKAGE_DIR = str(Path(modelpipes.__file__).parent.parent)
 def in_a_process(code: str, **options: object) -> subprocess.CompletedProcess[bytes]:
     environment = {
         **os.environ,
+        **UNMEASURED,
         "PYTHONPATH": PACKAGE_DIR,
         "LC_ALL": "C",
         "PYTHONUTF8": "0",

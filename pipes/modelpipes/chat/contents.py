@@ -8,7 +8,8 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct, field
 
-from modelpipes.chat.transcript import VERSION, End, Header, Turn
+from modelpipes.chat.transcript import End, Header, Turn, Versioned
+from modelpipes.values.formats import TRANSCRIPT
 
 LARGEST = 1e12  # 30 years in ms: a number beyond it is nonsense, and need not take a line
 NAMED_LINES = 4  # of many that are wrong, the first few are enough to go and look
@@ -33,9 +34,14 @@ class Contents(Struct, frozen=True, forbid_unknown_fields=True):
     turns: tuple[Turn, ...] = ()
     ends: tuple[Ended, ...] = ()
     unreadable_lines: tuple[int, ...] = ()
-    unknown_lines: tuple[int, ...] = ()  # of a type that a newer version may write
+    unknown_lines: tuple[int, ...] = ()  # of a type that a newer program may write
     partial_lines: tuple[int, ...] = ()  # only who spoke and the words could be read
     is_cut_off: bool = False  # the last line is half written
+
+    @property
+    def refusal(self) -> str:
+        """Why a transcript of its version is not read, in a line; empty where it is."""
+        return TRANSCRIPT.refusal(self.header.version) if self.header else ""
 
     @property
     def is_transcript(self) -> bool:
@@ -45,8 +51,6 @@ class Contents(Struct, frozen=True, forbid_unknown_fields=True):
     def complaints(self) -> list[str]:
         """What is wrong with it, each in a few words."""
         said = []
-        if self.header and self.header.version != VERSION:
-            said.append(f"is of version {self.header.version}, and this is modelpipes for {VERSION}")
         if not self.header and (self.turns or self.ends or self.unreadable_lines or self.unknown_lines):
             said.append("has no header")
         if self.unreadable_lines:
@@ -68,12 +72,6 @@ class Contents(Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Kind(Struct, frozen=True):
     type: str = "turn"
-
-
-class _Version(Struct, frozen=True, tag="conversation"):
-    """What a header must have to be one."""
-
-    version: int
 
 
 class _Words(Struct, frozen=True):
@@ -128,7 +126,7 @@ def _read_line(line: bytes) -> tuple[Header | Turn | End | _Kind | None, bool]:
     if found.type == "conversation":
         if header := _decode(line, Header):
             return header, is_text
-        version = _decode(line, _Version)
+        version = _decode(line, Versioned)
         return (Header(version.version, "", ()) if version else None), False
     if found.type == "end":
         return _decode(line, End), is_text

@@ -61,12 +61,14 @@ def prepared(
         with prepared(Talk(members=("alice", "bob"), commands={"alice": [...], "bob": [...]})) as conversation:
             conversation.lead("Hello.")
 
-    `report` is told in a line when a member is waited for, or seated again. Raises RoomError, UsageError, FileError for
-    the transcript, and what `Seating.seat` raises.
+    `report` is told in a line when a member is waited for or seated again, and when others may read the transcript.
+    Raises RoomError, UsageError, FileError for the transcript, and what `Seating.seat` raises.
     """
     with contextlib.ExitStack() as stack:
         room = stack.enter_context(_room_of(talk))
         transcript = stack.enter_context(_open_transcript(talk, room))
+        if transcript.warning:
+            report(transcript.warning)
         seating = stack.enter_context(Seating(room, patience_s=talk.patience_s, report=report))
         seating.seat(talk.commands)
         if talk.person:

@@ -11,6 +11,7 @@ the truth about the conversation, and every whole line of it survives the death 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections import deque
@@ -24,8 +25,9 @@ from msgspec import Struct, field
 from modelpipes import lockfile
 from modelpipes.errors import FileError, UsageError
 from modelpipes.pipe.message import Stop, Timing, Usage
+from modelpipes.values.formats import TRANSCRIPT
 
-VERSION = 1
+VERSION = TRANSCRIPT.version
 KEPT_TURNS = 64  # the newest, in memory; who must be told more is told from the file
 # What a header begins with. A first line cut short is repaired only if it begins like this: a file that
 # holds something else is somebody's, and not ours to empty.
@@ -65,6 +67,12 @@ class _Kind(Struct, frozen=True):
     type: str = "turn"
 
 
+class Versioned(Struct, frozen=True, tag="conversation"):
+    """What a header of any version has."""
+
+    version: int
+
+
 class Transcript:
     """One conversation's file, open and locked; a context manager.
 
@@ -84,8 +92,8 @@ class Transcript:
     def create(cls, path: str, header: Header) -> Transcript:
         """Begin a transcript in a new or empty file, or over the header of one whose members never came to speak.
 
-        Raises UsageError where there is more in it, FileError where it cannot be written or another leader
-        holds it.
+        Raises UsageError where there is more in it, FileError where it is of a version to come, cannot be written or
+        another leader holds it.
         """
         transcript = cls._open(path)
         try:
@@ -102,8 +110,8 @@ class Transcript:
     def resume(cls, path: str, header: Header) -> Transcript:
         """Go on with the transcript in a file, after its last whole turn; begin with `header` if it has none.
 
-        A last line that was cut off is removed. Raises FileError where the file is none of ours, damaged
-        elsewhere, cannot be written, or another leader holds it.
+        A last line that was cut off is removed. Raises FileError where the file is none of ours, of a version to come,
+        damaged elsewhere, cannot be written, or another leader holds it.
         """
         transcript = cls._open(path)
         try:
@@ -127,6 +135,20 @@ class Transcript:
         """The first line, as the file has it."""
         assert self._header is not None  # create and resume see to it
         return self._header
+
+    @property
+    def warning(self) -> str:
+        """A line that says so where others may read the file; "" where only we may.
+
+        One that is new is for us alone. One that was there has the mode that somebody gave it, and keeps it.
+        """
+        mode = os.fstat(self._descriptor).st_mode if self._descriptor >= 0 else 0
+        if not mode & (stat.S_IRGRP | stat.S_IROTH):
+            return ""
+        import shlex
+
+        advice = f"chmod 600 {shlex.quote(self.path)}"
+        return f"{self.path}: others may read what is said (mode {stat.S_IMODE(mode):04o}); {advice}"
 
     @property
     def last(self) -> int:
@@ -185,7 +207,7 @@ class Transcript:
         try:
             # O_NONBLOCK: where a FIFO lies in place of a file, the open must not wait for its reader.
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-            transcript = cls(path, os.open(path, flags, 0o666))
+            transcript = cls(path, os.open(path, flags, 0o600))
         except OSError as error:
             raise FileError(f"{path}: cannot open the transcript: {error.strerror}") from error
         try:
@@ -208,9 +230,11 @@ class Transcript:
             )
 
     def _is_unbegun(self) -> bool:
-        """Is there nothing in the file, or a header alone?"""
+        """Is there nothing in the file, or a header alone? FileError for one of a version to come."""
         with open(self._descriptor, "rb", closefd=False) as file:
             first, has_more = file.readline(), bool(file.read(1))
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):  # no whole header
+            self._check_version(first)
         return not first or (first.startswith(_HEADER_BEGINS) and not has_more)
 
     def _begin(self, header: Header) -> None:
@@ -290,12 +314,15 @@ class Transcript:
 
     def _take_header(self, line: bytes) -> None:
         try:
-            header = msgspec.json.decode(line, type=Header)
+            self._check_version(line)
+            self._header = msgspec.json.decode(line, type=Header)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise FileError(f"{self.path}: is no transcript: line 1 is no header: {error}") from error
-        if header.version != VERSION:
-            raise FileError(f"{self.path}: is of version {header.version}, and this is modelpipes for {VERSION}")
-        self._header = header
+
+    def _check_version(self, header: bytes) -> None:
+        """FileError for a version that is not read; before the rest, which may be another one in it."""
+        if refusal := TRANSCRIPT.refusal(msgspec.json.decode(header, type=Versioned).version):
+            raise FileError(f"{self.path}: {refusal}")
 
     def _write_lines(self, values: Sequence[Header | Turn | End], what: str) -> None:
         try:

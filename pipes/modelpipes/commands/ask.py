@@ -13,6 +13,7 @@ from modelpipes.errors import PeerFailed, UsageError
 from modelpipes.pipe.asker import Asker, require_pipes
 from modelpipes.pipe.message import Say, new_id
 from modelpipes.pipe.room import HUB, PipePair, Room, check_seat
+from modelpipes.terminal import output
 from modelpipes.values.deadline import Deadline
 
 if TYPE_CHECKING:
@@ -66,7 +67,10 @@ def command(
                     if transcript:  # opened when it is our turn to ask: who asks beside us may hold it until then
                         from modelpipes.chat.telling import ask_next, resume
 
-                        talk = talk or stack.enter_context(resume(transcript, asker))
+                        if talk is None:
+                            talk = stack.enter_context(resume(transcript, asker))
+                            if talk.warning:
+                                output.say(f"ask-model: {talk.warning}")
                         ask_next(talk, asker, message, printer.print)
                     else:
                         printer.print(asker.ask(Say(new_id(), sender, to, message)))

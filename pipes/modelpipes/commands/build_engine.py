@@ -58,6 +58,8 @@ def command(
 
         if is_list:
             engines.write_list(build.tried(), report, as_json=as_json)
+            for refusal in builds.refusals():
+                report(refusal)
         elif remove is not None:
             with build.lock():
                 builds.remove(remove)

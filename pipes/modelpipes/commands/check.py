@@ -6,6 +6,7 @@ import click
 import msgspec
 
 from modelpipes.commands.checkup.whole import NEEDED, can_talk, check_all
+from modelpipes.commands.checkup.written import WrittenFolder, judge_written
 from modelpipes.commands.cli import options
 from modelpipes.commands.cli.configured import in_force
 from modelpipes.commands.views.check import draw
@@ -23,20 +24,21 @@ from modelpipes.values.deadline import Deadline
 def command(ctx: click.Context, /, timeout: float, as_json: bool) -> int:
     """Tell what is here for models to talk, what is missing, what to do about it.
 
-    Each line is ok, warning or missing. The exit code is 1 where two models
-    could not talk: no engine, or no place for rooms.
+    Each line is ok, warning or missing; the last ones are the folders that are
+    written to, with their size and bound, and how to empty them. The exit code
+    is 1 where two models could not talk: no engine, or no place for rooms.
 
     \b
     Examples:
       check-system
       check-system --json | jq -r '.checks[] | select(.state != "ok") | .advice'
     """
-    found = check_all(Deadline.after(options.bounded(timeout)), in_force(ctx))
+    found, folders = check_all(Deadline.after(options.bounded(timeout)), in_force(ctx))
     is_able = can_talk(found)
     if as_json:
-        output.write_json(SystemReport(found, is_able))
+        output.write_json(SystemReport(found, is_able, folders))
     else:
-        output.write_text(draw(found, output.width()))
+        output.write_text(draw([*found, *judge_written(folders)], output.width()))
     if not is_able:
         first = next(check for check in found if check.state == "missing" and check.name in NEEDED)
         output.say(f"check-system: two models could not talk here: {first.found}; {first.advice}")
@@ -44,7 +46,8 @@ def command(ctx: click.Context, /, timeout: float, as_json: bool) -> int:
 
 
 class SystemReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All checks; `ok` where two models can talk here."""
+    """All checks; `ok` where two models can talk here; and each folder that we write to."""
 
     checks: list[Check]
     ok: bool
+    folders: list[WrittenFolder]

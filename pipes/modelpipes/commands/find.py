@@ -28,6 +28,8 @@ MAX_CONTEXT = (1 << 32) - 1  # llama.cpp's n_ctx has 32 bits
 
 @click.command(context_settings=options.settings)
 @click.argument("folders", metavar="[DIR]...", nargs=-1, type=values.PLACE)
+@click.option("--dir", "more", multiple=True, metavar="DIR", type=values.PLACE,
+              help="The same as DIR; may be repeated.")  # fmt: skip
 @options.formats(*FORMATS)
 @click.option("--sort", type=click.Choice(list(SORTS)), default="name",
               help="By name, or the best, largest or newest first.  [name]")  # fmt: skip
@@ -49,9 +51,9 @@ MAX_CONTEXT = (1 << 32) - 1  # llama.cpp's n_ctx has 32 bits
 @click.option("-v", "--verbose", is_flag=True, help="Tell where was looked, and why a file fits or not.")
 @options.common
 def command(
-    folders: tuple[str, ...], use: Use | None, format_: str, as_json: bool, sort: str, reverse: bool,
-    ctx_size: int, kv_type: str, parallel: int, flash_attn: bool, gpu: str, vram: int | None, reserve: int,
-    gpu_fit: bool, fits: bool, min_size: int | None, max_size: int | None, max_age: float | None,
+    folders: tuple[str, ...], more: tuple[str, ...], use: Use | None, format_: str, as_json: bool, sort: str,
+    reverse: bool, ctx_size: int, kv_type: str, parallel: int, flash_attn: bool, gpu: str, vram: int | None,
+    reserve: int, gpu_fit: bool, fits: bool, min_size: int | None, max_size: int | None, max_age: float | None,
     arch: tuple[str, ...], quant: tuple[str, ...], strict: bool, no_cache: bool, verbose: bool,
 ) -> int:  # fmt: skip
     """Find GGUF files; tell what they are, what memory they need and what fits.
@@ -76,6 +78,7 @@ def command(
       find-gguf --gpu '2x rtx3060' --kv-type q8_0 --sort memory
       find-gguf --use two --fits
     """
+    folders += more
     if fits and not gpu_fit:
         raise UsageError("--fits asks what --no-gpu-fit leaves out")
     if not flash_attn and kv_type not in cards.PLAIN_KV_TYPES:
@@ -105,6 +108,8 @@ def command(
     asked = ListingAsked(ctx_size, kv_type, parallel, flash_attn, reserve, space.host_bytes if space else None)
     write_listing(listing, described, asked, "json" if as_json else format_)
     tell(listing, searched, verbose=verbose)
+    for refusal in filter(None, () if no_cache else (survey.refusal, places.refusal())):
+        output.say(refusal)
     if verbose:
         output.say(f"looked in {', '.join(searched) or 'no folder'}: {len(listing.lines)} of {listing.n_files} files "
                    f"shown, {survey.n_read} headers read")  # fmt: skip

@@ -39,4 +39,6 @@ def command(seats: tuple[str, ...], directory: str | None, wait: bool, timeout: 
         room.wait_for(seats, Deadline.after(options.bounded(timeout)))
         if not as_json:
             return
+    for seat in seats or room.seats():
+        room.check_line(seat)
     view.write([room.sitting(seat) for seat in seats or room.seats()], as_json=as_json)

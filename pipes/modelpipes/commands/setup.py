@@ -15,8 +15,10 @@ from modelpipes.terminal import output
 
 @click.command(context_settings=options.settings)
 @click.argument("seats", metavar="[SEAT]...", nargs=-1)
-@click.option("-n", "count", metavar="COUNT", type=click.IntRange(1, 999), default=None, help="Seats to make.  [2]")
-@options.option("-p", "prefix", key="room.prefix", metavar="PREFIX", envvar="PIPE_PREFIX",
+@click.option(
+    "-n", "--num", "count", metavar="COUNT", type=click.IntRange(1, 999), default=None, help="Seats to make.  [2]"
+)
+@options.option("-p", "--prefix", "prefix", key="room.prefix", metavar="PREFIX", envvar="PIPE_PREFIX",
                 help="Their names' beginning.  [model]")  # fmt: skip
 @options.directory
 @click.option("--hub", type=values.SENDER, default=HUB, show_default=True, metavar="SEAT",
@@ -24,10 +26,11 @@ from modelpipes.terminal import output
 @click.option("--mesh", is_flag=True, help="Also a pipe for every ordered pair of seats.")
 @click.option("-c", "--clean", is_flag=True, help="Remove what is there first, as cleanup-pipes does.")
 @click.option("--print-env", is_flag=True, help="Print shell `export` lines, for eval.")
+@click.option("-v", "--verbose", is_flag=True, help="Tell each pipe that is made or was there, on stderr.")
 @options.common
 def command(
     seats: tuple[str, ...], count: int | None, prefix: str | None, directory: str | None, hub: str, mesh: bool,
-    clean: bool, print_env: bool,
+    clean: bool, print_env: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Make a room's FIFOs: two between the hub and each seat.
 
@@ -36,20 +39,23 @@ def command(
     \b
     Examples:
       setup-pipes alice bob
-      setup-pipes -n 3 -p model -d ./room
+      setup-pipes --num 3 --prefix model -d ./room
       eval "$(setup-pipes alice bob --print-env)"; echo hi > "$PIPE_TO_ALICE"
     """
     if seats and count is not None:
-        raise UsageError("name the seats, or give their number with -n, not both")
+        raise UsageError("name the seats, or give their number with --num, not both")
     named = [check_seat(s) for s in seats] or [check_seat(f"{prefix or 'model'}{i + 1}") for i in range(count or 2)]
     pairs = star(check_seat(hub), named, mesh=mesh)
     variables = exports(hub, named) if print_env else {}
     room = Room.make(directory)
-    if clean and (kept := clean_up(room)):
+    say = output.say if verbose else lambda line: None
+    if clean and (kept := clean_up(room, tell=lambda path: say(f"setup-pipes: removed {path}"))):
         raise RoomError(f"--clean: {kept[0]}")
     if clean:
         room = Room.make(directory)
-    paths = room.make_pipes(pairs)
+    paths = room.make_pipes(
+        pairs, lambda path, is_new: say(f"setup-pipes: {'made' if is_new else 'was there:'} {path}")
+    )
     if print_env:
         output.write_text(f"export PIPE_DIR={shlex.quote(room.path)}\n")
         for variable, pair in variables.items():

@@ -27,8 +27,8 @@ from modelpipes.values.deadline import Deadline
 def command(ctx: click.Context, transcript: str, form: str, show_thinking: bool, max_seconds: float) -> int:
     """Show a conversation: who said what, and where the time went.
 
-    A transcript that is still being written, damaged or of a newer version is
-    shown as far as it can be read; the rest is told on stderr.
+    A transcript that is still being written or damaged is shown as far as it can
+    be read; the rest is told on stderr. One of a version to come is refused.
 
     \b
     Examples:
@@ -41,6 +41,8 @@ def command(ctx: click.Context, transcript: str, form: str, show_thinking: bool,
     contents = read(reading.read_stdin_bytes(limit) if transcript == "-" else reading.read_transcript(transcript))
     if not contents.is_transcript:
         raise FileError(f"{name}: is no transcript; one is made with chat-models --transcript FILE")
+    if contents.refusal:
+        raise FileError(f"{name}: {contents.refusal}")
     match form:
         case "json":
             output.write_json(to_json(contents, show_thinking=show_thinking))

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from modelpipes.config.settings import SECTIONS, Amount, Use, keys
+from modelpipes.config.settings import SECTIONS, VERSION, VERSION_TEXT, Amount, Use, keys
 from modelpipes.config.writing import write_value
 from modelpipes.errors import UsageError
 from modelpipes.gguf.types import CacheType
+from modelpipes.values.formats import CONFIGURATION
 
 GB = 10**9
 DESKTOP_GB = 2  # of the number that a card is called by, which counts in GiB
@@ -67,7 +68,7 @@ def write_example(gpu: str, total_bytes: int | None) -> str:
     uses = dict(use_cases(card_gb - spared))
     what = f"{gpu} ({card_gb} GB)" if total_bytes else f"a machine without a card, {CPU_GB} GB of memory"
     name = re.sub("[^a-z0-9]", "", gpu.lower()) if total_bytes else "cpu"
-    lines = [HEAD.format(what=what, gpu=name)]
+    lines = [HEAD.format(what=what, gpu=name), "\n", _line(f"# {VERSION} = {CONFIGURATION.version}", VERSION_TEXT)]
     given: dict[str, Mapping[str, Any]] = {
         "voice": {"ctx_size": 8192 if card_gb - spared >= SMALL_GB else 4096},
         "watch-gpu": {"alert_vram": 95, "alert_temp": 85} if total_bytes else {},

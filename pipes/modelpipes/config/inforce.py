@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from modelpipes.config.reading import Loaded
-from modelpipes.config.settings import SECTIONS, keys
+from modelpipes.config.settings import SECTIONS, VERSION, keys
 from modelpipes.config.writing import as_written, write_value
+from modelpipes.values.formats import CONFIGURATION
 
 SECRETS = ("server.key", "$OPENAI_API_KEY")  # keys and variables
 
@@ -31,6 +32,7 @@ def find_settings(
     loaded: Loaded, path: str, environment: Mapping[str, str], variables: Mapping[str, str]
 ) -> Iterator[Setting]:
     """Every key, with what is in force for it, in a process with this environment; `variables` beat a key."""
+    yield _setting(VERSION, CONFIGURATION.version, path if VERSION in loaded.tables else "default")
     for heading, kind in SECTIONS.items():
         section, _, is_named = heading.partition(".")
         if is_named:

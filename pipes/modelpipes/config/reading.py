@@ -1,5 +1,6 @@
 """The configuration file: TOML -> typed settings, or what is wrong with it in one line.
 
+version = 1                      # of the file's form; without it 1
 [voice]                          # what every model is given
 ctx_size = 8192
 [ask-model]                      # defaults of one command
@@ -24,6 +25,7 @@ from msgspec.structs import replace
 from modelpipes.config.settings import (
     LEAST_AMOUNT,
     SECTIONS,
+    VERSION,
     Amount,
     Config,
     Limit,
@@ -36,6 +38,7 @@ from modelpipes.config.settings import (
 )
 from modelpipes.errors import UsageError
 from modelpipes.terminal.safetext import make_line
+from modelpipes.values.formats import CONFIGURATION
 from modelpipes.values.units import MAX_SECONDS, parse_bytes, parse_count, parse_seconds
 
 AUTO = "auto"
@@ -52,7 +55,7 @@ MAX_REFUSAL_CHARS = 600  # of a line that a person reads; keys and paths have no
 MAX_BYTES = 2**63 - 1
 MAX_FILE_BYTES = 1 << 20  # of a file that people write
 _Section = TypeVar("_Section", bound=Section)
-_TOP = tuple(dict.fromkeys(heading.partition(".")[0] for heading in SECTIONS))
+_TOP = (VERSION, *dict.fromkeys(heading.partition(".")[0] for heading in SECTIONS))
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -127,6 +130,7 @@ def _make_refusal(text: str) -> str:
 
 
 def _read_tables(tables: Mapping[str, Any], folder: str) -> Config:
+    _check_version(tables.get(VERSION, 1))  # first: a file of a version to come may have any keys
     _check_keys(tables, _TOP, "")
     # Only what is there: to learn how a section is converted takes msgspec half a millisecond.
     stated = {name: kind for name, kind in SECTIONS.items() if name in tables and "." not in name}
@@ -144,6 +148,13 @@ def _read_tables(tables: Mapping[str, Any], folder: str) -> Config:
         _check_counts(f"use.{name}.quant", use.quant)
     _check_aliases(models)
     return _with_whole_paths(config, folder)
+
+
+def _check_version(version: Any) -> None:
+    if not isinstance(version, int) or isinstance(version, bool) or not 0 < version <= MAX_BYTES:
+        raise UsageError(f"{VERSION}: expected a whole number from 1, got {_shown(version)}")
+    if refusal := CONFIGURATION.refusal(version):
+        raise UsageError(refusal)
 
 
 def _named(tables: Mapping[str, Any], section: str, kind: type[_Section]) -> dict[str, _Section]:
@@ -321,7 +332,9 @@ def _check_keys(table: Mapping[str, Any], known: tuple[str, ...], prefix: str) -
             near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             homes = [f"[{name}]" for name, kind in SECTIONS.items() if key in kind.__struct_fields__]
-            if homes and f"[{prefix.partition('.')[0]}]" not in homes:
+            if key == VERSION:
+                hint = "it belongs to the top, before the first [section]"
+            elif homes and f"[{prefix.partition('.')[0]}]" not in homes:
                 hint = f"it belongs to {' or '.join(homes)}"
             raise UsageError(f"{prefix}{_cut(key)} is no key: {hint}")
 

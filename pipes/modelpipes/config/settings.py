@@ -15,6 +15,9 @@ MAX_TOKENS = 2**31 - 1  # llama.cpp counts a context in 32 bits
 LEAST_AMOUNT = 1_000_000  # bytes: who writes 14 means something else
 MAX_PARALLEL = 256  # LLAMA_MAX_SEQ of llama.cpp's llama-cparams.h
 
+VERSION = "version"  # the one key above all sections
+VERSION_TEXT = "of this file's format; an older program refuses a newer one"
+
 EngineKind = Literal["auto", "llama-server", "embedded"]
 
 

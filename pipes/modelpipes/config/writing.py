@@ -5,12 +5,24 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
-from modelpipes.config.settings import LEAST_AMOUNT, SECTIONS, Amount, Budget, Limit, Seconds, Section, Size
+from modelpipes.config.settings import (
+    LEAST_AMOUNT,
+    SECTIONS,
+    VERSION,
+    VERSION_TEXT,
+    Amount,
+    Budget,
+    Limit,
+    Seconds,
+    Section,
+    Size,
+)
 from modelpipes.errors import UsageError
+from modelpipes.values.formats import CONFIGURATION
 from modelpipes.values.units import MAX_SECONDS, format_seconds, parse_seconds
 
 _SIZE = r"^\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kKmMgGtTpPeE]([iI]?[bB])?|[bB])?\s*$"
@@ -74,7 +86,8 @@ def _write_size(size: int) -> str:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of a configuration, as it is once its TOML is parsed."""
-    tables: list[Any] = []
+    version = Annotated[int, msgspec.Meta(description=VERSION_TEXT, ge=1, le=CONFIGURATION.version)]
+    tables: list[Any] = [(VERSION, version, 1)]
     for heading, kind in SECTIONS.items():
         name, _, is_named = heading.partition(".")
         table: Any = _as_written(kind)

@@ -33,7 +33,8 @@ from modelpipes.engine.variants import Choice
 from modelpipes.errors import Ended, EngineError, PipesError
 from modelpipes.machine.memory import available_bytes
 from modelpipes.values.deadline import Deadline
-from modelpipes.values.paths import cache_dir
+from modelpipes.values.formats import BUILD_TREE, format_of
+from modelpipes.values.paths import build_dir, make_private
 
 # The folder of llama.cpp's tree in which each program is made, and what b11434 calls it: names have changed.
 TOOLS = {"server": "llama-server", "fit-params": "llama-fit-params", "rpc": "ggml-rpc-server"}
@@ -51,16 +52,11 @@ _STEP = re.compile(r"\[\s*(?:(\d+)%|(\d+)/(\d+))\] (.*)")  # of make and of ninj
 _FAILED = re.compile(r"make.*\*\*\* \[(?:.*: )?(\S+)\] Error|FAILED: (?:\[.*?\] )?(\S+)")
 
 
-def cache() -> str:
-    """Where sources and unfinished builds lie."""
-    return os.path.join(cache_dir(), "build-engine")
-
-
 @contextlib.contextmanager
 def lock() -> Iterator[None]:
     """Only one build-engine at a time; EngineError where another one is at work."""
-    path = os.path.join(cache(), "lock")
-    os.makedirs(cache(), exist_ok=True)
+    path = os.path.join(build_dir(), "lock")
+    make_private(build_dir())
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -82,7 +78,7 @@ def jobs_here(choice: Choice) -> int:
 
 def tree_of(source: Source, choice: Choice) -> str:
     """The folder in which a build is made."""
-    return os.path.join(cache(), f"{source.version}-{choice.variant}")
+    return os.path.join(build_dir(), f"{source.version}-{choice.variant}")
 
 
 def log_of(source: Source, choice: Choice) -> str:
@@ -144,6 +140,7 @@ def build(
     """
     tree, log = tree_of(source, choice), log_of(source, choice)
     configure = configuration(source, choice, machine)
+    builds.check_replaceable(os.path.basename(tree))
     try:
         _begin(tree, log, configure)
         _run(configure, "cmake", tree, log, report, show, deadline)
@@ -207,10 +204,16 @@ def tried() -> Iterator[Tried]:
 
 
 def _begin(tree: str, log: str, configure: Sequence[str]) -> None:
-    """Go on with a tree that was configured alike, else begin anew: cmake does not take another compiler in one."""
+    """Go on with a tree that was configured alike, else begin anew: cmake does not take another compiler in one.
+
+    EngineError for a tree whose note is of a version to come. Version 1 is the list of words alone.
+    """
     note = os.path.join(tree, "modelpipes.json")
-    with contextlib.suppress(OSError, ValueError), open(note, encoding="utf-8") as was:
-        if json.load(was) == list(configure):
+    with contextlib.suppress(OSError, ValueError), open(note, "rb") as file:
+        was = file.read()
+        if refusal := BUILD_TREE.refusal(format_of(was)):
+            raise EngineError(f"{note}: {refusal}, or remove {tree}")
+        if json.loads(was) == list(configure):
             if MAKE in configure and os.path.exists(os.path.join(tree, RUNNING)):
                 _drop_halves(tree)
             return

@@ -9,12 +9,14 @@ import contextlib
 import os
 import re
 import shutil
+from collections.abc import Iterator
 
 import msgspec
 
-from modelpipes.errors import UsageError
+from modelpipes.errors import EngineError, UsageError
 from modelpipes.machine.kernel import read_cpu_features
-from modelpipes.values.paths import data_dir
+from modelpipes.values.formats import BUILD, format_of
+from modelpipes.values.paths import data_dir, make_private
 
 # What the driver of a card makes; a build for a card serves where it is.
 DEVICES = {"cuda": "/dev/nvidiactl", "rocm": "/dev/kfd", "vulkan": "/dev/dri"}
@@ -30,6 +32,7 @@ class Build(msgspec.Struct, frozen=True):
     cpu_features: tuple[str, ...]  # it was compiled for a CPU with these
     built_at: str
     tokens_per_second: float
+    format: int = BUILD.version  # of this record; `version` is llama.cpp's
 
     @property
     def name(self) -> str:
@@ -53,19 +56,44 @@ def folder() -> str:
 
 
 def builds() -> list[Build]:
-    """All that are there and whole, the newest first, those for a card before those for the CPU."""
-    try:
-        names = [name for name in os.listdir(folder()) if not name.startswith(".")]
-    except OSError:
-        return []
+    """All that are there and whole, the newest first, those for a card before those for the CPU.
+
+    Those whose record is of a version to come are passed over: see `refusals`.
+    """
     found = []
-    for name in names:
-        record = os.path.join(folder(), name, _RECORD)
-        with contextlib.suppress(OSError, msgspec.DecodeError), open(record, "rb") as file:
-            build = msgspec.json.decode(file.read(), type=Build)
-            if build.name == name and os.access(build.server, os.X_OK):
+    for name, record in _records():
+        with contextlib.suppress(msgspec.DecodeError):
+            build = None if _refusal(name, record) else msgspec.json.decode(record, type=Build)
+            if build and build.name == name and os.access(build.server, os.X_OK):
                 found.append(build)
     return sorted(found, key=lambda build: (_number(build.version), build.variant != "cpu", build.name), reverse=True)
+
+
+def refusals() -> list[str]:
+    """Of each build whose record is of a version to come: why it is not used, in a line."""
+    return [refusal for name, record in _records() if (refusal := _refusal(name, record))]
+
+
+def check_replaceable(name: str) -> None:
+    """EngineError where a build of this name is there whose record is of a version to come: it is left alone."""
+    for there, record in _records():
+        if there == name and (refusal := _refusal(name, record)):
+            raise EngineError(f"{refusal}, or remove the build first: modelpipes build-engine --remove {name}")
+
+
+def _records() -> Iterator[tuple[str, bytes]]:
+    """The names that lead to a record, and the records."""
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = [name for name in os.listdir(folder()) if not name.startswith(".")]
+    for name in names:
+        with contextlib.suppress(OSError), open(os.path.join(folder(), name, _RECORD), "rb") as file:
+            yield name, file.read()
+
+
+def _refusal(name: str, record: bytes) -> str:
+    refusal = BUILD.refusal(format_of(record))
+    return refusal and f"{os.path.join(folder(), name, _RECORD)}: {refusal}"
 
 
 def _number(version: str) -> int:
@@ -77,7 +105,7 @@ def _number(version: str) -> int:
 def new_folder(name: str) -> str:
     """An empty folder for a build, which nobody sees before `publish`."""
     path = os.path.join(folder(), f".{name}.{os.urandom(4).hex()}")
-    os.makedirs(os.path.join(path, "bin"))
+    make_private(os.path.join(path, "bin"))
     return path
 
 

@@ -39,6 +39,7 @@ from modelpipes.fit.spec import EngineSpec, Given, spec_of
 from modelpipes.machine.kernel import count_oom_kills
 from modelpipes.machine.processes import resident_bytes
 from modelpipes.values.deadline import Deadline
+from modelpipes.values.paths import make_private
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -425,7 +426,7 @@ class Engine:
             command = [*self.binary.argv, *self._arguments()]
             env = os.environ | {KEY_VARIABLE: self.api_key or ""} if self._has_own_key else None
             if self.slot_folder is not None and self.keeps_slots():
-                os.makedirs(self.slot_folder, 0o700, exist_ok=True)  # what was said stands in these files
+                make_private(self.slot_folder)  # what was said stands in these files
             self._oom_kills = count_oom_kills()
             try:
                 self._child = Child(

@@ -75,6 +75,8 @@ def find_engine(choice: EngineChoice = "auto") -> Binary:
     """The engine to use; EngineError where there is none."""
     for _, engine in engines(choice):
         return engine
+    for refusal in builds.refusals() if choice != "embedded" else ():
+        raise EngineError(refusal)
     missing = {"auto": "no engine", "llama-server": "no llama-server", "embedded": "no embedded engine"}[choice]
     raise EngineError(f"{missing} on this machine: {GET_ONE}")
 

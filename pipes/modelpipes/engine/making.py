@@ -12,6 +12,7 @@ from modelpipes.engine import build, hardware, sdist, source, variants
 from modelpipes.engine.builds import Build
 from modelpipes.errors import DeadlineError, Ended
 from modelpipes.values.deadline import Deadline
+from modelpipes.values.paths import build_dir
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def describe(wanted: Wanted, report: Callable[[str], None]) -> Commands:
     if wanted.directory:
         tree = source.local_source(wanted.directory)
     else:
-        tree = source.Source(os.path.join(build.cache(), f"llama.cpp-{wanted.version}"), wanted.version)
+        tree = source.Source(os.path.join(build_dir(), f"llama.cpp-{wanted.version}"), wanted.version)
     if not os.path.isdir(tree.path):
         report(f"the source of {tree.version} is fetched to {tree.path} first")
     jobs = wanted.jobs or build.jobs_here(choice)
@@ -68,7 +69,7 @@ def make(wanted: Wanted, report: Callable[[str], None], show: Callable[[str], No
             if wanted.directory:
                 tree = source.local_source(wanted.directory)
             else:
-                tree = source.packaged_source(build.cache(), wanted.release, report, deadline)
+                tree = source.packaged_source(build_dir(), wanted.release, report, deadline)
             report(f"building {tree.version} for {choice.variant}; the log is {build.log_of(tree, choice)}")
             made = build.build(tree, choice, machine, jobs=jobs, report=report, show=show, deadline=deadline)
         except (Ended, DeadlineError):

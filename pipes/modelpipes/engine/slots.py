@@ -24,22 +24,30 @@ REUSED_SHARE = 0.9
 
 
 class SavedSlot(msgspec.Struct, frozen=True):
-    """One conversation in a file of the folder; `tokens` is what the server says it holds."""
+    """One conversation in a file of the folder; `tokens` is what the server says it holds.
+
+    `scales` are those of the server's LoRA adapters, in its order, with which it was computed: a request may ask for
+    others than the server has, and the server be told others while it runs.
+    """
 
     slot: int
     file: str
     tokens: int
     size_bytes: int
+    scales: tuple[float, ...] = ()
 
 
-def save(client: Client, folder: str, deadline: Deadline) -> list[SavedSlot]:
+def save(client: Client, folder: str, deadline: Deadline, *, has_adapters: bool = False) -> list[SavedSlot]:
     """Save every slot that is idle and holds something; `folder` is what the server was started with.
+
+    `has_adapters`: whether it was started with any.
 
     What only its prompt cache holds is not in a slot, and is lost. A slot that cannot be saved is left out.
     Raises EngineError where the server cannot be spoken to, DeadlineError.
     """
     saved: list[SavedSlot] = []
-    for number in _idle_slots(client, deadline):
+    common = _scales(client, deadline) if has_adapters else ()
+    for number, own in _idle_slots(client, deadline).items():
         name = f"{uuid.uuid4().hex}.slot"
         try:
             answer = _act(client, number, "save", deadline, name)
@@ -50,7 +58,7 @@ def save(client: Client, folder: str, deadline: Deadline) -> list[SavedSlot]:
             _remove(folder, name)
             discard(folder, saved)
             raise
-        slot = SavedSlot(number, name, _number(answer, "n_saved"), _number(answer, "n_written"))
+        slot = SavedSlot(number, name, _number(answer, "n_saved"), _number(answer, "n_written"), own or common)
         if slot.tokens and _is_whole(folder, slot):
             saved.append(slot)
         else:
@@ -58,23 +66,35 @@ def save(client: Client, folder: str, deadline: Deadline) -> list[SavedSlot]:
     return saved
 
 
-def restore(client: Client, folder: str, saved: list[SavedSlot], deadline: Deadline) -> list[SavedSlot]:
-    """Put saved slots back into a server of the same model and settings, just started; those that it took.
+def restore(
+    client: Client, folder: str, saved: list[SavedSlot], deadline: Deadline, *, has_adapters: bool = False
+) -> list[SavedSlot]:
+    """Put saved slots back into a server of the same `cachekey.CacheKey`, just started; those that it took.
 
-    Taken is what it counts as many tokens of as it had saved. What was in those slots is lost; a slot that works
-    now, or that there is not any more, is left as it is. The files remain: see `discard`. Raises EngineError where
-    the server cannot be spoken to, also because it died of a damaged file (then discard them), DeadlineError.
+    Taken is what it counts as many tokens of as it had saved. Any other slot that was tried is empty afterwards: a
+    llama-server empties a slot before it reads the file that it then refuses, and what it took in part is erased. So
+    nothing is warm but what this returns. A slot that works now, or that there is not any more, is left as it is; one
+    that was computed with other scales of adapters than the server has is not tried.
+
+    Nothing else is checked by the server: it takes the file of other weights of the same shape, and says 200. Of
+    another number of slots, context or cache type it says "No available space in KV cache or invalid slot save file".
+
+    The files remain: see `discard`. Raises EngineError where the server cannot be spoken to, also because it died of a
+    damaged file (then discard them), DeadlineError.
     """
-    idle = set(_idle_slots(client, deadline))
+    idle = _idle_slots(client, deadline)
+    common = _scales(client, deadline) if has_adapters else ()
     taken = []
     for slot in saved:
-        if slot.slot not in idle or not _is_whole(folder, slot):
+        if slot.slot not in idle or slot.scales != common or not _is_whole(folder, slot):
             continue
+        restored = -1
         with contextlib.suppress(Refused):
             restored = _number(_act(client, slot.slot, "restore", deadline, slot.file), "n_restored")
-            if restored == slot.tokens:
-                taken.append(slot)
-            else:
+        if restored == slot.tokens:
+            taken.append(slot)
+        else:
+            with contextlib.suppress(Refused):
                 _act(client, slot.slot, "erase", deadline)
     return taken
 
@@ -123,13 +143,30 @@ def reused_tokens(client: Client, deadline: Deadline) -> int | None:
     return None if count is None else int(count)
 
 
-def _idle_slots(client: Client, deadline: Deadline) -> list[int]:
+def _idle_slots(client: Client, deadline: Deadline) -> dict[int, tuple[float, ...]]:
+    """Their numbers, each with the adapters' scales that the last request in it asked for; (): for none."""
     deadline.check("saved conversations")
     answer = client.get("/slots", limit_s=_limit_s(deadline))
     if not isinstance(answer, list):
         raise EngineError(f"the server at {client.root} lists its slots in an unknown form")
     # Only numbers that it names: llama-server takes any other modulo their count.
-    return [s["id"] for s in answer if isinstance(s, dict) and isinstance(s.get("id"), int) and not s["is_processing"]]
+    return {
+        slot["id"]: _scales_of(params.get("lora")) if isinstance(params := slot.get("params"), dict) else ()
+        for slot in answer
+        if isinstance(slot, dict) and isinstance(slot.get("id"), int) and not slot["is_processing"]
+    }
+
+
+def _scales(client: Client, deadline: Deadline) -> tuple[float, ...]:
+    """Those of the server's adapters, for requests that ask for none."""
+    deadline.check("saved conversations")
+    return _scales_of(client.get("/lora-adapters", missing_is_none=True, limit_s=_limit_s(deadline)))
+
+
+def _scales_of(adapters: object) -> tuple[float, ...]:
+    """Of a list of adapters in the server's order."""
+    listed = adapters if isinstance(adapters, list) else []
+    return tuple(float(one["scale"]) for one in listed if isinstance(one, dict) and "scale" in one)
 
 
 def _act(client: Client, slot: int, action: str, deadline: Deadline, file: str = "") -> Any:

@@ -103,7 +103,7 @@ def choose(machine: Machine, wanted: Variant | Literal["auto"] = "auto") -> Choi
         missing += [f"cuda: {line}" for line in _left_out(machine)]
     return Choice(
         variant=variant,
-        options=_common_options() + _variant_options(machine, variant),
+        options=_common_options() + _cpu_options(machine) + _variant_options(machine, variant),
         found=_tell(machine),
         why=_why(machine, variant) + (", and it was asked for" if wanted != "auto" else ""),
         missing=tuple(missing),
@@ -246,6 +246,19 @@ def _common_options() -> tuple[str, ...]:
         "-DLLAMA_USE_PREBUILT_UI=OFF",  # it would be downloaded
         "-DLLAMA_OPENSSL=OFF",  # we speak with it on this machine only, and it downloads no model for us
     )
+
+
+def _cpu_options(machine: Machine) -> tuple[str, ...]:
+    """Without AMX, where the CPU has it: llama.cpp's kernels for it crash.
+
+    Compilers may drop what is to be loaded into the tiles' configuration (b11434, ggml-cpu/amx/mmq.cpp; g++ 12 does),
+    and the kernel's leave to use tiles is asked for one thread only.
+    """
+    if "amx_int8" not in machine.cpu_features:
+        return ()
+    # Beside cmake's own -O3 -DNDEBUG, and so also beside what CFLAGS and CXXFLAGS say.
+    without = "-O3 -DNDEBUG -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    return f"-DCMAKE_C_FLAGS_RELEASE={without}", f"-DCMAKE_CXX_FLAGS_RELEASE={without}"
 
 
 def _variant_options(machine: Machine, variant: Variant) -> tuple[str, ...]:

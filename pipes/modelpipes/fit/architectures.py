@@ -7,8 +7,10 @@ is in `compute/`; nothing else asks for an architecture by its name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 Memory = Literal["none", "kv", "recurrent", "hybrid", "hybrid-indexed", "msa", "dsa", "dsv4"]
 WindowKind = Literal["none", "standard", "chunked", "symmetric"]
@@ -23,8 +25,7 @@ Positions = Literal["one", "four", "by-sections"]
 SharedWidth = Literal["none", "counted", "one-or-counted"]
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(Struct, frozen=True):
     """Which layers attend to a sliding window (`load_swa_pattern`), and how wide it is.
 
     One of `period` layers is dense: the last or (`dense_first`) the first of them; 0: every layer that attends has
@@ -44,8 +45,7 @@ class Window:
     kind: WindowKind = "standard"
 
 
-@dataclass(frozen=True, slots=True)
-class Architecture:
+class Architecture(Struct, frozen=True):
     """What llama.cpp does for one architecture that it does not do for all.
 
     `latent`: the loader reads the sizes of multi-head latent attention. `recurrence` says which layers keep a

@@ -37,20 +37,17 @@ class Arranger:
 
     def __init__(self, headers: Sequence[Header], space: Space) -> None:
         """Raises FileError where a file is no language model."""
-        self._predictors = [Predictor(header) for header in headers]
-        self._signatures = [header.signature for header in headers]
-        self._known: dict[tuple[bytes, EngineSpec], Memory] = {}
+        alike = {header.signature: header for header in headers}
+        predictors = {signature: Predictor(header) for signature, header in alike.items()}
+        self._predictors = [predictors[header.signature] for header in headers]
         self.space = space
 
     def hparams(self, model: int) -> Hparams:
         return self._predictors[model].hparams
 
     def predict(self, model: int, settings: EngineSpec) -> Memory:
-        """As `predict_memory`, and remembered."""
-        key = self._signatures[model], settings
-        if key not in self._known:
-            self._known[key] = self._predictors[model](settings)
-        return self._known[key]
+        """As `predict_memory`."""
+        return self._predictors[model](settings)
 
     def host_work(self, placed: Arrangement) -> int:
         """Bytes of weights that the host reads while each model makes one token."""

@@ -7,7 +7,8 @@ llama-memory-*.cpp. A layer's cache lies where the layer does.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from modelpipes.errors import UsageError
 from modelpipes.fit.hparams import Hparams
@@ -33,8 +34,7 @@ DSV4_FINE = 4
 DSV4_COARSE = 128
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True):
     """One layer's part of a cache: elements of keys and of values that one cell holds."""
 
     layer: int
@@ -42,8 +42,7 @@ class Row:
     v: int
 
 
-@dataclass(frozen=True, slots=True)
-class Cache:
+class Cache(Struct, frozen=True):
     """One of llama.cpp's caches: `cells` in each of `streams`.
 
     `name` is base, window, indexer, or (DeepSeek V4) fine, coarse and fine-indexer.
@@ -55,16 +54,14 @@ class Cache:
     rows: tuple[Row, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Struct, frozen=True):
     """Elements of recurrent state of one layer for all sequences, in tensors of these sizes."""
 
     layer: int
     sizes: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(Struct, frozen=True):
     """A context as llama.cpp makes it, and what it takes.
 
     `n_ctx` is padded; a sequence has `n_ctx_seq` of it. `n_ubatch` is cut to the batch. `cells` are those of

@@ -5,8 +5,9 @@ The names are those of `llama_hparams`; what differs between architectures stand
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
+
+from msgspec import Struct
 
 from modelpipes.errors import ModelFileError
 from modelpipes.fit.architectures import ARCHITECTURES, PLAIN, Architecture, Window, WindowKind
@@ -31,8 +32,7 @@ _KINDS: dict[Value | None, Kind] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Hparams:
+class Hparams(Struct, frozen=True, eq=False):
     """Hyper-parameters of one model; tuples have an entry for each block.
 
     `n_layer` counts all blocks that llama.cpp plans for, also the last `n_layer_nextn` ones for next-token
@@ -104,7 +104,7 @@ class Hparams:
     is_ple: Flags
     ple_conv_state: int
 
-    header: Header = field(repr=False, compare=False)
+    header: Header
 
     @property
     def n_layer_trunk(self) -> int:

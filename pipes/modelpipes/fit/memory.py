@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from msgspec import Struct
 
 from modelpipes.errors import ContradictionError, FileError
 from modelpipes.fit import cuda
@@ -21,7 +23,7 @@ from modelpipes.fit.compute.tensor import Tensor, stored
 from modelpipes.fit.compute.transformer import has_rope
 from modelpipes.fit.context import Context, plan_context
 from modelpipes.fit.hparams import Hparams, classify, read_hparams
-from modelpipes.fit.placement import Placement, Weights, place, size_of, weigh
+from modelpipes.fit.placement import Placement, Weights, locate, place, size_of, weigh
 from modelpipes.fit.shares import Memory, Share
 from modelpipes.fit.spec import EngineSpec
 from modelpipes.gguf.header import Header
@@ -49,13 +51,15 @@ def predict_memory(header: Header, settings: EngineSpec | None = None) -> Memory
 
 
 class Predictor:
-    """Predicts one model's memory under many settings: what its header says is worked out once."""
+    """Predicts one model's memory under many settings: what its header says is worked out once, as is each of them."""
 
     def __init__(self, header: Header) -> None:
         """Raises FileError where the file is no language model, ContradictionError where it contradicts itself."""
         self._path = header.path
         with _checked(header.path):
             self._model = _model_of(header)
+        self._known: dict[EngineSpec, Memory] = {}
+        self._weights: _WeightTable | None = None  # as they lay when last asked: contexts are tried one after another
 
     @property
     def hparams(self) -> Hparams:
@@ -63,14 +67,32 @@ class Predictor:
 
     def __call__(self, settings: EngineSpec) -> Memory:
         """As `predict_memory`."""
+        known = self._known.get(settings)
+        if known is None:
+            with _checked(self._path):
+                known = self._known[settings] = self._predict(settings)
+        return known
+
+    def without_compute(self, settings: EngineSpec) -> Memory:
+        """The same but for the compute buffers, which are what takes the time: never more than it is with them."""
         with _checked(self._path):
-            return self._predict(settings)
+            placement = place(self._model.weights, self.hparams, settings)
+            context = plan_context(self.hparams, placement, settings)
+            return self._memory(settings, placement, context, [0] * (settings.n_devices + 1), known=False)
 
     def _predict(self, settings: EngineSpec) -> Memory:
-        model, hparams = self._model, self.hparams
-        placement = place(model.weights, hparams, settings)
-        context = plan_context(hparams, placement, settings)
-        compute, known = _compute_bytes(model, placement, context, settings)
+        model = self._model
+        placement = place(model.weights, self.hparams, settings)
+        context = plan_context(self.hparams, placement, settings)
+        if self._weights is None or not self._weights.lie(placement, settings):
+            self._weights = _WeightTable(model, placement, settings)
+        compute, known = _compute_bytes(model, self._weights, placement, context, settings)
+        return self._memory(settings, placement, context, compute, known=known)
+
+    def _memory(
+        self, settings: EngineSpec, placement: Placement, context: Context, compute: list[int], *, known: bool
+    ) -> Memory:
+        hparams = self.hparams
         # Experts of some blocks on the host were never measured side by side with llama.cpp, only those of all.
         is_measured = settings.cpu_moe or not 0 < settings.n_cpu_moe < hparams.n_layer
         overhead = cuda.OVERHEAD_BYTES if settings.backend == "cuda" else 0
@@ -108,7 +130,8 @@ class Predictor:
             placement = place(self._model.weights, self.hparams, settings)
             devices, host = [0] * settings.n_devices, 0
             for tensor in adapter.tensors:
-                device = placement.device_of(tensor.name.rpartition(".lora_")[0] or tensor.name, self.hparams)
+                name = tensor.name.rpartition(".lora_")[0] or tensor.name
+                device = placement.device_of(name, locate(name, self.hparams))
                 if device is None:
                     host += size_of(tensor).plain
                 else:
@@ -125,8 +148,7 @@ def _checked(path: str) -> Iterator[None]:
         raise ContradictionError(path, f"its numbers contradict each other ({error})") from None
 
 
-@dataclass(frozen=True, slots=True)
-class _Model:
+class _Model(Struct, frozen=True):
     """What is worked out from a header once, for all settings."""
 
     hparams: Hparams
@@ -175,58 +197,63 @@ def _with_sizes(header: Header) -> Header:
 
 def _block_kinds(tensors: Mapping[str, tuple[tuple[int, ...], int]], n_layer: int) -> Iterator[int]:
     """A number for each block, equal where the names and shapes of its weights are."""
-    shapes: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in range(n_layer)]
+    blocks: dict[str, set[tuple[str, tuple[int, ...]]]] = {}
     for name, (shape, _) in tensors.items():
         if name.startswith("blk."):
-            number, _, rest = name[4:].partition(".")
-            if number.isdecimal() and int(number) < n_layer:
-                shapes[int(number)].append((rest, shape))
-    numbers: dict[tuple[tuple[str, tuple[int, ...]], ...], int] = {}
-    for shape_list in shapes:
-        yield numbers.setdefault(tuple(sorted(shape_list)), len(numbers))
+            _, number, rest = name.split(".", 2)
+            of_block = blocks.get(number)
+            if of_block is None:
+                of_block = blocks[number] = set()
+            of_block.add((rest, shape))
+    numbers: dict[frozenset[tuple[str, tuple[int, ...]]], int] = {}
+    for layer in range(n_layer):
+        yield numbers.setdefault(frozenset(blocks.get(str(layer), ())), len(numbers))
 
 
-class _WeightTable(dict[str, Tensor]):
-    """Weights as tensors that lie somewhere, made as a graph asks for them."""
+class _WeightTable(dict[str, Tensor | None]):
+    """Weights as tensors that lie somewhere, made as a graph asks for them; None: the file has none of that name."""
 
-    def __init__(self, model: _Model, placement: Placement, last: int) -> None:
+    def __init__(self, model: _Model, placement: Placement, settings: EngineSpec) -> None:
         super().__init__()
-        self.model = model
-        self.placement = placement
-        self.last = last
+        self._model = model
+        self._placement = placement
+        self._where = _where(placement, settings)
 
-    def get(self, name: str, default: object = None) -> Tensor | None:  # type: ignore[override]
-        found = super().get(name)
-        return found if found is not None else self._make(name)
+    def lie(self, placement: Placement, settings: EngineSpec) -> bool:
+        """Do they lie where this placement has them?"""
+        return self._where == _where(placement, settings)
 
-    def __missing__(self, name: str) -> Tensor:
-        made = self._make(name)
-        if made is None:
-            raise MissingWeight(name)
+    def __missing__(self, name: str) -> Tensor | None:
+        made = self[name] = self._make(name)
         return made
 
     def _make(self, name: str) -> Tensor | None:
+        model, placement = self._model, self._placement
         device: int | None
-        entry = self.model.tensors.get(name)
+        entry = model.tensors.get(name)
         if entry is not None:
-            device = self.placement.device_of(name, self.model.hparams)
-        elif name == "output.weight" and self.model.hparams.facts.ties_output:
-            entry = self.model.tensors.get("token_embd.weight")
-            device = self.placement.output
+            device = placement.device_of(name, model.weights.homes[name])
+        elif name == "output.weight" and model.hparams.facts.ties_output:
+            entry = model.tensors.get("token_embd.weight")
+            device = placement.output
         if entry is None:
             return None
-        tensor = self[name] = stored(entry[0], entry[1], self.last if device is None else device, weight=True)
-        return tensor
+        host = len(placement.model_bytes)
+        return stored(entry[0], entry[1], host if device is None else device, weight=True)
+
+
+def _where(placement: Placement, settings: EngineSpec) -> tuple[object, ...]:
+    return placement.layers, placement.output, settings.n_devices, settings.cpu_moe, settings.n_cpu_moe
 
 
 def _compute_bytes(
-    model: _Model, placement: Placement, context: Context, settings: EngineSpec
+    model: _Model, weights: _WeightTable, placement: Placement, context: Context, settings: EngineSpec
 ) -> tuple[list[int], bool]:
     """Compute buffers of every device and of the host; whether they follow from the architecture's own graph."""
     hparams, last = model.hparams, settings.n_devices
     homes = [last if device is None else device for device in (*placement.layers, placement.output)]
     settings = replace(settings, flash_attn=context.flash_attn)
-    builder = Builder(_WeightTable(model, placement, last), hparams, context, settings, homes)
+    builder = Builder(weights, hparams, context, settings, homes)
     deep = hparams.number("n_deepstack_layers")
     labels = [
         (homes[il], model.kinds[il], hparams.is_swa[il], hparams.is_recr[il], hparams.has_kv[il], il < deep,

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from modelpipes.errors import ModelFileError, UsageError
 from modelpipes.fit.hparams import Hparams
@@ -62,8 +63,7 @@ class Size(NamedTuple):
 NOTHING = Size(0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
+class Weights(Struct, frozen=True):
     """A model's weights added up: by layer (the output last), experts apart; and what lies elsewhere.
 
     `tables` are copied to every place that holds one of `table_layers`. `tied` is the input's matrix where it
@@ -77,10 +77,10 @@ class Weights:
     table_layers: tuple[int, ...]
     tied: Size
     tied_always_copied: bool
+    homes: Mapping[str, int]  # `locate` of every tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(Struct, frozen=True):
     """Devices (None: the host) of every layer and of the output; bytes that each device and the host hold."""
 
     layers: tuple[Device, ...]
@@ -90,12 +90,11 @@ class Placement:
     host_model_bytes: int
     keeps_experts: Callable[[int], bool]  # of a layer, on the host
 
-    def device_of(self, name: str, hparams: Hparams) -> Device:
-        """Where a tensor lies; of the tables that are copied, the first layer's copy.
+    def device_of(self, name: str, home: int) -> Device:
+        """Where a tensor lies that goes with `home` (`locate`); of the tables that are copied, the first layer's copy.
 
         A tied `token_embd.weight` lies on the host; its copy is where `output` is.
         """
-        home = locate(name, hparams)
         if home in (INPUT, UNUSED) or (EXPERTS.search(name) and self.keeps_experts(home)):
             return None
         if home == TABLE:
@@ -109,31 +108,35 @@ def weigh(header: Header, hparams: Hparams) -> Weights:
     A model in shards is given as for `read_hparams`. Raises ModelFileError for a tensor of an unknown type.
     """
     output = hparams.n_layer
-    rest: dict[int, Size] = {}
-    experts: dict[int, Size] = {}
+    rest: dict[int, list[int]] = {}  # bytes as in Size
+    experts: dict[int, list[int]] = {}
     ends: dict[str, Size] = {}
+    homes: dict[str, int] = {}
+    sizes: dict[tuple[int | tuple[int, ...], ...], Size] = {}  # most tensors look like others
     for tensor in header.tensors:
-        name = tensor.name
-        if tensor.n_bytes is None:
-            raise ModelFileError(header.path, f"tensor {name} is of type {tensor.type}, which llama.cpp does not know")
-        home = locate(name, hparams)
-        size = size_of(tensor)
-        group = experts if "exps" in name and EXPERTS.search(name) else rest
-        group[home] = _sum(group.get(home, NOTHING), size)
+        name, shape, type, _, n_bytes = tensor
+        if n_bytes is None:
+            raise ModelFileError(header.path, f"tensor {name} is of type {type}, which llama.cpp does not know")
+        home = homes[name] = locate(name, hparams)
+        size = sizes.get((n_bytes, type, shape))
+        if size is None:
+            size = sizes[n_bytes, type, shape] = size_of(tensor)
+        _add(experts if "exps" in name and EXPERTS.search(name) else rest, home, size)
         if name in (EMBEDDING, OUTPUT):
             ends[name] = size
     if hparams.facts.input_from_output and EMBEDDING not in ends:
         # models/codeshell.cpp makes the input from the output, on the output's device, and then the output.
-        rest[output] = _sum(rest.get(output, NOTHING), ends.get(OUTPUT, NOTHING))
+        _add(rest, output, ends.get(OUTPUT, NOTHING))
     is_tied = OUTPUT not in ends and hparams.facts.ties_output
     return Weights(
-        layers=tuple(rest.get(layer, NOTHING) for layer in range(output + 1)),
-        experts=tuple(experts.get(layer, NOTHING) for layer in range(output + 1)),
-        inputs=rest.get(INPUT, NOTHING),
-        tables=rest.get(TABLE, NOTHING),
+        layers=tuple(Size(*rest.get(layer, NOTHING)) for layer in range(output + 1)),
+        experts=tuple(Size(*experts.get(layer, NOTHING)) for layer in range(output + 1)),
+        inputs=Size(*rest.get(INPUT, NOTHING)),
+        tables=Size(*rest.get(TABLE, NOTHING)),
         table_layers=tuple(_table_layers(hparams)),
         tied=ends.get(EMBEDDING, NOTHING) if is_tied else NOTHING,
         tied_always_copied=hparams.facts.embedding_copy,
+        homes=homes,
     )
 
 
@@ -236,8 +239,13 @@ def _float32(value: float) -> float:
     return rounded
 
 
-def _sum(a: Size, b: Size) -> Size:
-    return Size(a.plain + b.plain, a.cuda + b.cuda)
+def _add(sums: dict[int, list[int]], home: int, size: Size) -> None:
+    there = sums.get(home)
+    if there is None:
+        sums[home] = [size.plain, size.cuda]
+    else:
+        there[0] += size.plain
+        there[1] += size.cuda
 
 
 def _locate_in_block(layer: int, name: str, hparams: Hparams) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct, structs
 
 from modelpipes.fit.shares import Memory
 from modelpipes.fit.spec import EngineSpec
@@ -30,8 +31,7 @@ class Space:
     reserve_bytes: int = DEFAULT_RESERVE_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class Rating:
+class Rating(Struct, frozen=True):
     """How a model fits, and under which settings.
 
     `memory` is for a context of `n_ctx` with all layers on the devices. `fit` is None where nothing was rated; it
@@ -70,34 +70,75 @@ def rate(header: Header, settings: EngineSpec, space: Space | None) -> Rating:
     if space is None:
         return Rating(predict(whole), n_ctx, n_layers)
     whole = replace(whole, n_devices=len(space.device_bytes), tensor_split=tuple(map(float, space.device_bytes)))
-
-    @cache
-    def memory_at(context: int) -> Memory:
-        return predict(replace(whole, n_ctx=context))
-
-    memory = memory_at(n_ctx)
-    asked, longest = -(-n_ctx // STEP), -(-max(trained, n_ctx) // STEP)
+    memory = predict(whole)
     fits = spare_bytes(memory, space) >= 0
+    contexts = _Contexts(predict, whole, space, memory)
+    asked, longest = -(-n_ctx // STEP), -(-max(trained, n_ctx) // STEP)
     low, high = (asked, longest) if fits else (1, asked)
-    padded = STEP * largest(low, high, lambda steps: spare_bytes(memory_at(steps * STEP), space))
+    padded = STEP * largest(low, high, contexts.spare, contexts.spare_at_most)
     max_context = min(padded, trained or n_ctx)
+    host_limits = contexts.host_limits(padded, longest * STEP) if fits else memory.host.total_bytes > space.host_bytes
     rating = Rating(
         memory, n_ctx, n_layers, "fits", n_ctx, max(max_context, n_ctx), n_layers,
-        host_bytes=memory_at(max(padded, n_ctx)).host.total_bytes,
-        host_limits=memory_at(high * STEP).host.total_bytes > space.host_bytes,
+        host_bytes=contexts.memory(max(padded, n_ctx)).host.total_bytes, host_limits=host_limits,
     )  # fmt: skip
     if fits:
         return rating
-    rating = replace(rating, max_context=max_context)
+    rating = structs.replace(rating, max_context=max_context)
     if spare_bytes(memory, replace(space, reserve_bytes=0)) >= 0:
         left = space.reserve_bytes + device_spare_bytes(memory, space)
-        return replace(rating, fit="tight", reason=f"leaves {_mib(left)} of the reserve of {_mib(space.reserve_bytes)}")
+        return structs.replace(
+            rating, fit="tight", reason=f"leaves {_mib(left)} of the reserve of {_mib(space.reserve_bytes)}"
+        )
     if max_context >= LEAST_CONTEXT:
-        return replace(
+        return structs.replace(
             rating, fit="tight", fit_context=max_context, reason=f"at a context of {max_context}",
-            host_bytes=memory_at(padded).host.total_bytes,
+            host_bytes=contexts.memory(padded).host.total_bytes,
         )  # fmt: skip
     return _rate_in_part(predict, whole, space, rating)
+
+
+class _Contexts:
+    """What one model leaves free at contexts of so many STEPs."""
+
+    def __init__(self, predict: Predictor, whole: EngineSpec, space: Space, memory: Memory) -> None:
+        """`memory` is for the context of `whole`."""
+        self._predict = predict
+        self._whole = whole
+        self._space = space
+        self._known = {whole.n_ctx: memory}
+
+    def memory(self, n_ctx: int) -> Memory:
+        if n_ctx not in self._known:
+            self._known[n_ctx] = self._predict(replace(self._whole, n_ctx=n_ctx))
+        return self._known[n_ctx]
+
+    def spare(self, steps: int) -> int:
+        return spare_bytes(self.memory(steps * STEP), self._space)
+
+    def spare_at_most(self, steps: int) -> int:
+        """A bound that takes no graph: buffers grow with the context, so they are no smaller than a shorter one's."""
+        return spare_bytes(self._at_least(steps * STEP), self._space)
+
+    def host_limits(self, n_ctx: int, longest: int) -> bool:
+        """Whether it is the host that lacks space for more than `n_ctx`, the largest context that fits."""
+        more = n_ctx + STEP
+        if more > longest or device_spare_bytes(self._at_least(more), self._space) < 0:
+            return False
+        return device_spare_bytes(self.memory(more), self._space) >= 0
+
+    def _at_least(self, n_ctx: int) -> Memory:
+        bare = self._predict.without_compute(replace(self._whole, n_ctx=n_ctx))
+        shorter = max((known for known in self._known if known <= n_ctx), default=None)
+        if shorter is None:
+            return bare
+        known = self._known[shorter]
+        devices = zip(bare.devices, known.devices, strict=True)
+        return replace(
+            bare,
+            devices=tuple(replace(mine, compute_bytes=theirs.compute_bytes) for mine, theirs in devices),
+            host=replace(bare.host, compute_bytes=known.host.compute_bytes),
+        )
 
 
 def _rate_in_part(predict: Predictor, whole: EngineSpec, space: Space, rating: Rating) -> Rating:
@@ -111,12 +152,14 @@ def _rate_in_part(predict: Predictor, whole: EngineSpec, space: Space, rating: R
         memory = rating.memory
         reason = f"needs {_mib(memory.device_bytes + memory.host.total_bytes)}"
         host_bytes = rating.host_bytes if rating.max_context else 0
-        return replace(rating, fit="no", gpu_layers=0, reason=reason, host_bytes=host_bytes, host_limits=host_limits)
+        return structs.replace(
+            rating, fit="no", gpu_layers=0, reason=reason, host_bytes=host_bytes, host_limits=host_limits
+        )
     best = min(possible, key=lambda plan: host_work(predict, plan))
     layers = best.n_gpu_layers or 0
     reason = f"{layers} of {rating.n_layers} layers" + ", without experts" * best.cpu_moe
     reason += f"; the rest takes {_mib(needed[best])} of the host"
-    return replace(
+    return structs.replace(
         rating, fit="partial", gpu_layers=layers, cpu_moe=best.cpu_moe, reason=reason,
         host_bytes=needed[best], host_limits=host_limits,
     )  # fmt: skip
@@ -128,8 +171,11 @@ def partial_layers(predict: Predictor, settings: EngineSpec, space: Space) -> En
     def spare_with(layers: int) -> int:
         return device_spare_bytes(predict(replace(settings, n_gpu_layers=layers)), space)
 
+    def spare_at_most(layers: int) -> int:
+        return device_spare_bytes(predict.without_compute(replace(settings, n_gpu_layers=layers)), space)
+
     n_layers = predict.hparams.n_layer + 1
-    layers = tried = largest(1, n_layers, spare_with)
+    layers = tried = largest(1, n_layers, spare_with, spare_at_most)
     # Of several devices, one more layer may move another from a device that is full to one that is not.
     while settings.n_devices > 1 and tried < min(layers + 2 * settings.n_devices, n_layers):
         tried += 1
@@ -160,34 +206,40 @@ def _device_spares(memory: Memory, space: Space) -> list[int]:
     return [free - space.reserve_bytes - share.total_bytes for free, share in shares]
 
 
-def largest(low: int, high: int, spare: Callable[[int], int]) -> int:
+def largest(low: int, high: int, spare: Callable[[int], int], at_most: Callable[[int], int] | None = None) -> int:
     """The largest number from `low` to `high` that leaves something to spare; `low` - 1 if none does.
 
     `spare` falls with its argument, and nearly in a straight line: guessing along that line needs a few calls,
-    where halving needs a dozen.
+    where halving needs a dozen. `at_most` is a bound that is cheaper: where it is negative, `spare` is not called.
     """
-    if high < low or (at_low := spare(low)) < 0:
+
+    def spare_of(number: int) -> int:
+        bound = at_most(number) if at_most else 0
+        return bound if bound < 0 else spare(number)
+
+    if high < low or (at_low := (at_most or spare)(low)) < 0:
         return low - 1
-    if (at_high := spare(high)) >= 0:
+    if (at_high := spare_of(high)) >= 0:
         return high
 
     def try_(number: int) -> None:
         nonlocal low, high, at_low, at_high
-        if (at := spare(number)) >= 0:
+        if (at := spare_of(number)) >= 0:
             low, at_low = number, at
         else:
             high, at_high = number, at
 
-    halve = False
+    least = low
+    slow = 0  # guesses in a row that left most of the width: the first may, on a line between bounds
     while high - low > 1:
         width = high - low
-        guess = low + (width // 2 if halve else width * at_low // (at_low - at_high))
+        guess = low + (width // 2 if slow > 1 else width * at_low // (at_low - at_high))
         guess = min(max(guess, low + 1), high - 1)
         try_(guess)
         if low == guess and high - low > 1:
             try_(guess + 1)  # on a straight line it is the first that is too much
-        halve = high - low > width // 2
-    return low
+        slow = slow + 1 if high - low > width // 2 else 0
+    return low if low > least or spare_of(low) >= 0 else low - 1
 
 
 def _mib(n_bytes: int) -> str:

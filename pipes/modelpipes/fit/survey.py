@@ -74,6 +74,7 @@ class Survey:
         devices = (*space.device_bytes, space.reserve_bytes) if space else ()
         self._question = " ".join(map(str, (*dataclasses.astuple(settings), *devices)))
         self._cache = Cache(os.path.join(cache_dir(), CACHE_FILE), _Known, _version()) if cached else None
+        self.refusal = self._cache.refusal if self._cache else ""  # why what was kept is not used, in a line
         self._answers: dict[bytes, Answer] = {}  # by the signature of a header
         self.n_read = 0  # headers, from the disk
 

@@ -29,6 +29,7 @@ class Lease:
         self._gateway = gateway
         self._name = name
         self._stream = Stream(gateway.site, self._explain, "lease")
+        self.identity = ""  # of the engine, once it is taken: another one is another model, though of the same name
 
     def take(self, tick: Callable[[], None], deadline: Deadline) -> Client:
         """Wait for the engine, `tick` once a second, and speak to it through what this returns.
@@ -47,6 +48,7 @@ class Lease:
             line = msgspec.json.decode(stream.read_line(MAX_LINE_BYTES), type=LeaseLine)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise EngineError(f"{root} is no gateway of serve-models: its lease is none") from None
+        self.identity = line.identity
         host = f"[{line.host}]" if ":" in line.host else line.host
         return Client(f"http://{host}:{line.port}", api_key=line.key)
 

@@ -10,7 +10,8 @@ import msgspec
 
 from modelpipes.errors import FileError, PipesError, UsageError
 from modelpipes.lockfile import Lock, look
-from modelpipes.values.paths import cache_dir, runtime_dir
+from modelpipes.values.formats import DAEMON, format_of
+from modelpipes.values.paths import cache_dir, make_private, runtime_dir
 
 
 class Daemon(msgspec.Struct, frozen=True):
@@ -24,6 +25,7 @@ class Daemon(msgspec.Struct, frozen=True):
     config: str = ""
     key: str = ""
     is_private: bool = False
+    format: int = DAEMON.version
 
 
 def folder() -> str:
@@ -35,8 +37,7 @@ def folder() -> str:
 def recorded(daemon: Daemon) -> Iterator[None]:
     """Have it found by `running` until the end; UsageError where one listens there already, FileError."""
     try:
-        for made in (os.path.dirname(folder()), folder()):  # makedirs has a mode for the last one alone
-            os.makedirs(made, mode=0o700, exist_ok=True)
+        make_private(folder())
     except OSError as error:
         raise FileError(f"{folder()}: cannot be made: {error.strerror}") from None
     lock = Lock.try_take(_path(daemon.listen))
@@ -55,15 +56,16 @@ def taken(listen: str) -> UsageError:
 
 
 def running() -> list[Daemon]:
-    """Those that run now; the file of one that was killed is passed over, and removed where it was private."""
-    try:
-        paths = sorted(entry.path for entry in os.scandir(folder()) if entry.name.endswith(".json"))
-    except OSError:
-        return []
+    """Those that run now; the file of one that was killed is passed over, and removed where it was private.
+
+    So is that of one whose record is of a version to come: see `refusals`.
+    """
     found = []
-    for path in paths:
+    for path in _paths():
         with contextlib.suppress(PipesError, msgspec.DecodeError):
             is_alive, text = look(path)
+            if DAEMON.refusal(format_of(text)):
+                continue
             daemon = msgspec.json.decode(text, type=Daemon)
             if is_alive:
                 found.append(daemon)
@@ -73,9 +75,29 @@ def running() -> list[Daemon]:
     return found
 
 
+def refusals(listen: str | None) -> list[str]:
+    """Of those that run, there or anywhere, and whose record is of a version to come: why it is not read, in a line."""
+    found = []
+    for path in _paths() if listen is None else [_path(listen)]:
+        with contextlib.suppress(PipesError):
+            is_alive, text = look(path)
+            if is_alive and (refusal := DAEMON.refusal(format_of(text))):
+                found.append(f"{path}: {refusal}")
+    return found
+
+
 def is_running(listen: str) -> bool:
-    """Whether a daemon of ours listens there."""
-    return any(one.listen == listen for one in running())
+    """Whether a daemon of ours listens there, of whatever version."""
+    with contextlib.suppress(PipesError):
+        return look(_path(listen))[0]
+    return False
+
+
+def _paths() -> list[str]:
+    try:
+        return sorted(entry.path for entry in os.scandir(folder()) if entry.name.endswith(".json"))
+    except OSError:
+        return []
 
 
 def _path(listen: str) -> str:

@@ -13,8 +13,8 @@ from urllib.parse import quote
 import msgspec
 
 from modelpipes.config.reading import load, read_key
-from modelpipes.errors import EngineError, UsageError
-from modelpipes.gateway.record import Daemon, running
+from modelpipes.errors import EngineError, FileError, UsageError
+from modelpipes.gateway.record import Daemon, refusals, running
 from modelpipes.gateway.wire import ErrorAnswer, ModelList, ModelState, Residency
 from modelpipes.values.deadline import Deadline
 from modelpipes.web.site import UNIX, Site
@@ -29,8 +29,13 @@ Act: TypeAlias = Literal["load", "unload", "pin", "unpin"]
 
 
 def find(listen: str | None, deadline: Deadline) -> Steering:
-    """The daemon that runs, waited for. EngineError where none does, UsageError for several if `listen` names none."""
+    """The daemon that runs, waited for. EngineError where none does, UsageError for several if `listen` names none.
+
+    FileError for one whose record is of a version to come.
+    """
     while not (found := [one for one in running() if _is_meant(one, listen)]):
+        for refusal in refusals(listen):
+            raise FileError(refusal)
         if deadline.has_passed():
             where = f" on {listen}" if listen else ""
             raise EngineError(f"no serve-models runs{where}: start one with serve-models CONFIG.toml")

@@ -47,13 +47,17 @@ class ModelState(msgspec.Struct):
 
 
 class LeaseLine(msgspec.Struct):
-    """The first line of a lease: where the engine listens. `path` is a Unix socket, where it is on one."""
+    """The first line of a lease: where the engine listens. `path` is a Unix socket, where it is on one.
+
+    `identity` is the same as of another lease where the engine's files, settings and program are.
+    """
 
     host: str
     port: int
     path: str
     key: str
     name: str
+    identity: str = ""
 
 
 class LeaseNews(msgspec.Struct, omit_defaults=True):
@@ -65,7 +69,10 @@ class LeaseNews(msgspec.Struct, omit_defaults=True):
 
 
 class ResidentReport(msgspec.Struct):
-    """A model in memory: loading, ready, draining, stopping or failed; its bytes of the card's and of host memory."""
+    """A model in memory: loading, ready, draining, stopping or failed; its bytes of the card's and of host memory.
+
+    `replaced`: its file is another one now than when it was loaded, or gone.
+    """
 
     name: str
     state: str
@@ -74,6 +81,7 @@ class ResidentReport(msgspec.Struct):
     busy: int
     idle_s: float
     pinned: bool
+    replaced: bool = False
 
 
 class WaitingReport(msgspec.Struct):

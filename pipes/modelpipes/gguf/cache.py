@@ -2,18 +2,23 @@
 
 One file in the user's cache folder, read whole, its values decoded when asked for. It is never needed: one
 that is damaged, of another version, or cannot be read or written counts as empty. Several processes may use
-it at once: each replaces it whole, and the last one wins.
+it at once: each replaces it whole, and the last one wins; but one in a format to come is left as it is.
+
+    modelpipes cache 1 0.1.0 1796087815434911052    the format, and what the values rest on; 0.1.0 named no format
+    (checksum, values)
 """
 
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from typing import Generic, TypeVar
 
 import msgspec
 
 from modelpipes.gguf.smallfile import read_file, replace_file
+from modelpipes.values.formats import MODEL_CACHE
 
 T = TypeVar("T")
 
@@ -21,6 +26,7 @@ T = TypeVar("T")
 MAX_ENTRIES = 20_000
 MAX_FILE_BYTES = 64 << 20  # nothing that we wrote is larger
 _CHECKSUM_BYTES = 4
+_FORMAT = re.compile(rb"modelpipes cache (\d{1,9})[ \n]")
 
 
 class _Entry(msgspec.Struct, array_like=True):
@@ -34,7 +40,8 @@ class Cache(Generic[T]):
     def __init__(self, path: str, type_: type[T], version: str) -> None:
         """The cache in the file `path`, or an empty one; `version` names the meaning of the values."""
         self._path = path
-        self._head = f"modelpipes cache {version}\n".encode()
+        self.refusal = ""  # why what is there is neither read nor replaced, in a line
+        self._head = f"modelpipes cache {MODEL_CACHE.version} {version}\n".encode()
         self._decoder = msgspec.msgpack.Decoder(type_)
         self._encoder = msgspec.msgpack.Encoder()
         self._entries = self._load()
@@ -68,6 +75,8 @@ class Cache(Generic[T]):
         """
         if not self._is_changed:
             return True
+        if self.refusal:
+            return False
         self._drop_vanished()
         # What was used moves to the end: the front is what was not used for longest.
         for key in self._used & self._entries.keys():
@@ -81,6 +90,9 @@ class Cache(Generic[T]):
 
     def _load(self) -> dict[bytes, _Entry]:
         data = read_file(self._path, MAX_FILE_BYTES)
+        if found := _FORMAT.match(data):
+            refusal = MODEL_CACHE.refusal(int(found[1]))
+            self.refusal = refusal and f"{self._path}: {refusal}"
         start = len(self._head) + _CHECKSUM_BYTES
         body = memoryview(data)[start:]
         checksum = zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big")

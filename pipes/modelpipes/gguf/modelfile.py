@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from modelpipes.gguf.identity import MODIFIED, N_NUMBERS, SIZE, numbers_of
 from modelpipes.terminal.safetext import make_line
 
 SUFFIX = ".gguf"
@@ -24,8 +25,8 @@ class ModelFile(msgspec.Struct, frozen=True):
     """A model on the disk, its header unread.
 
     `name` is what a person types; the paths are as the system knows them, shards in order, and may hold
-    surrogates for what is no UTF-8: see `printable`. `stamp` is size, mtime in ns and inode of each path;
-    while it stays, the content is taken to be the same.
+    surrogates for what is no UTF-8: see `printable`. `stamp` has the numbers of each path in a row (see
+    `identity.numbers_of`); while it stays, the content is taken to be the same.
     """
 
     name: str
@@ -40,12 +41,12 @@ class ModelFile(msgspec.Struct, frozen=True):
     @property
     def size_bytes(self) -> int:
         """Of all shards together."""
-        return sum(self.stamp[0::3])
+        return sum(self.stamp[SIZE::N_NUMBERS])
 
     @property
     def modified_ns(self) -> int:
         """When its newest part last changed, in nanoseconds since 1970."""
-        return max(self.stamp[1::3])
+        return max(self.stamp[MODIFIED::N_NUMBERS])
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -89,7 +90,7 @@ def shard_paths(path: str) -> list[str]:
 
 def model_of(name: str, files: Sequence[Candidate]) -> ModelFile:
     """The model that these files, the shards in order, make."""
-    stamp = tuple(number for _, status in files for number in (status.st_size, status.st_mtime_ns, status.st_ino))
+    stamp = tuple(number for _, status in files for number in numbers_of(status))
     return ModelFile(name, tuple(file.path for file in files), stamp)
 
 

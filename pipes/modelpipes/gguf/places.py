@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 
 from modelpipes.gguf.smallfile import read_file, replace_file
+from modelpipes.values.formats import FOLDERS
 from modelpipes.values.paths import cache_dir
 
 SEARCH_PATH = "SEARCH_PATH"
 MAX_REMEMBERED = 32  # folders; a scan of one that has nothing costs a millisecond
 MAX_MEMORY_BYTES = 1 << 20
+_FORMAT = re.compile(rb"modelpipes folders (\d{1,9})\0")  # what a format to come begins with; 1 is bare folders
 
 
 def default_places() -> list[str]:
@@ -45,15 +48,30 @@ def remember(folders: Sequence[str]) -> None:
     known = remembered()
     wanted = [os.path.abspath(folder) for folder in folders if folder and os.path.isdir(folder)]
     kept = [*wanted, *(folder for folder in known if folder not in wanted)][:MAX_REMEMBERED]
-    if kept != known:
+    if kept != known and not refusal():
         lines = "".join(f"{folder}\0" for folder in kept)
         replace_file(_memory_path(), os.fsencode(lines))
 
 
 def remembered() -> list[str]:
     """Folders that were looked in, the last first."""
-    found = read_file(_memory_path(), MAX_MEMORY_BYTES)
-    return [os.fsdecode(folder) for folder in found.split(b"\0") if folder]
+    found = _memory()
+    return [] if _refusal(found) else [os.fsdecode(folder) for folder in found.split(b"\0") if folder]
+
+
+def refusal() -> str:
+    """Why the folders that were looked in are neither read nor replaced, in a line; empty where they are."""
+    return _refusal(_memory())
+
+
+def _refusal(memory: bytes) -> str:
+    found = _FORMAT.match(memory)
+    said = FOLDERS.refusal(int(found[1])) if found else ""
+    return said and f"{_memory_path()}: {said}"
+
+
+def _memory() -> bytes:
+    return read_file(_memory_path(), MAX_MEMORY_BYTES)
 
 
 def _memory_path() -> str:

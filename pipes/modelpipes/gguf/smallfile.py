@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 
+from modelpipes.values.paths import make_private
+
 
 def read_file(path: str, max_bytes: int) -> bytes:
     """All of a regular file, or nothing where it cannot be read or is larger."""
@@ -29,7 +31,7 @@ def replace_file(path: str, data: bytes) -> bool:
     """Put a file in place of another, whole or not at all; whether it worked."""
     temporary = f"{path}.{os.urandom(8).hex()}"
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        make_private(os.path.dirname(path))
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError:
         return False

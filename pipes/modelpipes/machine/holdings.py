@@ -16,6 +16,6 @@ class Taken(NamedTuple):
 
 
 def look(pid: int, *, has_cards: bool) -> Taken:
-    """What a process and its descendants hold now: on the cards, where there are any, by NVML, of the host by /proc."""
+    """What a process and its descendants hold now: on the cards, where there are any, by NVML, of the host by PSS."""
     pids = family(pid)
     return Taken(card_bytes(pids) if has_cards else None, sum(map(host_bytes, pids)))

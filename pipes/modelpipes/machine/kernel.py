@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 from typing import NamedTuple
 
-KIB = 1024  # in which proc(5) counts memory
-
 
 class PipeLimits(NamedTuple):
     """Of the pipes of a user who is not root (pipe(7)); None where /proc does not say, pages of 0 are no limit."""

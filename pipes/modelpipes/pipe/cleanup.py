@@ -18,16 +18,23 @@ NAMELESS_S = 5.0  # a lock whose holder says nothing is another clean-up's, or a
 _LOCK_SAYS = re.compile(rb"\s*|\d+\s*|\{\"seat\":.*", re.DOTALL)  # nothing, an asker's pid, or a Sitting
 
 
-def clean_up(room: Room, pipes: Iterable[tuple[str, str]] | None = None, *, force: bool = False) -> list[str]:
+def clean_up(
+    room: Room,
+    pipes: Iterable[tuple[str, str]] | None = None,
+    *,
+    force: bool = False,
+    tell: Callable[[str], None] = lambda path: None,
+) -> list[str]:
     """Remove these pipes, or all that a room may contain; what was kept, each with its reason.
 
     A seat in use is kept, unless forced. Lock files go with the last pipe of their seats, and the
-    room itself when it is empty, if we made it. RoomError where what lies there is no room.
+    room itself when it is empty, if we made it. `tell` hears of each pipe, and of the room, when it
+    has gone. RoomError where what lies there is no room.
     """
     try:
         chosen = set(room.pipes() if pipes is None else pipes)
         deadline = Deadline.after(0 if force else NAMELESS_S)
-        kept = _remove_pipes(room, chosen, force, deadline)
+        kept = _remove_pipes(room, chosen, force, deadline, tell)
         seats = None if pipes is None else {seat for pair in chosen for seat in pair}
         kept += _remove_locks(room, seats, force, deadline)
     except RoomError:
@@ -37,6 +44,7 @@ def clean_up(room: Room, pipes: Iterable[tuple[str, str]] | None = None, *, forc
     with contextlib.suppress(OSError):  # not empty, or gone: either way nothing of ours is left to remove
         if os.lstat(room.path).st_mode & MADE_BY_US & stat.S_ISVTX:
             os.rmdir(room.path)
+            tell(room.path)
             if is_per_user(os.path.dirname(room.path)):
                 os.rmdir(os.path.dirname(room.path))
     return list(dict.fromkeys(kept))
@@ -48,7 +56,9 @@ def pipes_of_prefix(room: Room, prefix: str) -> list[tuple[str, str]]:
     return [pair for pair in room.pipes() if any(map(is_numbered, pair))]
 
 
-def _remove_pipes(room: Room, chosen: set[tuple[str, str]], force: bool, deadline: Deadline) -> list[str]:
+def _remove_pipes(
+    room: Room, chosen: set[tuple[str, str]], force: bool, deadline: Deadline, tell: Callable[[str], None]
+) -> list[str]:
     kept = []
     asked = set(_lock_names(room))
     for a, b in sorted({(min(pair), max(pair)) for pair in chosen}):
@@ -58,7 +68,7 @@ def _remove_pipes(room: Room, chosen: set[tuple[str, str]], force: bool, deadlin
                 kept.append(use)
                 continue
             for pair in sorted(chosen & {(a, b), (b, a)}):
-                kept += _unlink(room.pipe(*pair), stat.S_ISFIFO)
+                kept += _unlink(room.pipe(*pair), stat.S_ISFIFO, tell)
     return kept
 
 
@@ -115,12 +125,13 @@ def _user(room: Room, lock_name: str) -> str | None:
     return f"{seat}, asked by {asker[0]} (pid {pid.decode().strip()})," if is_held and pid.strip() else None
 
 
-def _unlink(path: str, is_kind: Callable[[int], bool]) -> list[str]:
+def _unlink(path: str, is_kind: Callable[[int], bool], tell: Callable[[str], None] = lambda path: None) -> list[str]:
     try:
         found = os.lstat(path)
         if not is_kind(found.st_mode) or found.st_uid != os.geteuid():
             return [f"{path}: not made by setup-pipes, kept"]
         os.unlink(path)
+        tell(path)
     except FileNotFoundError:
         pass
     except OSError as e:

@@ -15,6 +15,7 @@ from modelpipes import lockfile
 from modelpipes.errors import DeadlineError, LockError, PeerGone, RoomError, UsageError
 from modelpipes.pipe import fifo
 from modelpipes.values.deadline import Deadline
+from modelpipes.values.formats import SEAT, format_of
 from modelpipes.values.paths import runtime_dir
 
 HUB = "hub"
@@ -34,7 +35,10 @@ State: TypeAlias = Literal["free", "died", "loading", "ready", "busy"]
 
 
 class Sitting(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Who sits in a seat and what it does; the one line of the seat's lock file."""
+    """Who sits in a seat and what it does; the one line of the seat's lock file.
+
+    The line begins with the seat, by which clean-up knows it; it is of the version that it states in `format`, or 1.
+    """
 
     seat: str
     state: State
@@ -122,7 +126,7 @@ def resolve(path: str | None) -> str:
     """
     path = path or os.environ.get("PIPE_DIR")
     if not path:
-        return os.path.join(_rooms(), "default")
+        return os.path.join(folder_of_rooms(), "default")
     path = os.path.abspath(os.path.expanduser(path))
     try:
         found = os.stat(path)
@@ -133,7 +137,8 @@ def resolve(path: str | None) -> str:
     return path
 
 
-def _rooms() -> str:
+def folder_of_rooms() -> str:
+    """Where rooms lie unless another place is named."""
     return runtime_dir() or _per_user(os.path.abspath(os.environ.get("TMPDIR") or "/tmp"))
 
 
@@ -190,15 +195,15 @@ class Room:
     @classmethod
     def make_fresh(cls) -> Room:
         """A new room beside the default one, for one conversation of this process."""
-        return cls.make(os.path.join(_rooms(), f"chat-{os.getpid()}-{os.urandom(4).hex()}"))
+        return cls.make(os.path.join(folder_of_rooms(), f"chat-{os.getpid()}-{os.urandom(4).hex()}"))
 
     @classmethod
     def all(cls) -> list[Room]:
         """Our rooms in the folder where they lie unless another is named, by path."""
         paths: list[str] = []
         with contextlib.suppress(OSError, RoomError):  # no such directory, or not ours alone: nothing there is ours
-            _check_directory(_rooms())
-            paths = [os.path.join(_rooms(), name) for name in sorted(os.listdir(_rooms()))]
+            _check_directory(folder_of_rooms())
+            paths = [os.path.join(folder_of_rooms(), name) for name in sorted(os.listdir(folder_of_rooms()))]
         return [room for room in map(cls, paths) if room.is_ours()]
 
     @classmethod
@@ -283,11 +288,16 @@ class Room:
         with self._locking():
             return lockfile.Lock.try_take(lock)
 
-    def make_pipes(self, pairs: Iterable[tuple[str, str]]) -> list[str]:
-        """Make the pipes that are missing; their paths, in the order given."""
+    def make_pipes(
+        self, pairs: Iterable[tuple[str, str]], tell: Callable[[str, bool], None] = lambda path, is_new: None
+    ) -> list[str]:
+        """Make the pipes that are missing; the paths of all, in the order given.
+
+        `tell` hears of each, and whether it is new, as soon as it is there.
+        """
         paths = [self.pipe(*pair) for pair in pairs]
         for path in paths:
-            fifo.make(path)
+            tell(path, fifo.make(path))
         return paths
 
     def pipes(self) -> list[tuple[str, str]]:
@@ -317,13 +327,24 @@ class Room:
             raise RoomError(f"{self.path}: no seat '{seat}'; {seats_in_words(seats)}; add it with setup-pipes")
 
     def sitting(self, seat: str) -> Sitting:
-        """Who sits there now; state "died" where the last one was killed, "free" where nobody is."""
+        """Who sits there now; state "died" where the last one was killed, "free" where nobody is.
+
+        "loading" where its line cannot be read, which `check_line` tells of.
+        """
         is_held, line = self.look(self.seat_lock(seat))
         try:
-            who = _sitting.decode(line)
+            who = None if SEAT.refusal(format_of(line)) else _sitting.decode(line)
         except msgspec.DecodeError:
+            who = None
+        if who is None:
             return Sitting(seat, "loading") if is_held else Sitting(seat, "free")
         return who if is_held else msgspec.structs.replace(who, state="died", queue=0)
+
+    def check_line(self, seat: str) -> None:
+        """Raise RoomError where who sits there keeps a line of a version to come."""
+        is_held, line = self.look(path := self.seat_lock(seat))
+        if is_held and (refusal := SEAT.refusal(format_of(line))):
+            raise RoomError(f"{path}: {refusal}")
 
     def is_asked(self, asker: str, seat: str) -> bool:
         """Does a typed asker hold this seat's lock towards the other now?"""
@@ -341,7 +362,7 @@ class Room:
         return lock
 
     def wait_for(self, seats: Iterable[str], deadline: Deadline, *, grace_s: float = _DYING_S) -> None:
-        """Return when these seats are ready or busy; DeadlineError at the deadline.
+        """Return when these seats are ready or busy; DeadlineError at the deadline, RoomError as `check_line`.
 
         PeerGone where a member died and nobody took its seat again within `grace_s`: a script that
         restarts a member and then waits for it finds the dead one's traces at first.
@@ -354,6 +375,7 @@ class Room:
             if who.state == "died" and grace.has_passed():
                 raise PeerGone(f"{who.name()} died; seat it again with attach-model")
             self.require(who.seat)  # in a room that was removed nobody will ever be ready
+            self.check_line(who.seat)
             return False
 
         for seat in seats:

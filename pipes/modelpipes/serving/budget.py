@@ -18,7 +18,7 @@ from modelpipes.fit.spec import EngineSpec
 from modelpipes.gguf.shards import read_model
 from modelpipes.machine.cards import find_visible_cards
 from modelpipes.machine.holdings import Taken, look
-from modelpipes.machine.memory import total_bytes
+from modelpipes.machine.memory import read_memory
 from modelpipes.serving.bytes import NOTHING, Bytes
 from modelpipes.values.units import format_bytes
 
@@ -51,7 +51,7 @@ def find_budget(
     free_now = find_free_space(has_gpu=has_gpu)
     cards = free_now.cards
     if host is None:
-        host = auto_bytes(free_now.host_bytes, held.host, total_bytes(), reserve)
+        host = auto_bytes(free_now.host_bytes, held.host, read_memory().total_bytes, reserve)
     name = " and ".join(one.name for one in cards) or "a card in name only"
     words = f"{format_bytes(host)} of host memory"
     if card is None:

@@ -9,6 +9,7 @@ import resource
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import msgspec
 import uvloop
@@ -18,6 +19,7 @@ from modelpipes import events
 from modelpipes.config.reading import load, read_key
 from modelpipes.config.settings import Budget, Config, Model
 from modelpipes.engine.admission import uncounted
+from modelpipes.engine.cachekey import files_read
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import EngineChoice, find_engine, find_model
 from modelpipes.engine.logs import RotatedFile
@@ -26,6 +28,7 @@ from modelpipes.events import Sink
 from modelpipes.fit.flags import in_force
 from modelpipes.fit.spec import EngineSpec, Given, spec_of
 from modelpipes.gateway.record import Daemon, is_running, recorded, taken
+from modelpipes.gguf.identity import stamp_of
 from modelpipes.serving import budget
 from modelpipes.serving.bytes import NOTHING, Bytes
 from modelpipes.serving.changes import difference
@@ -35,7 +38,7 @@ from modelpipes.serving.listening import GRACE_S, Server
 from modelpipes.serving.pages import Mounts
 from modelpipes.serving.pool import Pool, Servable
 from modelpipes.serving.sources import Source
-from modelpipes.values.paths import cache_dir
+from modelpipes.values.paths import logs_dir, make_private, slots_dir
 
 
 def run(
@@ -53,6 +56,7 @@ def run(
     The sources say which models a configuration leads to; of two with one name the first is served. Raises UsageError
     for a wrong configuration, PipesError where the address cannot be had.
     """
+    os.umask(os.umask(0) | 0o077)  # what an engine saves of a conversation has the mode that its umask leaves
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a request in flight has two descriptors
     uvloop.run(_Daemon(path, sources, sink, mounts, listen, vram, is_private).run())
@@ -77,7 +81,7 @@ class _Daemon:
         self._tell = sink
         self._mounts = mounts
         self._config = self._read()
-        self._logs = os.path.join(cache_dir(), "serve", self._config.server.listen.replace("/", "%"))
+        self._logs = os.path.join(logs_dir(), self._config.server.listen.replace("/", "%"))
         self._place = budget.Place(0, False)
         self._ended_by: signal.Signals | None = None
 
@@ -103,7 +107,7 @@ class _Daemon:
             limits,
             min_resident_s=config.memory.min_resident_s,
             max_wait_s=config.memory.max_wait_s,
-            kept=Kept(os.path.join(cache_dir(), "slots")) if config.memory.keep_conversations else None,
+            kept=Kept(slots_dir()) if config.memory.keep_conversations else None,
             settles=self._place.n_devices > 0,
             sink=self._tell,
         )
@@ -198,19 +202,26 @@ class _Daemon:
                     yield found
 
     def _servable(self, name: str, model: Model) -> Servable | None:
-        place = self._place
         try:
-            path = find_model(model.file)
-            if model.engine != "auto":
-                place = place.for_engine(has_gpu=find_engine(model.engine).has_gpu)
-            spec = spec_of(path, **given_of(model))
-            demand = budget.Demand(spec, place)
-            needs = demand()
+            servable = self._look_at(name, model)
         except PipesError as error:
             self._tell(events.LeftOut(name, str(error)))
             return None
-        for what in uncounted(spec):
+        for what in uncounted(spec_of(servable.file, **given_of(model))):
             self._tell(events.NotCounted(name, what))
+        return servable
+
+    def _look_at(self, name: str, model: Model) -> Servable:
+        """A model by its files as they are now, also while others are served; PipesError where they are none."""
+        place = self._place
+        path = find_model(model.file)
+        if model.engine != "auto":
+            place = place.for_engine(has_gpu=find_engine(model.engine).has_gpu)
+        spec = spec_of(path, **given_of(model))
+        files = files_read(spec)
+        stamp = stamp_of(*files)  # before they are read
+        demand = budget.Demand(spec, place)
+        needs = demand()
         return Servable(
             name=name,
             file=path,
@@ -225,6 +236,9 @@ class _Daemon:
             idle_unload_s=model.idle_unload_s,
             measure=Measure(needs, place),
             advise=demand.advise,
+            other_files=files[1:],
+            stamp=stamp,
+            renew=partial(self._look_at, name, model),
         )
 
 
@@ -251,7 +265,7 @@ class Start(msgspec.Struct, frozen=True):
     def __call__(self, slot_folder: str | None) -> Engine:
         """An engine that does not run yet."""
         with contextlib.suppress(OSError):  # the engine has no file for its log then, and runs all the same
-            os.makedirs(self.logs, mode=0o700, exist_ok=True)
+            make_private(self.logs)
         return Engine(
             self.spec,
             engine=self.engine,

@@ -1,32 +1,18 @@
-"""Models that could not be loaded, or died: how often in a row, why, and when each may be loaded again."""
+"""Models that could not be loaded, or died: how often in a row, why, and when each may be loaded again.
+
+A failure is one of the model's files as they were: once they are others, the model is as good as new.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 from modelpipes.errors import ServingError
-from modelpipes.gguf.shards import shard_names
+from modelpipes.gguf.identity import Stamp, stamp_of
 
 BACKOFF_S = 10.0  # before the second attempt; the first follows at once, for most deaths are accidents
 LONGEST_BACKOFF_S = 300.0
-
-Stamp: TypeAlias = tuple[tuple[int, ...], ...]
-
-
-def stamp_of(file: str) -> Stamp:
-    """What changes when a model file does, or one of its shards; one that is missing has the stamp ()."""
-    return tuple(map(_stamp_of_one, shard_names(file)))
-
-
-def _stamp_of_one(path: str) -> tuple[int, ...]:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return ()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def backoff_s(failures: int) -> float:
@@ -38,13 +24,14 @@ def backoff_s(failures: int) -> float:
 
 @dataclass(frozen=True)
 class FailedLoads:
-    """The last one of a model. With `stamp`, the cause is in the file or its settings: the file it is told of."""
+    """The last one of a model, of files with this stamp; with `is_lasting`, the cause is in them or the settings."""
 
     why: str
     in_a_row: int
     pause_s: float
     retry_at: float
-    stamp: Stamp | None
+    stamp: Stamp
+    is_lasting: bool
 
 
 class Failures:
@@ -53,11 +40,12 @@ class Failures:
     def __init__(self) -> None:
         self._last: dict[str, FailedLoads] = {}
 
-    def count(self, name: str, why: str, now: float, stamp: Stamp | None = None) -> FailedLoads:
-        """One more. With `stamp`, of the file before it was loaded, only a change helps: there is no other attempt."""
-        in_a_row = self._last[name].in_a_row + 1 if name in self._last else 1
+    def count(self, name: str, why: str, now: float, stamp: Stamp, *, is_lasting: bool = False) -> FailedLoads:
+        """One more, of the files with this stamp; where it lasts only a change helps: there is no other attempt."""
+        before = self._last.get(name)
+        in_a_row = before.in_a_row + 1 if before is not None and before.stamp == stamp else 1
         pause_s = backoff_s(in_a_row)
-        failure = self._last[name] = FailedLoads(why, in_a_row, pause_s, now + pause_s, stamp)
+        failure = self._last[name] = FailedLoads(why, in_a_row, pause_s, now + pause_s, stamp, is_lasting)
         return failure
 
     def forget(self, name: str) -> None:
@@ -71,22 +59,22 @@ class Failures:
     def allow(self, name: str) -> None:
         """Somebody wants it loaded all the same, unchanged; not before its pause has passed."""
         if name in self._last:
-            self._last[name] = replace(self._last[name], stamp=None)
+            self._last[name] = replace(self._last[name], is_lasting=False)
 
-    def check(self, name: str, file: str, now: float) -> None:
-        """Raise ServingError where the model must not be loaded now; a file that has changed is as good as new."""
+    def check(self, name: str, files: Sequence[str], now: float) -> None:
+        """Raise ServingError where the model must not be loaded now; with other files it is as good as new."""
         failure = self._last.get(name)
         if failure is None:
             return
+        if failure.stamp != stamp_of(*files):
+            self.forget(name)
+            return
         text = f"{name} could not be loaded: {failure.why}"
-        if failure.stamp is None:
-            if failure.retry_at > now:
-                raise ServingError(text, 503, "model_load_failed", failure.retry_at - now)
-        elif failure.stamp == stamp_of(file):
+        if failure.is_lasting:
             again = "tried again when the file or the configuration has changed, or by serve-models load"
             raise ServingError(f"{text}; {again}", 503, "model_load_failed")
-        else:
-            self.forget(name)
+        if failure.retry_at > now:
+            raise ServingError(text, 503, "model_load_failed", failure.retry_at - now)
 
     def retry_moments(self) -> Mapping[str, float]:
         """From when each may be loaded again."""

@@ -24,10 +24,14 @@ class Address:
 
 @dataclass(eq=False)
 class Grant:
-    """Leave to speak to an engine until `release`; it counts as busy as long."""
+    """Leave to speak to an engine until `release`; it counts as busy as long.
+
+    `identity` is of its files, settings and program: another one is another model, though it has the same name.
+    """
 
     name: str
     address: Address
+    identity: str = ""
     drain: asyncio.Event = field(default_factory=asyncio.Event)  # set where others wait: end soon
     is_lost: bool = False  # the engine has died; what was asked of it can be asked again
 

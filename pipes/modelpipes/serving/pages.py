@@ -163,7 +163,7 @@ class Pages:
         try:
             at = grant.address
             await exchange.start(200, [(b"content-type", b"application/jsonl"), (b"cache-control", b"no-store")])
-            await exchange.write(_line(LeaseLine(at.host, at.port, at.path, at.key, grant.name)))
+            await exchange.write(_line(LeaseLine(at.host, at.port, at.path, at.key, grant.name, grant.identity)))
             await self._hold(exchange, grant)
             await exchange.finish()
         finally:

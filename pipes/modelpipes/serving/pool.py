@@ -19,17 +19,21 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from modelpipes import events
+from modelpipes.engine.cachekey import CacheKey, key_of
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.pulse import Pulse
 from modelpipes.errors import Cause, EngineFailure, PipesError, ServingError
 from modelpipes.events import Sink
 from modelpipes.gateway.wire import DecisionReport, Residency, ResidentReport, WaitingReport
+from modelpipes.gguf.identity import Stamp, are_others, stamp_of
 from modelpipes.serving.budget import free_on_cards, settle
 from modelpipes.serving.bytes import Bytes
-from modelpipes.serving.failures import Failures, Stamp, stamp_of
+from modelpipes.serving.failures import Failures
 from modelpipes.serving.figures import PoolFigures
+from modelpipes.serving.files import Watched
 from modelpipes.serving.grant import Address, Grant, ModelReport
 from modelpipes.serving.kept import Kept
+from modelpipes.serving.learnt import Learnt, Load
 from modelpipes.serving.residency import decide, wake_at
 from modelpipes.serving.situation import (
     Action,
@@ -64,7 +68,11 @@ CLOCK_S = 0.05  # by which two clocks may differ
 
 @dataclass(frozen=True)
 class Servable:
-    """A model that can be asked for; `start` makes its engine, `needs` is what that will take."""
+    """A model that can be asked for; `start` makes its engine, `needs` is what that will take.
+
+    All of it is of the model's files as they were with this `stamp`, () where nobody has looked. Once they are others,
+    it is no longer true: `renew` finds it out anew.
+    """
 
     name: str
     file: str
@@ -79,6 +87,19 @@ class Servable:
     idle_unload_s: float | None = None
     measure: Callable[[int], Bytes] | None = None  # of a process that runs, by pid: what it has taken
     advise: Callable[[Bytes], str] | None = None  # what would fit into a budget into which it does not
+    other_files: tuple[str, ...] = ()  # that its engine reads beside `file`
+    stamp: Stamp = ()
+    renew: Callable[[], Servable] | None = None  # the same, of the files as they are now; PipesError
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All that its engine reads."""
+        return self.file, *self.other_files
+
+    def is_same(self, other: Servable) -> bool:
+        """Whether an engine of the one is an engine of the other."""
+        has_others = self.stamp and other.stamp and are_others(self.stamp, other.stamp)
+        return (self.start, self.needs) == (other.start, other.needs) and not has_others
 
 
 @dataclass
@@ -88,7 +109,11 @@ class _Held:
     servable: Servable
     engine: Engine
     bytes: Bytes
-    stamp: Stamp  # of the file, before the load
+    stamp: Stamp  # of the files, when the load was decided
+    key: CacheKey | None = None  # of the engine, from before it read its files
+    identity: str = ""  # that in one word
+    watched: Watched | None = None
+    is_outdated: bool = False  # others lie there, that can be loaded
     state: State = "loading"
     loaded_at: float = 0.0
     last_used: float = 0.0
@@ -140,8 +165,8 @@ class Pool:
         self._held: dict[str, _Held] = {}
         self._waiters = WaitingList()
         self._ids = itertools.count(1)
-        self._load_s: dict[str, float] = {}
-        self._measured: dict[str, Bytes] = {}
+        self._learnt = Learnt()
+        self._renewals: dict[str, asyncio.Task[None]] = {}
         self._failures = Failures()
         self._recent: dict[int, Use] = {}
         self._decisions: deque[DecisionReport] = deque(maxlen=KEPT_DECISIONS)
@@ -179,7 +204,10 @@ class Pool:
             raise ServingError("the daemon is ending", 503, "shutting_down")
         name = self._known(name)
         now = time.monotonic()
-        self._failures.check(name, self._servables[name].file, now)
+        if name not in self._held and self._is_changed(name):
+            await self._renewed(name)
+            name = self._known(name)  # there may be another configuration now
+        self._failures.check(name, self._servables[name].files, now)
         waiter = Waiter(Waiting(next(self._ids), name, now), self._loop.create_future())
         self._waiters[waiter.waiting.id] = waiter
         self._consider()
@@ -215,6 +243,7 @@ class Pool:
                     busy=len(held.grants),
                     idle_s=0.0 if held.grants or held.state == "loading" else round(now - held.last_used, 3),
                     pinned=name in self._pinned,
+                    replaced=held.watched is not None and held.watched.are_replaced,
                 )
                 for name, held in self._held.items()
             ],
@@ -230,8 +259,23 @@ class Pool:
         return self._figures.text(self.residency())
 
     async def load(self, name: str) -> None:
-        """Have it resident, also where it failed and nothing has changed. ServingError."""
-        self._failures.allow(self._known(name))
+        """Have it resident as its files are now, also where it failed and nothing has changed. ServingError.
+
+        An engine of other files is ended once it is idle, and takes no more requests until then; not where what lies
+        there now is no model.
+        """
+        name = self._known(name)
+        self._failures.allow(name)
+        held = self._held.get(name)
+        if held is not None and held.key is not None and not await self._blocking(held.key.is_of_now):
+            try:
+                await self._renew(self._servables[self._known(name)])
+            except ServingError:
+                raise
+            except PipesError as error:
+                why = f"{name} serves what it was loaded from: its file was replaced, and {make_line(str(error))}"
+                raise ServingError(why, 503, "model_load_failed") from None
+            held.is_unwanted = True
         await self._have(name)
 
     async def _have(self, name: str) -> None:
@@ -289,13 +333,13 @@ class Pool:
         new = {one.name: one for one in servables}
         for name, held in self._held.items():
             one = new.get(name)
-            if one is not None and (one.start, one.needs) == (held.servable.start, held.servable.needs):
+            if one is not None and one.is_same(held.servable):
                 held.servable = one
             else:
                 held.is_unwanted = True
         for name, one in new.items():
             before = self._servables.get(name)
-            if before is not None and (before.start, before.needs) != (one.start, one.needs):
+            if before is not None and not one.is_same(before):
                 self._forget_figures(name)
             if one.is_pinned != (before is not None and before.is_pinned):  # else as it was told meanwhile
                 (self._pinned.add if one.is_pinned else self._pinned.discard)(name)
@@ -313,8 +357,7 @@ class Pool:
 
     def _forget_figures(self, name: str) -> None:
         """What was learnt of a model that is another one now."""
-        self._measured.pop(name, None)
-        self._load_s.pop(name, None)
+        self._learnt.forget(name)
         if self._kept:
             self._kept.forget_model(name)
 
@@ -381,6 +424,7 @@ class Pool:
                     is_pinned=name in self._pinned and not held.is_unwanted,  # changed: another takes its place
                     idle_unload_s=held.servable.idle_unload_s,
                     is_unwanted=held.is_unwanted,
+                    is_outdated=held.is_outdated,
                 )
                 for name, held in self._held.items()
             ),
@@ -393,8 +437,10 @@ class Pool:
         )
 
     def _model(self, servable: Servable) -> Loadable:
-        load_s = self._load_s.get(servable.name, servable.file_bytes / DISK_BYTES_PER_S + 0.03)
-        return Loadable(servable.name, self._measured.get(servable.name, servable.needs), load_s, servable.sequences)
+        load = self._learnt.of(servable.name, servable.stamp)
+        needs = load.taken if load and load.taken else servable.needs
+        load_s = load.seconds if load else servable.file_bytes / DISK_BYTES_PER_S + 0.03
+        return Loadable(servable.name, needs, load_s, servable.sequences)
 
     def _carry_out(self, action: Action) -> None:
         if isinstance(action, Start):
@@ -434,7 +480,7 @@ class Pool:
         held = self._held[action.name]
         now = time.monotonic()
         self._figures.waited.observe(now - waiter.waiting.since)
-        grant = _Grant(action.name, _address(held.engine), pool=self, id=action.id)
+        grant = _Grant(action.name, _address(held.engine), held.identity, pool=self, id=action.id)
         self._recent[grant.id] = Use(action.name, waiter.waiting.since, now)
         if len(self._recent) > KEPT_USES:
             del self._recent[next(iter(self._recent))]
@@ -442,11 +488,11 @@ class Pool:
         waiter.granted.set_result(grant)
 
     def _begin_load(self, servable: Servable) -> None:
-        stamp = stamp_of(servable.file)
+        stamp = stamp_of(*servable.files)
         try:
             engine = servable.start(self._kept.place() if self._kept else None)
         except PipesError as error:
-            self._failed(servable, str(error))
+            self._failed(servable, str(error), stamp)
             return
         held = self._held[servable.name] = _Held(servable, engine, self._model(servable).needs, stamp)
         self._spawn(self._load(held))
@@ -476,57 +522,68 @@ class Pool:
     # -- engines
 
     async def _load(self, held: _Held) -> None:
-        name, began = held.servable.name, time.monotonic()
+        name, began, engine = held.servable.name, time.monotonic(), held.engine
         try:
-            await self._blocking(held.engine.be_ready, Deadline.after(LOAD_LIMIT_S))
+            if held.servable.stamp != held.stamp and not await self._is_still_decided(held):
+                self._forget(held)
+                self._consider()
+                return
+            held.key = await self._blocking(key_of, engine.spec, engine.binary)
+            held.identity, held.watched = held.key.digest, Watched(held.key.files.stamp)
+            await self._blocking(engine.be_ready, Deadline.after(LOAD_LIMIT_S))
             if self._kept:
                 with self._figures.restore.time():
-                    kept = await self._blocking(self._kept.restore, name, held.engine)
+                    kept = await self._blocking(self._kept.restore, name, engine, held.key)
                 self._figures.restored.inc(kept)
-            taken = held.servable.measure and await self._blocking(held.servable.measure, held.engine.pid)
+            taken = held.servable.measure and await self._blocking(held.servable.measure, engine.pid)
+            # What became of files that changed meanwhile says nothing about any.
+            is_theirs = await self._blocking(stamp_of, *held.servable.files) == held.servable.stamp
         except PipesError as error:
-            await self._blocking(held.engine.stop)
+            await self._blocking(engine.stop)
             self._forget(held)
             if not self._is_closed:
                 is_lasting = isinstance(error, EngineFailure) and error.cause.is_lasting
-                self._failed(held.servable, str(error), held.stamp if is_lasting else None)
+                self._failed(held.servable, str(error), held.stamp, is_lasting=is_lasting)
                 self._consider()
             return
         if self._is_closed:  # it may have begun after `close` found nothing to stop
-            await self._blocking(held.engine.stop)
+            await self._blocking(engine.stop)
             return
         now = time.monotonic()
-        self._load_s[name] = now - began
+        if is_theirs:
+            self._learnt.note(name, Load(held.servable.stamp, now - began, taken or None))
         self._figures.load.observe(now - began)
         held.loaded_at = held.last_used = now
         if taken:
-            held.bytes = self._measured[name] = taken
+            held.bytes = taken
         held.state = "ready"
-        self._loop.add_reader(held.engine.pidfd, self._died, held)
-        self._tell(events.EngineReady(name, now - began, held.engine.pid))
+        self._loop.add_reader(engine.pidfd, self._died, held)
+        self._tell(events.EngineReady(name, now - began, engine.pid))
         held.watch = self._spawn(self._look_after(held))
         self._consider()
 
     async def _look_after(self, held: _Held) -> None:
         """End the engine if it is there and computes nothing; its death does the rest."""
         pulse = Pulse(held.engine)
-        while True:
+        while held.state != "stopping":  # what is seen here may be why
             await asyncio.sleep(LOOK_INTERVAL_S)
             if not await self._blocking(pulse.is_alive, Deadline.after(LOOK_LIMIT_S)):
                 self._tell(events.EngineStuck(held.servable.name))
                 self._lose(held)
                 await self._quietly(self._blocking(partial(held.engine.stop, cause=Cause.WEDGED, why="it hung")))
                 self._forget(held)
-                self._failed(held.servable, "it hung", was_ready=True)
+                self._failed(held.servable, "it hung", held.stamp, was_ready=True)
                 self._consider()
                 return
+            await self._look_at_files(held)
 
     async def _stop(self, held: _Held) -> None:
         name, began = held.servable.name, time.monotonic()
         try:
-            if self._kept and self._servables.get(name) is held.servable:  # not where it has another model now
+            # Not where its name has another model now.
+            if self._kept and held.key and self._servables.get(name) is held.servable:
                 with self._figures.save.time():
-                    await self._blocking(self._kept.save, name, held.engine)
+                    await self._blocking(self._kept.save, name, held.engine, held.key)
             before = await self._blocking(free_on_cards) if self._settles else 0
             await self._blocking(held.engine.stop)
             if self._settles and not await self._blocking(settle, held.bytes.card, before, free_on_cards):
@@ -557,33 +614,47 @@ class Pool:
         why = await self._blocking(held.engine.exit_reason) or "it ended"
         await self._quietly(self._blocking(held.engine.stop))
         self._forget(held)
-        self._failed(held.servable, why, was_ready=True)
+        self._failed(held.servable, why, held.stamp, was_ready=True)
         self._consider()
 
-    def _failed(self, servable: Servable, why: str, stamp: Stamp | None = None, *, was_ready: bool = False) -> None:
-        """Wait before the next load, or with `stamp` for a change; who waits for it is told, unless it was ready and
-        may be loaded again at once.
+    def _failed(
+        self,
+        servable: Servable,
+        why: str,
+        stamp: Stamp,
+        *,
+        is_lasting: bool = False,
+        was_ready: bool = False,
+        was_begun: bool = True,
+    ) -> None:
+        """Files with this stamp failed: wait before the next load of them, or where it lasts for a change; who waits
+        for it is told, unless it was ready and may be loaded again at once.
+
+        What is pinned is tried again by itself; where it lasts only if no engine was begun, which is cheap to see and
+        may be mended without our being told, as when a disk comes back.
         """
         name, why = servable.name, make_line(why)
         self._figures.failures.inc()
         if self._servables.get(name) is not servable:  # says nothing about the one that has its name now
             self._tell(events.EngineFailed(name, why))
             return
-        failure = self._failures.count(name, why, time.monotonic(), stamp)
-        self._tell(events.EngineFailed(name, why, failure.in_a_row, failure.pause_s, is_lasting=stamp is not None))
-        if name in self._pinned and stamp is None:
+        failure = self._failures.count(name, why, time.monotonic(), stamp, is_lasting=is_lasting)
+        self._tell(events.EngineFailed(name, why, failure.in_a_row, failure.pause_s, is_lasting=is_lasting))
+        if name in self._pinned and not (is_lasting and was_begun):
             # The loop's clock counts milliseconds: on the moment may be before it, and nobody asks a second time.
             self._loop.call_later(failure.pause_s + CLOCK_S, self.load_pinned)
         if was_ready and not failure.pause_s:
             return
         for waiter in self._waiters.of_model(name):
-            retry_after_s = failure.pause_s if stamp is None else None
+            retry_after_s = None if is_lasting else failure.pause_s
             self._refuse(waiter, ServingError(why, 503, "model_load_failed", retry_after_s))
 
     def _forget(self, held: _Held) -> None:
         if self._held.get(held.servable.name) is held:
             del self._held[held.servable.name]
         held.gone.set()
+        if held.is_outdated:  # however it ended: what is pinned is wanted as it is now
+            self.load_pinned()
 
     def _unwatch(self, held: _Held) -> None:
         if held.engine.pidfd >= 0:
@@ -591,6 +662,65 @@ class Pool:
         if held.watch is not None and held.watch is not asyncio.current_task():
             held.watch.cancel()
         held.watch = None
+
+    # -- files that change
+
+    def _is_changed(self, name: str) -> bool:
+        """Whether what is known of a model is of other files than those that lie there now."""
+        servable = self._servables[name]
+        return servable.stamp != stamp_of(*servable.files)
+
+    async def _renewed(self, name: str) -> None:
+        """Find out anew what is known of a model, once for all who wait for that; a failure is one to load it."""
+        renewal = self._renewals.get(name)
+        if renewal is None:
+            servable = self._servables[name]
+            renewal = self._renewals[name] = self._spawn(self._renew_or_fail(servable))
+            renewal.add_done_callback(lambda _: self._renewals.pop(name))
+        await asyncio.shield(renewal)
+
+    async def _renew_or_fail(self, servable: Servable) -> None:
+        stamp = await self._blocking(stamp_of, *servable.files)
+        try:
+            await self._renew(servable)
+        except PipesError as error:
+            self._failed(servable, str(error), stamp, is_lasting=True, was_begun=False)
+
+    async def _renew(self, servable: Servable) -> Servable:
+        """The model as its files are now, which it is from now on. PipesError where they are none."""
+        if servable.renew is not None:
+            renewed: Servable = await self._blocking(servable.renew)
+        else:
+            renewed = replace(servable, stamp=await self._blocking(stamp_of, *servable.files))
+        if self._servables.get(servable.name) is servable:  # no other configuration came meanwhile
+            self._servables[servable.name] = renewed
+        return renewed
+
+    async def _is_still_decided(self, held: _Held) -> bool:
+        """Whether what was decided of a model holds for its files as they are now. PipesError where they are none."""
+        decided = held.servable
+        held.servable = await self._renew(decided)
+        held.stamp = held.servable.stamp
+        return held.servable.start == decided.start and self._model(held.servable).needs <= held.bytes
+
+    async def _look_at_files(self, held: _Held) -> None:
+        """Where others have come to rest that can be loaded, have the engine gone at its next idle moment."""
+        name = held.servable.name
+        if held.key is None or held.watched is None or held.is_unwanted:
+            return
+        came = held.watched.look(await self._blocking(held.key.stamp_now))
+        held.is_outdated &= held.watched.are_replaced
+        servable = self._servables.get(name)
+        if not came or servable is None:
+            return
+        why = ""
+        try:
+            await self._renew(servable)
+            held.is_outdated = True
+        except PipesError as error:
+            why = make_line(str(error))
+        self._tell(events.FileReplaced(name, why))
+        self._consider()
 
     # -- small things
 

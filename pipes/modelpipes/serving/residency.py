@@ -143,6 +143,11 @@ class _Decision:
 
     def _stop_what_is_over(self) -> None:
         for r in self.s.residents:
+            if r.is_outdated and r.is_idle:
+                self._stop(r, f"{r.name}: its file was replaced since it was loaded")
+                if not r.is_leaving:
+                    self.planned -= r.charge
+                continue
             if r.is_pinned:
                 continue
             if r.is_unwanted:

@@ -51,7 +51,8 @@ class Resident:
 
     `running` counts requests and leases in flight, `yielding` has those of them that may give way; `loaded_at` is
     when it became ready; `last_used` when its last request ended (`loaded_at` before the first), which was of class
-    `last_class`. `is_unwanted`: to be gone once idle, as asked from outside. `work` is as of `Loadable`.
+    `last_class`. `is_unwanted`: to be gone once idle, as asked from outside, and to take no more until then.
+    `is_outdated`: its file was replaced; to be gone at its next idle moment, pinned or not. `work` is as of `Loadable`.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Resident:
     work: Bytes = NOTHING
     yielding: tuple[Yielding, ...] = ()
     last_class: Class = "interactive"
+    is_outdated: bool = False
 
     @property
     def charge(self) -> Bytes:

@@ -1,6 +1,6 @@
-"""Where modelpipes keeps things: runtime, cache, data and configuration folders (XDG).
+"""Where modelpipes keeps things: runtime, cache, data and configuration folders (XDG), and how they are made.
 
-Nothing here makes a folder. Strings, not `pathlib`: its import is a good part of a small command's start.
+Strings, not `pathlib`: its import is a good part of a small command's start.
 """
 
 from __future__ import annotations
@@ -29,6 +29,21 @@ def cache_dir() -> str:
     return _home_dir("XDG_CACHE_HOME", ".cache")
 
 
+def logs_dir() -> str:
+    """The folder of what the engines of serve-models say, one below it for each address."""
+    return os.path.join(cache_dir(), "serve")
+
+
+def slots_dir() -> str:
+    """The folder of the conversations that serve-models keeps, one below it for each daemon."""
+    return os.path.join(cache_dir(), "slots")
+
+
+def build_dir() -> str:
+    """The folder where engines are built: sources, and what is not done."""
+    return os.path.join(cache_dir(), "build-engine")
+
+
 def data_dir() -> str:
     """The folder for what should be kept."""
     return _home_dir("XDG_DATA_HOME", os.path.join(".local", "share"))
@@ -42,6 +57,22 @@ def config_dir() -> str:
 def config_file() -> str:
     """The user's configuration, whether it is there or not."""
     return os.path.join(config_dir(), "config.toml")
+
+
+def make_private(folder: str) -> None:
+    """Make a folder of ours, and those above it, where they are missing, so that nobody else gets in; OSError.
+
+    `os.makedirs` has a mode for the last one alone: what lies above would be as the umask has it, and where others may
+    write, they may put another folder in its place.
+    """
+    above = os.path.dirname(folder)
+    if above and not os.path.isdir(above):
+        make_private(above)
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        if not os.path.isdir(folder):
+            raise
 
 
 def _home_dir(variable: str, below_home: str) -> str:

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +351,24 @@ def test_a_cancel_while_a_gateway_has_no_engine_free_is_no_failure(tmp_path: Pat
         asked.cancel()
         assert asked.error is None and asked.finish == Finish()
         pool.wait_until(lambda: not pool.waiting)
+
+
+def test_a_model_that_was_replaced_at_a_gateway_is_learnt_anew_and_one_that_was_not_is_not(tmp_path: Path) -> None:
+    file = models.scripted_model(tmp_path / "hello.gguf", "Hello.")
+    pool = SmallPool({"hello": file}, ctx_size=512, parallel=1)
+    identities = ["first", "first", "second"]
+    with gateway(pool) as running:
+        pool.on_grant = lambda grant: setattr(grant, "identity", identities.pop(0))
+        voice = EngineVoice("bob", kind="server", server=running.url, silence_s=LIMIT_S)
+        prepared(voice)
+        learnt = []
+        for _ in range(len(identities)):
+            assert Asked(voice, "x").content == "Hello."
+            learnt.append(voice._ctx_size)
+            running.do(pool.unload("hello"))
+            larger = SmallPool({"hello": file}, ctx_size=1024, parallel=1).engines
+            running.call(partial(pool.engines.update, larger))
+    assert learnt == [512, 512, 1024]
 
 
 def test_an_engine_killed_amid_an_answer_is_named(voice_of: MakeVoice) -> None:

@@ -7,12 +7,13 @@ import typing
 import pytest
 
 from modelpipes import events
-from modelpipes.commands.views.serve import words
+from modelpipes.commands.views.serve import show, words
+from modelpipes.gateway.wire import ModelEntry, ModelList, Residency, ResidentReport
 
 SAID: list[tuple[events.Event, str]] = [
     (events.EngineReady("qwen", 1.234, 7), "qwen is ready after 1.23 s (pid 7)"),
     (events.EngineStuck("qwen"), "qwen hangs: it is there and computes nothing"),
-    (events.EngineFailed("qwen", "it died"), "qwen, as it was configured before, failed: it died"),
+    (events.EngineFailed("qwen", "it died"), "qwen, as it was before, failed: it died"),
     (events.EngineFailed("qwen", "it died", 1), "qwen failed (1 in a row): it died"),
     (events.EngineFailed("qwen", "it died", 3, 20.0), "qwen failed (3 in a row): it died; not before 20 s"),
     (
@@ -21,6 +22,14 @@ SAID: list[tuple[events.Event, str]] = [
     ),
     (events.StopFailed("qwen", "it stays"), "qwen: it stays"),
     (events.MemoryNotFreed("qwen"), "qwen has ended, and its memory on the card is not free"),
+    (
+        events.FileReplaced("qwen"),
+        "qwen: its file was replaced; the new one is loaded next, once this one is idle",
+    ),
+    (
+        events.FileReplaced("qwen", "incomplete download"),
+        "qwen: its file was replaced; the old one is served on: incomplete download",
+    ),
     (events.Decided("load", "qwen", "it was asked for"), "load qwen: it was asked for"),
     (events.Listening(1, "unix:/s", "1 GiB"), "1 model on unix:/s, with 1 GiB"),
     (events.Listening(2, "h:1", "1 GiB"), "2 models on h:1, with 1 GiB"),
@@ -50,3 +59,14 @@ def test_no_kind_of_event_is_left_out() -> None:
     kinds = set(typing.get_args(events.Event))
     assert {type(event) for event, _ in SAID} == kinds
     assert all(f"\n{kind.__name__} " in (events.__doc__ or "") for kind in kinds)
+
+
+def test_status_says_whose_file_was_replaced_and_what_to_do(capfd: pytest.CaptureFixture[str]) -> None:
+    resident = [ResidentReport(name, "ready", 1, 1, 0, 1.0, name == "phi", name == "qwen") for name in ("phi", "qwen")]
+    models = ModelList([ModelEntry(name, 0, f"{name}.gguf", [], 512, "ready") for name in ("phi", "qwen")])
+    show(Residency(9, 2, 9, 2, resident, [], []), models)
+    said = capfd.readouterr()
+    states = {line.split()[0]: line for line in said.out.splitlines()}
+    assert "  ready, pinned  " in states["phi"] and "  ready, file replaced  " in states["qwen"]
+    assert "qwen serves what it was loaded from, until it is idle or by serve-models load qwen" in said.err
+    assert "phi serves" not in said.err

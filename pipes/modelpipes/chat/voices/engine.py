@@ -78,7 +78,7 @@ class EngineVoice:
         self._silence_s = silence_s
         self._client: Client | None = None
         self._leased_name = ""  # the model of which each turn takes a lease: the server is a gateway of ours
-        self._is_known = False
+        self._known: str | None = None  # of which model what follows was learnt: the identity of a lease
         self._folds_system = False
         self._can_count = False
         self._bound = (0, 0)  # tokens that the template adds to a prompt, and to each of its messages
@@ -108,11 +108,13 @@ class EngineVoice:
         if not self._engine and is_gateway(client):
             self._leased_name = _choose(client.models(), self._model_name)
         else:
-            self._learn(client)
+            self._learn(client, "")
 
-    def _learn(self, client: Client) -> None:
+    def _learn(self, client: Client, identity: str) -> None:
         """What the server, or the engine of a lease, is and can."""
-        self._is_known = True
+        self._known = identity
+        self._folds_system, self._can_count, self._bound = False, False, (0, 0)
+        self._tokens_per_byte = TOKENS_PER_BYTE
         if client.is_llama_server():
             self._ctx_size = client.context_size() or self._ctx_size
             self._folds_system = self._system is not None and client.refuses_system()
@@ -198,8 +200,8 @@ class EngineVoice:
                 client = lease.take(lambda: work.show_life("loading"), Deadline.after(LOADING_LIMIT_S))
             finally:
                 work.when_cancelled(None)
-            if not self._is_known:
-                self._learn(client)
+            if self._known != lease.identity:  # the first, or its file or its settings are others now
+                self._learn(client, lease.identity)
             yield client
 
     def _pass_on(self, stream: ChatStream, work: Work) -> float:

@@ -15,13 +15,15 @@ import msgspec
 from modelpipes.child import Child
 from modelpipes.commands.checkup.engines import ask_engine
 from modelpipes.commands.checkup.folders import count_models
+from modelpipes.commands.checkup.written import measure
 from modelpipes.engine import locate
 from modelpipes.errors import ProgramError
 from modelpipes.machine.cards import Cards, find_visible_cards
 from modelpipes.terminal import output
 from modelpipes.values.deadline import Deadline
 
-# A question that may take long: ["cards"], ["engine", KIND, ARGV…] or ["folder", PATH].
+# A question that may take long: ["cards"], ["engine", KIND, ARGV…], ["folder", PATH] or
+# ["written", MOMENT, PATH, OTHERS…].
 Question = list[str]
 
 READ_BYTES = 1 << 16
@@ -72,5 +74,8 @@ def _answer_one(what: str, *words: str) -> msgspec.Struct:
         return Cards(tuple(msgspec.structs.replace(card, processes=()) for card in found.cards), found.problems)
     if what == "folder":
         return count_models(words[0])
+    if what == "written":
+        moment_s, path, *others = words
+        return measure(path, Deadline(float(moment_s)), others)
     kind: locate.EngineKind = "embedded" if words[0] == "embedded" else "llama-server"
     return ask_engine(locate.Binary(kind, words[1:]))

@@ -25,7 +25,7 @@ _ESCAPES = str.maketrans(
 
 # What concerns a command: where it has this option, or is this verb; a variable also where its help names it.
 ENVIRONMENT: dict[str, tuple[str, tuple[str, ...]]] = {
-    "PIPE_DIR": ("The room, as -d.", ("--dir",)),
+    "PIPE_DIR": ("The room, as -d.", ("-d",)),
     "PIPE_PREFIX": ("Beginning of the seat names that setup-pipes makes up.", ()),
     "PIPE_TIMEOUT": ("Longest silence of the member, as --timeout.", ()),
     "PIPE_TO_SEAT": ("The pipe to a seat, as setup-pipes --print-env prints it.", ("--print-env", "--to-pipe")),
@@ -37,12 +37,12 @@ ENVIRONMENT: dict[str, tuple[str, tuple[str, ...]]] = {
     "OPENAI_API_KEY": ("The key for --server.", ()),
     "XDG_CACHE_HOME": ("What can be made again, in place of ~/.cache.", ("--model", "find", "fit", "serve")),
     "XDG_DATA_HOME": ("What build-engine made, in place of ~/.local/share.", ("--engine", "build-engine", "serve")),
-    "XDG_RUNTIME_DIR": ("What lives until logout: rooms, in modelpipes/default.", ("--dir", "check", "serve")),
-    "TMPDIR": ("The same where there is no XDG_RUNTIME_DIR: in modelpipes-UID/default.", ("--dir", "check")),
+    "XDG_RUNTIME_DIR": ("What lives until logout: rooms, in modelpipes/default.", ("-d", "check", "serve")),
+    "TMPDIR": ("The same where there is no XDG_RUNTIME_DIR: in modelpipes-UID/default.", ("-d", "check")),
     "SHELL": ("The shell to complete for.", ()),
 }
 FILES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "$XDG_RUNTIME_DIR/modelpipes/default": ("The default room.", ("--dir",)),
+    "$XDG_RUNTIME_DIR/modelpipes/default": ("The default room.", ("-d",)),
     "~/.config/modelpipes/config.toml": ("The configuration.", ("--config",)),
     "~/.cache/modelpipes": ("What was read of model files, and where they were found.", ("--model", "find", "fit")),
     "~/.local/share/modelpipes/engines": ("What modelpipes build-engine made.", ("--engine", "build-engine")),

@@ -13,7 +13,7 @@ import msgspec
 
 from modelpipes.commands.views.destination import Destination
 from modelpipes.machine.alarms import Alarm
-from modelpipes.machine.memory import available_bytes, total_bytes
+from modelpipes.machine.memory import read_memory
 from modelpipes.machine.watch import Gpu, GpuProcess, Sample
 from modelpipes.terminal import output
 from modelpipes.terminal.safetext import make_line
@@ -59,7 +59,7 @@ class GpuReport:
         self._is_first = True
 
     def write(self, sample: Sample, alarms: Sequence[Alarm]) -> None:
-        memory = HostMemory(total_bytes(), available_bytes()) if self._has_system else None
+        memory = HostMemory(*read_memory()) if self._has_system else None
         if self._format == "table":
             self._write_view(sample, alarms, memory)
         elif self._format == "csv":

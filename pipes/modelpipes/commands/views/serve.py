@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import assert_never
 
 from modelpipes import events
-from modelpipes.gateway.wire import ModelList, ModelState, Residency
+from modelpipes.gateway.wire import ModelList, ModelState, Residency, ResidentReport
 from modelpipes.terminal import output
 from modelpipes.values.units import format_bytes, format_seconds
 
@@ -31,11 +31,13 @@ def words(event: events.Event) -> str:
         case events.EngineStuck(name):
             return f"{name} hangs: it is there and computes nothing"
         case events.EngineFailed(name, why):
-            return _failure(event) if event.in_a_row else f"{name}, as it was configured before, failed: {why}"
+            return _failure(event) if event.in_a_row else f"{name}, as it was before, failed: {why}"
         case events.StopFailed(name, why):
             return f"{name}: {why}"
         case events.MemoryNotFreed(name):
             return f"{name} has ended, and its memory on the card is not free"
+        case events.FileReplaced(name, why):
+            return f"{name}: its file was replaced; {_then(why)}"
         case events.Decided(action, name, reason):
             return f"{action} {name}: {reason}"
         case events.Listening(models, address, memory):
@@ -56,6 +58,10 @@ def words(event: events.Event) -> str:
             return why
         case _:
             assert_never(event)
+
+
+def _then(why: str) -> str:
+    return f"the old one is served on: {why}" if why else "the new one is loaded next, once this one is idle"
 
 
 def _failure(event: events.EngineFailed) -> str:
@@ -84,6 +90,10 @@ def tell_state(model: ModelState) -> None:
     say(f"{model.name} is {model.state}{', pinned' if model.pinned else ''}")
 
 
+def _state(one: ResidentReport) -> str:
+    return one.state + (", pinned" if one.pinned else "") + (", file replaced" if one.replaced else "")
+
+
 def show(residency: Residency, models: ModelList) -> None:
     """Every model as a row of a table; the memory, who waits and the last decisions on stderr."""
     resident = {one.name: one for one in residency.resident}
@@ -93,7 +103,7 @@ def show(residency: Residency, models: ModelList) -> None:
         rows.append(
             (
                 model.id,
-                one.state + (", pinned" if one.pinned else "") if one else "",
+                _state(one) if one else "",
                 format_bytes(one.bytes + one.host_bytes) if one else "",
                 one.busy if one else "",
                 format_seconds(one.idle_s) if one and not one.busy else "",
@@ -105,6 +115,9 @@ def show(residency: Residency, models: ModelList) -> None:
     used, budget = residency.used_bytes, residency.budget_bytes
     card = f"card {format_bytes(used)} of {format_bytes(budget)}; " if budget else ""
     say(f"{card}host {format_bytes(residency.host_used_bytes)} of {format_bytes(residency.host_budget_bytes)}")
+    for one in residency.resident:
+        if one.replaced:
+            say(f"{one.name} serves what it was loaded from, until it is idle or by serve-models load {one.name}")
     for waiting in residency.waiting:
         say(f"{waiting.position}. waits for {waiting.name} since {format_seconds(waiting.waited_s)}")
     for decision in residency.decisions[-SHOWN_DECISIONS:]:

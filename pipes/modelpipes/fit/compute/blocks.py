@@ -6,8 +6,9 @@ Follows src/models/minimax-m3.cpp and `build_attn_inp_kv_msa` (src/llama-graph.c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import reduce
+
+from msgspec import Struct
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import AttentionInputs, Builder
@@ -18,8 +19,7 @@ from modelpipes.fit.compute.tensor import F16, F32, I32, I64, Tensor
 RESERVED_POSITIONS = 256  # an empty cache's positions, as `llama_kv_cache_msa_context::get_n_pos` pads them
 
 
-@dataclass(frozen=True, slots=True)
-class BlockInputs:
+class BlockInputs(Struct, frozen=True):
     """Inputs of the choice of blocks; `n_pos` positions make whole blocks."""
 
     n_pos: int

@@ -24,10 +24,10 @@ class Builder:
     """One graph in the making, for the largest batch that the settings allow."""
 
     def __init__(
-        self, weights: Mapping[str, Tensor], hparams: Hparams, context: Context, settings: EngineSpec,
+        self, weights: Mapping[str, Tensor | None], hparams: Hparams, context: Context, settings: EngineSpec,
         homes: list[int],
     ) -> None:  # fmt: skip
-        self.weights = weights
+        self.weights = weights  # None: the file has no such weight
         self.h = hparams
         self.context = context
         self.settings = settings
@@ -45,24 +45,27 @@ class Builder:
 
     # weights
     def w(self, name: str) -> Tensor | None:
-        return self.weights.get(name + ".weight")
+        return self.weights[name + ".weight"]
 
     def layer(self, il: int, name: str) -> Tensor | None:
-        return self.weights.get(f"blk.{il}.{name}.weight")
+        return self.weights[f"blk.{il}.{name}.weight"]
 
     def bias(self, il: int, name: str) -> Tensor | None:
-        return self.weights.get(f"blk.{il}.{name}.bias")
+        return self.weights[f"blk.{il}.{name}.bias"]
+
+    def weight(self, name: str) -> Tensor:
+        found = self.weights[name]
+        if found is None:
+            raise MissingWeight(name)
+        return found
 
     def needed(self, il: int, name: str) -> Tensor:
-        found = self.layer(il, name)
-        if found is None:
-            raise MissingWeight(f"blk.{il}.{name}.weight")
-        return found
+        return self.weight(f"blk.{il}.{name}.weight")
 
     # inputs
     def embed(self, scaled: bool = False) -> Tensor:
         """`build_inp_embd`: rows of the token table, or given embeddings, or both in one batch."""
-        table = self.weights.get("token_embd.weight") or self.weights["output.weight"]
+        table = self.weights["token_embd.weight"] or self.weight("output.weight")
         tokens = t.graph_input(I32, self.n_tokens)
         given = t.graph_input(F32, self.n_embd_inp, self.n_tokens)
         more = self.n_embd_inp - self.h.n_embd
@@ -300,13 +303,13 @@ class Builder:
 
     def output(self, cur: Tensor, op: str = "rms_norm", rows: Tensor | None = None) -> None:
         """The last norm, and the product that gives the logits: of all, or of the `rows` only."""
-        cur = self.norm(cur, self.w("output_norm"), self.weights.get("output_norm.bias"), op=op)
+        cur = self.norm(cur, self.w("output_norm"), self.weights["output_norm.bias"], op=op)
         if rows is not None:
             cur.is_output = True  # a draft model may read it (t_h_nextn)
             cur = t.get_rows(cur, rows)
-        weight = self.weights.get("token_embd.weight" if self.h.facts.input_as_output else "output.weight")
+        weight = self.weights["token_embd.weight" if self.h.facts.input_as_output else "output.weight"]
         if weight is not None:
-            cur = self.linear(cur, weight, self.weights.get("output.bias"))
+            cur = self.linear(cur, weight, self.weights["output.bias"])
         self.graph.expand(cur)
 
 

@@ -7,7 +7,8 @@ Follows llama.cpp b11434: src/models/deepseek4.cpp, `build_inp_dsv4` (src/llama-
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import Builder
@@ -20,8 +21,7 @@ FINE, COARSE = 4, 128  # tokens that one condensed key stands for
 PADDING = 256  # cells
 
 
-@dataclass(frozen=True, slots=True)
-class Condenser:
+class Condenser(Struct, frozen=True):
     """Inputs of one kind of condensed keys; those of the fine kind are made from two stretches that overlap."""
 
     keys: KeyInputs
@@ -57,8 +57,7 @@ def rotation_of(b: Builder, head: int) -> Tensor | None:
     return None if plain or head % 64 else hadamard(head)
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
+class Inputs(Struct, frozen=True):
     """`llm_graph_input_dsv4`."""
 
     raw: KeyInputs
@@ -198,7 +197,7 @@ def mix(b: Builder, cur: Tensor, il: int, part: str) -> tuple[Tensor, Tensor, Te
     """`build_hc_pre`: one stream made of all; how much of the result goes back, and how streams change places."""
     width, streams, n, _ = cur.ne
     weights = stream_weights(b, cur, f"blk.{il}.hc_{part}")
-    scale, base = b.weights[f"blk.{il}.hc_{part}_scale.weight"], b.weights[f"blk.{il}.hc_{part}_base.weight"]
+    scale, base = b.weight(f"blk.{il}.hc_{part}_scale.weight"), b.weight(f"blk.{il}.hc_{part}_base.weight")
     before, after = (_gate(weights, scale, base, streams, n) for _ in range(2))
     crossed = t.made("dsv4_hc_comb", F32, (streams, streams, n), weights, scale, base)
     return t.made("dsv4_hc_pre", F32, (width, n), cur, before), after, crossed

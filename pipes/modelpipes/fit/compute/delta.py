@@ -68,8 +68,8 @@ def linear_attention(
     n_seqs, n_tokens = b.n_seqs, b.n_tokens // b.n_seqs
     mixed, z = mixed_projections(b, il, cur)
     beta, alpha = gates(b, il, cur)
-    alpha = t.activation(t.add(alpha, b.weights[f"blk.{il}.ssm_dt.bias"]))
-    decay = t.reshape(t.mul(alpha, b.weights[f"blk.{il}.ssm_a"]), 1, v_heads, n_tokens, n_seqs)
+    alpha = t.activation(t.add(alpha, b.weight(f"blk.{il}.ssm_dt.bias")))
+    decay = t.reshape(t.mul(alpha, b.weight(f"blk.{il}.ssm_a")), 1, v_heads, n_tokens, n_seqs)
     shifted = shifted_inputs(b, inputs, state_cache(b, il, "r"), mixed, copied=copied)
     conv = short_conv(shifted, b.needed(il, "ssm_conv1d"))
     row = conv.nb[1]
@@ -176,8 +176,8 @@ def late_output(b: Builder, cur: Tensor, out_ids: Tensor, *, classifies: bool = 
     cur.is_output = True
     cur = t.get_rows(cur, out_ids)
     if classifies and (weight := b.w("cls.output")) is not None:
-        b.graph.expand(b.linear(cur, weight, b.weights.get("cls.output.bias"))).is_output = True
-    b.graph.expand(t.mul_mat(b.weights["output.weight"], cur))
+        b.graph.expand(b.linear(cur, weight, b.weights["cls.output.bias"])).is_output = True
+    b.graph.expand(t.mul_mat(b.weight("output.weight"), cur))
 
 
 def delta(b: Builder, layers: list[int], *, repeats: bool = False, classifies: bool = False) -> None:

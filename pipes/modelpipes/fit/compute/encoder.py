@@ -8,8 +8,9 @@ unless a context is made for embeddings.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+
+from msgspec import Struct
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import Builder
@@ -46,8 +47,7 @@ def attend(
 
 
 # BERT and its kin: norms after each step
-@dataclass(frozen=True, slots=True)
-class Bert:
+class Bert(Struct, frozen=True):
     """How one of BERT's kin knows positions: from a table, by rotation, or (neither) by the mask alone."""
 
     table: bool = False
@@ -62,8 +62,8 @@ def bert(b: Builder, layers: list[int], style: Bert) -> None:
     if types is not None:
         cur = t.add(cur, _first_row(types))
     if style.table:
-        cur = t.add(t.get_rows(b.weights["position_embd.weight"], positions), cur)
-    cur = b.norm(cur, b.w("token_embd_norm"), b.weights.get("token_embd_norm.bias"), "norm")
+        cur = t.add(t.get_rows(b.weight("position_embd.weight"), positions), cur)
+    cur = b.norm(cur, b.w("token_embd_norm"), b.weights["token_embd_norm.bias"], "norm")
     masks = Masks(b)
     out_ids = b.out_ids()
     for il in layers:
@@ -102,8 +102,7 @@ def _wide_norm(b: Builder, il: int, cur: Tensor, name: str) -> Tensor:
 
 
 # Later encoders, and diffusion models: norms before each step
-@dataclass(frozen=True, slots=True)
-class Modern:
+class Modern(Struct, frozen=True):
     """What one architecture does that the weights do not tell."""
 
     norm: str = "rms_norm"
@@ -158,15 +157,15 @@ def _modern_block(
 
 def _decide(b: Builder, layers: list[int], cur: Tensor, mask: Tensor, out_ids: Tensor) -> Tensor:
     """`build_decision_head`: the last blocks, once for each type of question."""
-    types = b.weights["token_types.weight"]
+    types = b.weight("token_types.weight")
     scores: Tensor | None = None
     for _ in range(DECISION_TYPES):
         one = t.add(cur, _first_row(types))
         for il in layers:
             one = _modern_block(b, il, one, MODERN_BERT, None, mask, out_ids if il == layers[-1] else None)
-        one = b.norm(one, b.w("cls.norm"), b.weights.get("cls.norm.bias"), "norm")
-        one = t.activation(b.linear(one, b.weights["cls.weight"], b.weights["cls.bias"]))
-        one = b.linear(one, b.weights["cls.output.weight"], b.weights["cls.output.bias"])
+        one = b.norm(one, b.w("cls.norm"), b.weights["cls.norm.bias"], "norm")
+        one = t.activation(b.linear(one, b.weight("cls.weight"), b.weight("cls.bias")))
+        one = b.linear(one, b.weight("cls.output.weight"), b.weight("cls.output.bias"))
         scores = one if scores is None else t.concat(scores, one, 0)
     assert scores is not None
     return scores

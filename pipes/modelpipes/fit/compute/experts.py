@@ -35,7 +35,7 @@ def moe(
     n_expert = logits.ne[0]
     probs = logits if softmax_weight else t.soft_max(logits)
     selection = probs
-    exp_bias = b.bias(il, "exp_probs_b") or b.weights.get(f"blk.{il}.exp_probs_b")
+    exp_bias = b.bias(il, "exp_probs_b") or b.weights[f"blk.{il}.exp_probs_b"]
     if exp_bias is not None:
         selection = t.add(probs, exp_bias)
     if weighted_first:
@@ -79,7 +79,7 @@ def _experts(
 
     def product(weight: Tensor, cur: Tensor, name: str) -> Tensor:
         cur = t.mul_mat_id(weight, cur, chosen)
-        scale = b.weights.get(f"blk.{il}.{name}.scale") if b.h.facts.scaled_experts else None
+        scale = b.weights[f"blk.{il}.{name}.scale"] if b.h.facts.scaled_experts else None
         if scale is not None:  # one number for each expert
             scales = t.repeat(t.reshape(scale, 1, scale.ne[0]), 1, scale.ne[0], cur.ne[2])
             cur = t.mul(cur, t.get_rows(scales, chosen))

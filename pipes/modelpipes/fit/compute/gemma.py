@@ -51,9 +51,9 @@ def _slice(cur: Tensor) -> Tensor:
 def _layer_embeddings(b: Builder, cur: Tensor, width: int) -> Tensor:
     """`build_inp_per_layer` and `project_per_layer_inputs`: (width, tokens, layers)."""
     n_layer = b.h.n_layer_trunk
-    chosen = t.get_rows(b.weights["per_layer_token_embd.weight"], t.graph_input(I32, b.n_tokens))
+    chosen = t.get_rows(b.weight("per_layer_token_embd.weight"), t.graph_input(I32, b.n_tokens))
     chosen = b.graph.expand(t.scale(t.reshape(chosen, width, n_layer, b.n_tokens)))
-    projected = t.scale(t.mul_mat(b.weights["per_layer_model_proj.weight"], cur))
+    projected = t.scale(t.mul_mat(b.weight("per_layer_model_proj.weight"), cur))
     projected = b.norm(t.reshape(projected, width, n_layer, b.n_tokens), b.w("per_layer_proj_norm"))
     return t.cont(t.permute(t.scale(t.add(projected, chosen)), 0, 2, 1, 3))
 
@@ -83,12 +83,12 @@ def gemma3n(b: Builder, layers: list[int]) -> None:
     embeddings = _layer_embeddings(b, cur, ALTUP_WIDTH)
     magnitude = _magnitude(cur)
     repeated = t.repeat(cur, n_embd, n, N_ALTUP - 1)
-    added = _with_magnitude(t.mul_mat(b.weights["altup_proj.weight"], repeated), magnitude)
+    added = _with_magnitude(t.mul_mat(b.weight("altup_proj.weight"), repeated), magnitude)
     cur = t.concat(cur, added, 2)
     for il in _all_layers(b, layers):
         cur = _gemma3n_block(b, il, cur, attention, embeddings)
     magnitude = _magnitude(_slice(cur))
-    others = t.mul_mat(b.weights["altup_unembd_proj.weight"], _rest(cur))
+    others = t.mul_mat(b.weight("altup_unembd_proj.weight"), _rest(cur))
     others = _with_magnitude(others, magnitude)
     merged = _slice(cur)
     for _ in range(N_ALTUP - 1):
@@ -198,7 +198,7 @@ def gemma4(b: Builder, layers: list[int]) -> None:
     cur = b.norm(cur, b.w("output_norm"))
     cur.is_output = True  # a draft model may read it (t_h_nextn)
     cur = t.get_rows(cur, b.out_ids())
-    b.graph.expand(b.linear(cur, b.weights["output.weight"]))
+    b.graph.expand(b.linear(cur, b.weight("output.weight")))
 
 
 def _gemma4_qkv(b: Builder, il: int, cur: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -231,7 +231,7 @@ def _gemma4_ffn(b: Builder, il: int, residual: Tensor) -> Tensor:
         return out
     out = b.norm(out, b.layer(il, "post_ffw_norm_1"))
     cur = b.norm(residual, b.layer(il, "pre_ffw_norm_2"))
-    logits = t.mul_mat(router, t.mul(t.scale(b.norm(residual, None)), b.weights[f"blk.{il}.ffn_gate_inp.scale"]))
+    logits = t.mul_mat(router, t.mul(t.scale(b.norm(residual, None)), b.weight(f"blk.{il}.ffn_gate_inp.scale")))
     experts = b.norm(moe(b, il, cur, probs=logits), b.layer(il, "post_ffw_norm_2"))
     return t.add(out, experts)
 

@@ -7,8 +7,9 @@ Follows llama.cpp b11434: src/models/deepseek2.cpp (also for deepseek2-ocr and m
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+
+from msgspec import Struct
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import AttentionInputs, Builder
@@ -19,8 +20,7 @@ from modelpipes.gguf.types import row_bytes
 SOFTMAX_WEIGHT = 3  # LLAMA_EXPERT_GATING_FUNC_TYPE_SOFTMAX_WEIGHT
 
 
-@dataclass(frozen=True, slots=True)
-class KeyInputs:
+class KeyInputs(Struct, frozen=True):
     """Inputs of attention over a cache of keys alone: the values are the first part of each key."""
 
     cells: int
@@ -61,8 +61,7 @@ def attend_keys(
     return cur if wo is None else b.linear(cur, wo)
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
+class Sizes(Struct, frozen=True):
     """Widths of a layer's heads and rows; `rope` of `head_k` elements carry the position."""
 
     n_head: int
@@ -189,7 +188,7 @@ def trunk(
         cur = t.add(scale(experts(b, il, b.norm(residual, b.layer(il, "ffn_norm")))), residual)
     cur = b.norm(cur, b.w("output_norm"))
     cur.is_output = True
-    b.graph.expand(t.mul_mat(b.weights["output.weight"], scale(cur)))
+    b.graph.expand(t.mul_mat(b.weight("output.weight"), scale(cur)))
 
 
 def _unscaled(cur: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ The graph of MiniMax 01 follows src/models/minimax-01.cpp of llama.cpp b11434; t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from modelpipes.fit.compute import delta, kda, pooled
 from modelpipes.fit.compute import tensor as t
@@ -16,8 +17,7 @@ from modelpipes.fit.compute.state import StateInputs, read_state, state_cache, s
 from modelpipes.fit.compute.tensor import F32, Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Decays:
+class Decays(Struct, frozen=True):
     """How fast each head forgets, and what that means for the tokens of a batch (`llm_graph_input_la`)."""
 
     slopes: Tensor

@@ -115,7 +115,7 @@ def short_convolution(b: Builder, inputs: StateInputs, il: int, cur: Tensor) -> 
 
 def bare(b: Builder, il: int, name: str) -> Tensor:
     """A layer's tensor whose name may come without the word weight."""
-    found = b.weights.get(f"blk.{il}.{name}", b.layer(il, name))
+    found = b.weights[f"blk.{il}.{name}"] or b.layer(il, name)
     if found is None:
         raise MissingWeight(f"blk.{il}.{name}")
     return found

@@ -8,7 +8,8 @@ out layers changes what it needs. GLM 5 Next gathers the cells for batches of up
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import AttentionInputs, Builder
@@ -22,8 +23,7 @@ from modelpipes.fit.compute.tensor import F16, F32, I32, I64, Tensor
 POOL_PADDING = 64  # `kpool_pad`
 
 
-@dataclass(frozen=True, slots=True)
-class PoolInputs:
+class PoolInputs(Struct, frozen=True):
     """Inputs of an indexer (`llm_graph_input_kpool`): the pools, their cells, who may look at them, the new ones."""
 
     ids: Tensor
@@ -291,7 +291,7 @@ def qwen_selection(b: Builder, inputs: PoolInputs, il: int, cur: Tensor, positio
 def narrow(b: Builder, streams: Tensor, name: str, fused: bool = True) -> tuple[Tensor, Tensor]:
     """`build_hc_mix`: one stream, made of all by gates of low rank; also all, normed."""
     width, count, n, _ = streams.ne
-    norm, down, up = (b.weights[f"{name}_{part}.weight"] for part in ("norm", "down", "up"))
+    norm, down, up = (b.weight(f"{name}_{part}.weight") for part in ("norm", "down", "up"))
     normed = t.reshape(b.norm(streams, norm), width * count, n)
     gate = t.mul_mat(up, t.activation(t.scale(t.mul_mat(down, normed))))
     if fused:
@@ -312,7 +312,7 @@ def injected(cur: Tensor, streams: Tensor, weights: Tensor) -> Tensor:
 def ngram_embeddings(b: Builder) -> Tensor:
     """`build_inp_ple`: rows of a table for the last few tokens at each place."""
     rows = (b.h.number("ple.ngram_size") - 1) * b.h.number("ple.heads_per_ngram")
-    found = t.get_rows(b.weights["per_layer_token_embd.weight"], t.graph_input(I32, rows * b.n_tokens))
+    found = t.get_rows(b.weight("per_layer_token_embd.weight"), t.graph_input(I32, rows * b.n_tokens))
     return b.graph.expand(t.reshape(found, found.ne[0] * rows, b.n_tokens))
 
 
@@ -374,7 +374,7 @@ def qwen4(b: Builder, layers: list[int]) -> None:
         weights = t.mul_mat(b.needed(il, "hc_ffn_inject"), normed)
         streams = injected(feed_forward(b, il, cur), streams, weights)
     cur, _ = narrow(b, streams, "output_hc", fused=False)
-    b.graph.expand(t.mul_mat(b.weights["output.weight"], cur))
+    b.graph.expand(t.mul_mat(b.weight("output.weight"), cur))
 
 
 GRAPHS: dict[str, Callable[[Builder, list[int]], None]] = {

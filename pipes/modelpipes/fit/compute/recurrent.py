@@ -7,8 +7,9 @@ nemotron-h.cpp (also for nemotron_h_moe), plamo2.cpp and lfm2.cpp (also for lfm2
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+
+from msgspec import Struct
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import AttentionInputs, Builder
@@ -20,8 +21,7 @@ from modelpipes.fit.compute.tensor import Tensor
 Mixer = Callable[[Builder, StateInputs, int, Tensor], Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class Style:
+class Style(Struct, frozen=True):
     """A hybrid with a mixer and a feed-forward in every block."""
 
     mixer: Mixer
@@ -33,8 +33,7 @@ class Style:
     output_norm: str = "output_norm"
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
+class Inputs(Struct, frozen=True):
     """What the layers of a hybrid read beside their states; no positions, no rope."""
 
     states: StateInputs
@@ -89,7 +88,7 @@ def hybrid(style: Style, b: Builder, layers: list[int]) -> None:
         if style.post_norms:
             cur = b.norm(cur, bare(b, il, "post_ffw_norm"))
         cur = _sum(scaled(cur, "residual_scale"), residual, style.residual_first[1])
-    cur = b.linear(b.norm(cur, b.w(style.output_norm)), b.weights["output.weight"])
+    cur = b.linear(b.norm(cur, b.w(style.output_norm)), b.weight("output.weight"))
     b.graph.expand(scaled(cur, "logit_scale"))
 
 
@@ -127,7 +126,7 @@ def nemotron_h(b: Builder, layers: list[int]) -> None:
         cur = t.add(cur, residual)
     cur = b.norm(cur, b.w("output_norm"))
     cur.is_output = True  # for a head that predicts further tokens
-    b.graph.expand(b.linear(t.get_rows(cur, out_ids), b.weights["output.weight"]))
+    b.graph.expand(b.linear(t.get_rows(cur, out_ids), b.weight("output.weight")))
 
 
 def _nemotron_ffn(b: Builder, il: int, cur: Tensor) -> Tensor:

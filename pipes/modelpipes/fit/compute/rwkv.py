@@ -118,7 +118,7 @@ def rwkv(version: int, b: Builder, layers: list[int]) -> None:
     """RWKV's own blocks: a state keeps the last normed inputs of time mixing and of channel mixing."""
     mix: TimeMix = time_mix6 if version == 6 else TimeMix7()
     n_embd, n_tokens = b.h.n_embd, b.n_tokens
-    cur = b.norm(b.embed(), b.w("token_embd_norm"), b.weights.get("token_embd_norm.bias"), "norm")
+    cur = b.norm(b.embed(), b.w("token_embd_norm"), b.weights["token_embd_norm.bias"], "norm")
     states = state_inputs(b)
     out_ids = b.out_ids()
     rescale = b.h.number("rescale_every_n_layers")

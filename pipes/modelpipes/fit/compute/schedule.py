@@ -11,9 +11,10 @@ node runs and what is copied between devices; `ggml_gallocr_alloc_graph_impl` an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from modelpipes.fit.compute.tensor import HOST, VIEW_OPS, Tensor
+from msgspec import Struct
+
+from modelpipes.fit.compute.tensor import VIEW_OPS, Tensor
 
 PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES: of the inputs, where devices work as a pipeline
 ENDLESS = 1 << 62
@@ -46,8 +47,7 @@ class Graph:
         (self.leafs if tensor.op == "none" else self.nodes).append(tensor)
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(Struct, frozen=True):
     """What a device's driver adds to the plain rules.
 
     `alignment` of every allocation in bytes; `alloc_size` of a tensor, where it is more than its data;
@@ -63,9 +63,6 @@ def buffer_sizes(graph: Graph, devices: Sequence[Device], host: Device, *, pipel
     """Bytes of the compute buffer of each device, and of the host last."""
     kinds = [*devices, host]
     last = len(devices)
-    for tensor in (*graph.leafs, *graph.nodes):
-        if tensor.home == HOST:
-            tensor.home = last
     _assign(graph, kinds, last)
     nodes, leafs = _with_copies(graph, last, PIPELINE_COPIES if pipelined else 1)
     return _allocate(nodes, leafs, kinds)
@@ -125,10 +122,20 @@ def _with_copies(graph: Graph, last: int, n_copies: int) -> tuple[list[Tensor], 
     A copy is made at the start of the stretch of nodes on one place (a split) that first needs it.
     """
     nodes: list[Tensor] = []
-    copies_made: list[list[Tensor]] = []
+    copies: dict[tuple[Tensor, int], list[Tensor]] = {}
     stretch: list[Tensor] = []
     inputs: list[Tensor] = []
     current: int | None = None
+
+    def here(source: Tensor) -> Tensor:
+        """The tensor, or its copy on the current place."""
+        assert current is not None
+        if source.place == current:
+            return source
+        if (source, current) not in copies:
+            copies[source, current] = [_copy(source, current, n_copies > 1) for _ in range(n_copies)]
+            inputs.append(source)
+        return copies[source, current][0]
 
     def close() -> None:
         assert current is not None
@@ -136,8 +143,7 @@ def _with_copies(graph: Graph, last: int, n_copies: int) -> tuple[list[Tensor], 
             after = Tensor("none", source.type, source.ne, (source,), source.nb, source)  # frees it after the copy
             after.place = source.place
             nodes.append(after)
-            assert source.copies is not None
-            nodes.append(source.copies[current][0])
+            nodes.append(copies[source, current][0])
         nodes.extend(stretch)
 
     for node in graph.nodes:
@@ -147,19 +153,16 @@ def _with_copies(graph: Graph, last: int, n_copies: int) -> tuple[list[Tensor], 
         place = node.place
         if current is None:
             current = place
-        elif place != current or (inputs and any(source.is_weight and source.home != place for source in node.src)):
+        elif place != current:
             close()
             stretch, inputs, current = [], [], place
-        assert current is not None
-        for index, source in enumerate(node.src):
-            if source.place != current:
-                if source.copies is None:
-                    source.copies = {}
-                if current not in source.copies:
-                    source.copies[current] = [_copy(source, current, n_copies > 1) for _ in range(n_copies)]
-                    inputs.append(source)
-                    copies_made.append(source.copies[current])
-                node.src[index] = source.copies[current][0]
+        for source in node.src:
+            if source.place != place:
+                if inputs and _reads_weight_elsewhere(node):
+                    close()
+                    stretch, inputs = [], []
+                node.src = tuple([here(each) for each in node.src])
+                break
         stretch.append(node)
     if current is not None:
         close()
@@ -171,10 +174,14 @@ def _with_copies(graph: Graph, last: int, n_copies: int) -> tuple[list[Tensor], 
                 assert tensor.place is not None
                 leafs.append(tensor)
                 leafs.extend(_copy(tensor, tensor.place, True) for _ in range(n_copies - 1))
-        for copies in copies_made:
-            leafs.extend(copies)
+        for made in copies.values():
+            leafs.extend(made)
     leafs.extend(graph.leafs)
     return nodes, leafs
+
+
+def _reads_weight_elsewhere(node: Tensor) -> bool:
+    return any(source.is_weight and source.home != node.place for source in node.src)
 
 
 def _copy(source: Tensor, place: int, lasting: bool) -> Tensor:
@@ -253,9 +260,10 @@ def _allocate(nodes: list[Tensor], leafs: list[Tensor], kinds: Sequence[Device])
                 _place_tensor(source, buffers)
     for node in nodes:
         for source in node.src:
-            if not source.owned:
+            if not source.owned and source.home is None and source.view_src is None:
                 _place_tensor(source, buffers)
-        _place_tensor(node, buffers)
+        if not node.owned and node.view_src is None:
+            _place_tensor(node, buffers)
         for source in node.src:
             source.children -= 1
             if source.children or source.views:
@@ -285,19 +293,19 @@ def _place_tensor(tensor: Tensor, buffers: list[_Buffer]) -> None:
             buffer = buffers[parent.place]
             tensor.place = parent.place
             tensor.offset = parent.offset
+            tensor.taken = buffer.size_of(tensor)
             parent.owned = False
-            size, kept = buffer.size_of(parent), buffer.size_of(tensor)
-            if size > kept:
-                buffer.give_back(parent.offset + kept, size - kept)
+            if parent.taken > tensor.taken:
+                buffer.give_back(parent.offset + tensor.taken, parent.taken - tensor.taken)
             return
     assert tensor.place is not None
     buffer = buffers[tensor.place]
-    tensor.offset = buffer.take(buffer.size_of(tensor))
+    tensor.taken = buffer.size_of(tensor)
+    tensor.offset = buffer.take(tensor.taken)
 
 
 def _free(tensor: Tensor, buffers: list[_Buffer]) -> None:
     if not tensor.is_output:
         assert tensor.place is not None
-        buffer = buffers[tensor.place]
-        buffer.give_back(tensor.offset, buffer.size_of(tensor))
+        buffers[tensor.place].give_back(tensor.offset, tensor.taken)
         tensor.owned = False

@@ -7,8 +7,10 @@ src/llama-graph.cpp `build_attn_inp_k_dsa` and the `build_attn` that takes the c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import reduce
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import Builder
@@ -31,8 +33,7 @@ from modelpipes.fit.compute.tensor import F16, F32, Tensor
 ROTATION = 64  # rows of the smallest Hadamard matrix (llama-kv-cache.cpp)
 
 
-@dataclass(frozen=True, slots=True)
-class SparseInputs:
+class SparseInputs(Struct, frozen=True):
     """Inputs of a latent cache, of the indexer's cache beside it, and the matrix that turns the indexer's rows."""
 
     latent: KeyInputs
@@ -180,14 +181,14 @@ def hy_v4(b: Builder, layers: list[int]) -> None:
 def stream_weights(b: Builder, cur: Tensor, name: str) -> Tensor:
     """How much of every residual stream counts, for each token: [streams, n_tokens] (twice as many for layers)."""
     flat = t.reshape(cur, cur.ne[0] * cur.ne[1], cur.ne[2])
-    return t.mul_mat(b.weights[f"{name}_fn.weight"], t.unary("rms_norm", flat))
+    return t.mul_mat(b.weight(f"{name}_fn.weight"), t.unary("rms_norm", flat))
 
 
 def _mix(b: Builder, cur: Tensor, il: int, part: str) -> tuple[Tensor, Tensor]:
     """`build_hc_pre`: one stream made of all, and how much of the result goes back to each."""
     streams, n = cur.ne[1], cur.ne[2]
     weights = stream_weights(b, cur, f"blk.{il}.hc_{part}")
-    scale, base = b.weights[f"blk.{il}.hc_{part}_scale.weight"], b.weights[f"blk.{il}.hc_{part}_base.weight"]
+    scale, base = b.weight(f"blk.{il}.hc_{part}_scale.weight"), b.weight(f"blk.{il}.hc_{part}_base.weight")
     pre, post = (
         t.scale(
             t.activation(t.add(t.mul(t.view(weights, (streams, n)), t.view(scale, (1,))), t.view(base, (streams,))))

@@ -18,18 +18,15 @@ IMAGE_TOKENS = 8192  # of Chameleon's vocabulary, whose logits are overwritten
 ROPE_PERIOD = 4  # of so many layers of Llama 4 the last has no rotation (llama_hparams::n_no_rope_layer_step)
 
 
-class _SharedBlocks(dict[str, Tensor]):
+class _SharedBlocks(dict[str, Tensor | None]):
     """Weights of layers that are run from one block, under the layers' own numbers."""
 
-    def __init__(self, weights: Mapping[str, Tensor], block_of: Callable[[int], int]) -> None:
+    def __init__(self, weights: Mapping[str, Tensor | None], block_of: Callable[[int], int]) -> None:
         super().__init__()
         self.weights = weights
         self.block_of = block_of
 
-    def get(self, name: str, default: object = None) -> Tensor | None:  # type: ignore[override]
-        return self.weights.get(self._source(name))
-
-    def __missing__(self, name: str) -> Tensor:
+    def __missing__(self, name: str) -> Tensor | None:
         return self.weights[self._source(name)]
 
     def _source(self, name: str) -> str:
@@ -60,7 +57,7 @@ def hrm_text(b: Builder, layers: Sequence[int]) -> None:
         high = b.graph.expand(t.scale(high))
     positions = b.positions()
     inputs = b.attention_inputs(b.context.cells)
-    low = b.weights["hrm.z_l_init"]
+    low = b.weight("hrm.z_l_init")
     for run in range(b.h.n_layer // depth):
         cur = t.add(high, low)
         for il in range(run * depth, (run + 1) * depth):
@@ -70,7 +67,7 @@ def hrm_text(b: Builder, layers: Sequence[int]) -> None:
             high = cur
         else:
             low = cur
-    b.graph.expand(b.linear(t.get_rows(high, b.out_ids()), b.weights["output.weight"]))
+    b.graph.expand(b.linear(t.get_rows(high, b.out_ids()), b.weight("output.weight")))
 
 
 def _hrm_block(b: Builder, il: int, residual: Tensor, positions: Tensor, inputs: AttentionInputs) -> Tensor:
@@ -199,7 +196,7 @@ def chameleon(b: Builder, layers: list[int]) -> None:
         cur = t.add(normed(cur, "ffn_norm", True), residual)
     cur = b.norm(cur, b.w("output_norm"))
     cur.is_output = True  # the embeddings (t_embd): kept while logits are overwritten
-    cur = b.linear(cur, b.weights["output.weight"])
+    cur = b.linear(cur, b.weight("output.weight"))
     hidden = t.unary("clamp", t.leaf(F32, IMAGE_TOKENS))
     b.graph.expand(t.made("set", cur.type, cur.ne, cur, hidden))
 

@@ -7,16 +7,16 @@ src/llama-graph.cpp. The graph that sizes the buffers reads and writes the state
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import Builder
 from modelpipes.fit.compute.tensor import I32, Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class StateInputs:
+class StateInputs(Struct, frozen=True):
     """Which cell each sequence continues from: of all, of those in the batch, of all but the first."""
 
     all: Tensor

@@ -7,15 +7,15 @@ blocks are built, whatever `layers`: each leaves the memory more scattered, so t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import Builder, MissingWeight
 from modelpipes.fit.compute.tensor import F16, F32, I32, Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(Struct, frozen=True):
     """The weights of one block of the encoder ("enc") or the decoder ("dec")."""
 
     b: Builder
@@ -29,7 +29,7 @@ class Block:
         return weight
 
     def find(self, name: str, il: int | None = None) -> Tensor | None:
-        return self.b.weights.get(f"{self.stack}.blk.{self.il if il is None else il}.{name}.weight")
+        return self.b.weights[f"{self.stack}.blk.{self.il if il is None else il}.{name}.weight"]
 
 
 def encoder(b: Builder, layers: Sequence[int]) -> None:
@@ -76,7 +76,7 @@ def decoder(b: Builder, layers: Sequence[int]) -> None:
             cur, residual = t.get_rows(cur, out_ids), t.get_rows(residual, out_ids)
         cur = _feed_forward(b, block, t.add(cur, residual))
     cur = b.norm(cur, b.w("dec.output_norm"))
-    b.graph.expand(b.linear(cur, b.weights["output.weight"]))
+    b.graph.expand(b.linear(cur, b.weight("output.weight")))
 
 
 def _mask_type(b: Builder) -> str:

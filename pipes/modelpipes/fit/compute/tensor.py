@@ -14,19 +14,22 @@ Shape = tuple[int, int, int, int]
 F32, F16, I32, I64 = "f32", "f16", "i32", "i64"
 ELEMENT_BYTES = {F32: 4, F16: 2, "bf16": 2, I32: 4, I64: 8}  # quantised ones lie in caches: sizes are given there
 
-HOST = -1  # the home of what lies in host memory; devices count from 0
-
 
 class Tensor:
-    """One node or leaf. `home` is the device that holds it before the graph runs, for weights and caches."""
+    """One node or leaf. `home` is where it lies before the graph runs, for weights and caches: a device, or the host,
+    whose number follows theirs.
+    """
 
     __slots__ = (
-        "children", "copies", "home", "is_input", "is_output", "is_weight", "nb", "ne", "offset",
-        "op", "owned", "place", "size", "src", "type", "view_src", "views", "visited",
+        "children", "home", "is_input", "is_output", "is_weight", "nb", "ne", "offset", "op", "owned", "place", "size",
+        "src", "taken", "type", "view_src", "views", "visited",
     )  # fmt: skip
+    view_src: Tensor | None
+    offset: int
+    taken: int
 
     def __init__(
-        self, op: str, type: str, ne: Shape, src: Sequence[Tensor] = (), nb: Shape | None = None,
+        self, op: str, type: str, ne: Shape, src: tuple[Tensor, ...] = (), nb: Shape | None = None,
         view_src: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.op = op
@@ -42,11 +45,9 @@ class Tensor:
         else:
             self.nb = nb
             self.size = _strided_bytes(ne, nb)
-        self.src = list(src)
-        whole = view_src
-        while whole is not None and whole.view_src is not None:
-            whole = whole.view_src
-        self.view_src: Tensor | None = whole
+        self.src = src
+        # A view of a view is one of the whole.
+        self.view_src = view_src if view_src is None or view_src.view_src is None else view_src.view_src
         self.home: int | None = None
         self.is_weight = False
         self.is_input = False
@@ -54,11 +55,9 @@ class Tensor:
         self.visited = False
         # what schedule and allocate write down
         self.place: int | None = None
-        self.copies: dict[int, list[Tensor]] | None = None
         self.children = 0
         self.views = 0
-        self.owned = False
-        self.offset = 0
+        self.owned = False  # it has memory of its own: `taken` bytes at `offset`
 
     def is_contiguous(self) -> bool:
         ne, nb = self.ne, self.nb
@@ -78,7 +77,7 @@ def _strided_bytes(ne: Shape, nb: Shape) -> int:
     """As `ggml_nbytes`: from the first to behind the last element."""
     if 0 in ne:
         return 0
-    return nb[0] + sum((n - 1) * stride for n, stride in zip(ne, nb, strict=True))
+    return nb[0] + (ne[0] - 1) * nb[0] + (ne[1] - 1) * nb[1] + (ne[2] - 1) * nb[2] + (ne[3] - 1) * nb[3]
 
 
 VIEW_OPS = frozenset({"view", "reshape", "permute", "transpose"})
@@ -100,8 +99,9 @@ def stored(ne: Sequence[int], size: int, home: int, *, weight: bool, type: str =
     tensor = Tensor("none", F32, shape)  # type: ignore[arg-type]
     tensor.type = type
     tensor.size = size
-    tensor.home = home
+    tensor.home = tensor.place = home
     tensor.is_weight = weight
+    tensor.visited = True  # what lies somewhere is no part of a graph: one tensor serves many of them
     return tensor
 
 
@@ -148,12 +148,12 @@ def mul_mat_id(a: Tensor, b: Tensor, ids: Tensor) -> Tensor:
 
 
 def flash_attn_ext(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None = None) -> Tensor:
-    sources = [tensor for tensor in (q, k, v, mask, sinks) if tensor is not None]
+    sources = tuple(tensor for tensor in (q, k, v, mask, sinks) if tensor is not None)
     return Tensor("flash_attn_ext", F32, (v.ne[0], q.ne[2], q.ne[1], q.ne[3]), sources)
 
 
 def soft_max(a: Tensor, mask: Tensor | None = None, sinks: Tensor | None = None) -> Tensor:
-    return Tensor("soft_max", a.type, a.ne, [tensor for tensor in (a, mask, sinks) if tensor is not None])
+    return Tensor("soft_max", a.type, a.ne, tuple(tensor for tensor in (a, mask, sinks) if tensor is not None))
 
 
 # Rows
@@ -188,8 +188,8 @@ def cont(a: Tensor, *ne: int) -> Tensor:
 
 
 def cast(a: Tensor, type: str) -> Tensor:
-    tensor = Tensor("cpy", type, a.ne, (a,))
-    tensor.src.append(tensor)
+    tensor = Tensor("cpy", type, a.ne)
+    tensor.src = (a, tensor)
     return tensor
 
 

@@ -6,8 +6,9 @@ they do not tell stands in the table of styles. Follows src/models/*.cpp of llam
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from modelpipes.fit.compute import tensor as t
 from modelpipes.fit.compute.builder import AttentionInputs, Builder
@@ -26,8 +27,7 @@ Rope = Literal["all", "none", "windowed", "three-of-four", "small"]
 NO_ROPE_STEP = 4  # llama_hparams::n_no_rope_layer_step
 
 
-@dataclass(frozen=True, slots=True)
-class Style:
+class Style(Struct, frozen=True):
     """How an architecture differs from LLaMA's."""
 
     norm: str = "rms_norm"
@@ -110,7 +110,7 @@ def transformer(b: Builder, layers: list[int]) -> None:
     if style.table_of_positions and (table := b.w("position_embd")) is not None:
         cur = t.add(cur, t.get_rows(table, positions))
     if (weight := b.w("token_embd_norm")) is not None:
-        cur = b.norm(cur, weight, b.weights.get("token_embd_norm.bias"), style.norm)
+        cur = b.norm(cur, weight, b.weights["token_embd_norm.bias"], style.norm)
     has_window = h.swa_type != "none"
     full = b.attention_inputs(context.cells, False if has_window else None)
     window = b.attention_inputs(context.cells_swa, True) if has_window else None

@@ -33,7 +33,7 @@ def wavtokenizer(b: Builder, layers: list[int]) -> None:
 
 
 def _pair(b: Builder, name: str) -> tuple[Tensor, Tensor]:
-    return b.weights[f"{name}.weight"], b.weights[f"{name}.bias"]
+    return b.weight(f"{name}.weight"), b.weight(f"{name}.bias")
 
 
 def _turned(cur: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def _convnext(b: Builder, name: str, residual: Tensor) -> Tensor:
     cur = t.add(t.reshape(t.mul_mat(rows, weight), n, channels), bias)
     cur = b.norm(_turned(cur), *_pair(b, f"{name}.norm"), "norm")
     cur = b.linear(t.activation(b.linear(cur, *_pair(b, f"{name}.pw1"))), *_pair(b, f"{name}.pw2"))
-    return t.add(_turned(t.mul(cur, b.weights[f"{name}.gamma.weight"])), residual)
+    return t.add(_turned(t.mul(cur, b.weight(f"{name}.gamma.weight"))), residual)
 
 
 GRAPHS: dict[str, Callable[[Builder, list[int]], None]] = {"wavtokenizer-dec": wavtokenizer}
