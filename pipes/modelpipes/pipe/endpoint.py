@@ -33,21 +33,21 @@ PONGS_BYTES = MAX_MESSAGE_BYTES  # that wait for a peer that pings and does not 
 bytes(2 << 20)
 
 
-class Arrival(msgspec.Struct, frozen=True):
+class Arrival(msgspec.Struct, frozen=True, gc=False):
     """A line came from a seat."""
 
     sender: str
     item: Message | Plain | Malformed
 
 
-class Lost(msgspec.Struct, frozen=True):
+class Lost(msgspec.Struct, frozen=True, gc=False):
     """The last reader of our pipe to a seat has gone; the pipe is closed, what it held for the reader dropped."""
 
     receiver: str
     unsent_bytes: int
 
 
-class Readable(msgspec.Struct, frozen=True):
+class Readable(msgspec.Struct, frozen=True, gc=False):
     """A watched descriptor can be read."""
 
     fd: int
@@ -59,20 +59,20 @@ Event: TypeAlias = Arrival | Lost | Readable
 class _Inlet:
     """The read end of a pipe that leads to us."""
 
-    __slots__ = ("_splitter", "fd", "keep_fd", "path", "sender")
+    __slots__ = ("fd", "keep_fd", "path", "sender", "splitter")
 
     def __init__(self, sender: str, path: str) -> None:
         self.sender = sender
         self.path = path
         self.fd, self.keep_fd = fifo.open_read(path)
-        self._splitter = LineSplitter()
+        self.splitter = LineSplitter()
 
-    def read(self) -> list[Message | Plain | Malformed]:
-        """What has come, as far as its lines have ended."""
+    def read(self) -> bytes:
+        """What has come; nothing where that was taken by another."""
         try:
-            return self._splitter.feed(os.read(self.fd, READ_BYTES))
+            return os.read(self.fd, READ_BYTES)
         except BlockingIOError:
-            return []
+            return b""
         except OSError as e:
             raise RoomError(f"{self.path}: cannot be read: {e.strerror}") from None
 
@@ -136,7 +136,7 @@ R = TypeVar("R")
 def _alone(method: Callable[Concatenate[Endpoint, P], R]) -> Callable[Concatenate[Endpoint, P], R]:
     """A method that no thread may call while another one is in any of these: it would tear a message in two.
 
-    `post` and `receive` do the same in lines of their own, in a fifth of the time. Python changes threads at calls
+    `post`, `send` and `receive` do the same in lines of their own, in a fifth of the time. Python changes threads at calls
     and loops, of which there is none between the look at the mark and its setting.
     """
 
@@ -289,8 +289,9 @@ class Endpoint:
     def _post_message(self, receiver: str, message: Message) -> bool:
         line = encode(message)
         outlet = self._outlets.get(receiver)
-        if outlet is None:
-            return False
+        return outlet is not None and self._post_typed(outlet, line)
+
+    def _post_typed(self, outlet: _Outlet, line: bytes) -> bool:
         outlet.closes = None
         if outlet.is_fresh:
             outlet.is_fresh = False
@@ -364,16 +365,21 @@ class Endpoint:
             outlet.closes = Deadline.after(LINGER_S)
         return True
 
-    @_alone
     def send(self, receiver: str, message: Message, deadline: Deadline) -> None:
         """Send and wait until the pipe took it all; PeerGone where the reader goes, DeadlineError."""
-        is_sent = self._post_message(receiver, message)
-        while is_sent and self._outlets[receiver].unsent:
-            if not self._wait(deadline):
-                raise DeadlineError(f"{receiver} did not read before the deadline")
-            is_sent = self.is_connected(receiver)
-        if not is_sent:
-            raise self.gone(receiver)
+        if self._is_in_use:
+            raise self._misuse()
+        self._is_in_use = True
+        try:
+            is_sent = self._post_message(receiver, message)
+            while is_sent and self._outlets[receiver].unsent:
+                if not self._wait(deadline):
+                    raise DeadlineError(f"{receiver} did not read before the deadline")
+                is_sent = self.is_connected(receiver)
+            if not is_sent:
+                raise self.gone(receiver)
+        finally:
+            self._is_in_use = False
 
     def gone(self, receiver: str) -> PeerGone:
         """The error that says who no longer reads."""
@@ -391,7 +397,15 @@ class Endpoint:
         try:
             events = self._events
             while not events:
-                if not self._wait(deadline) and not events:
+                timeout_ms = deadline.poll_ms()
+                ready = self._ready(timeout_ms)
+                if len(ready) == 1:  # as it mostly is: what came of it needs no queue
+                    event = self._serve(*ready[0])
+                    if event is not None:
+                        return event
+                else:
+                    self._serve_all(ready)
+                if timeout_ms == 0 and not events:
                     return None
             return events.popleft()
         finally:
@@ -414,29 +428,43 @@ class Endpoint:
     def _wait(self, deadline: Deadline) -> bool:
         """One poll; what it tells becomes events. False if the deadline had passed before."""
         timeout_ms = deadline.poll_ms()
-        ready = self._ready(timeout_ms)
+        self._serve_all(self._ready(timeout_ms))
+        return timeout_ms != 0
+
+    def _serve_all(self, ready: list[tuple[int, int]]) -> None:
         if len(ready) > 1:  # poll reports them in one order: let another be the first each time
             self._first = first = (self._first + 1) % len(ready)
             ready = ready[first:] + ready[:first]
         for fd, mask in ready:
-            end = self._by_fd.get(fd, -1)
-            if type(end) is _Inlet:
-                sender = end.sender
-                for item in end.read():
+            if (event := self._serve(fd, mask)) is not None:
+                self._events.append(event)
+
+    def _serve(self, fd: int, mask: int) -> Event | None:
+        """Do what an end that is ready asks for: the event that it makes; if it makes several, they go to the queue."""
+        end = self._by_fd.get(fd, -1)
+        if type(end) is _Inlet:
+            data = end.read()
+            item = end.splitter.whole(data)
+            if item is None:
+                for item in end.splitter.feed(data):
                     if type(item) is Ping:
-                        self._answer(item, sender)
+                        self._answer(item, end.sender)
                     else:
-                        self._events.append(Arrival(sender, item))
-            elif type(end) is _Outlet:
-                if mask & (select.POLLERR | select.POLLNVAL):
-                    if not self.has_unread(end.receiver):  # what it said before it left comes first
-                        self._reader_left(end)
-                else:
-                    self._poll.modify(fd, 0)
-                    self._flush(end)
-            elif end is None:
-                self._events.append(Readable(fd))
-        return timeout_ms != 0
+                        self._events.append(Arrival(end.sender, item))
+            elif type(item) is not Ping:
+                return Arrival(end.sender, item)
+            else:
+                self._answer(item, end.sender)
+        elif type(end) is _Outlet:
+            if mask & (select.POLLERR | select.POLLNVAL):
+                if not self.has_unread(end.receiver):  # what it said before it left comes first
+                    self._reader_left(end)
+            else:
+                self._poll.modify(fd, 0)
+                self._flush(end)
+        elif end is None:
+            return Readable(fd)
+        return None
 
     def _answer(self, ping: Ping, sender: str) -> None:
         try:
@@ -446,7 +474,7 @@ class Endpoint:
                     return
                 outlet = self._outlets[sender]
             if outlet.unsent_bytes < PONGS_BYTES:
-                self._post_message(sender, Pong(ping.id, self.seat, sender, ping.content))
+                self._post_typed(outlet, encode(Pong(ping.id, self.seat, sender, ping.content)))
         except (MessageError, RoomError):
             pass  # too large to go back, or no way back: its sender's own doing, who hears nothing
 

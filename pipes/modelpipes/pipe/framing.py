@@ -77,17 +77,23 @@ class LineSplitter:
     def __init__(self) -> None:
         self._line = bytearray()  # what came of the line that has not ended yet
 
+    def whole(self, data: bytes) -> Message | None:
+        """The message that these bytes are, and nothing else, as it mostly is; None: give them to `feed`.
+
+        Nothing is cut out, and nothing looked at twice.
+        """
+        if data and data[0] == _BRACE and not self._line and data.find(b"\n") == len(data) - 1:
+            try:
+                message: Message = _decode(data)
+                return message
+            except _UNREADABLE:
+                pass  # `feed` tells what is wrong with it
+        return None
+
     def feed(self, data: bytes) -> list[Message | Plain | Malformed]:
         """The messages that these bytes complete, in order."""
-        size = len(data)
-        if size and data[0] == _BRACE and not self._line and data.find(b"\n") == size - 1:
-            # One whole message, as it mostly is: nothing is cut out and nothing looked at twice.
-            try:
-                return [_decode(data)]
-            except _UNREADABLE:
-                pass  # the way below tells what is wrong with it
         items: list[Message | Plain | Malformed] = []
-        start = 0
+        start, size = 0, len(data)
         while start < size:
             end = data.find(b"\n", start)  # bytes.split looks at one byte after the other
             if end < 0:
