@@ -73,9 +73,7 @@ def _programs(record: Record, folder: str, paths: Mapping[str, str]) -> dict[str
     return programs
 
 
-def _round(
-    talkers: Mapping[str, transport.Talker], column: str, task: Task, record: Record, runs: _Runs
-) -> None:
+def _round(talkers: Mapping[str, Talker], column: str, task: Task, record: Record, runs: _Runs) -> None:
     taken_ns: dict[str, list[int]] = defaultdict(list)
     names = list(talkers)
     for number in range(1 + SLICES // (QUICKER if record.is_quick else 1)):

@@ -67,15 +67,6 @@ class _Inlet:
         self.fd, self.keep_fd = fifo.open_read(path)
         self.splitter = LineSplitter()
 
-    def read(self) -> bytes:
-        """What has come; nothing where that was taken by another."""
-        try:
-            return os.read(self.fd, READ_BYTES)
-        except BlockingIOError:
-            return b""
-        except OSError as e:
-            raise RoomError(f"{self.path}: cannot be read: {e.strerror}") from None
-
     def close(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
@@ -136,8 +127,8 @@ R = TypeVar("R")
 def _alone(method: Callable[Concatenate[Endpoint, P], R]) -> Callable[Concatenate[Endpoint, P], R]:
     """A method that no thread may call while another one is in any of these: it would tear a message in two.
 
-    `post`, `send` and `receive` do the same in lines of their own, in a fifth of the time. Python changes threads at calls
-    and loops, of which there is none between the look at the mark and its setting.
+    `post`, `send` and `receive` do the same in lines of their own, in a fifth of the time. Python changes threads at
+    calls and loops, of which there is none between the look at the mark and its setting.
     """
 
     @functools.wraps(method)
@@ -289,9 +280,8 @@ class Endpoint:
     def _post_message(self, receiver: str, message: Message) -> bool:
         line = encode(message)
         outlet = self._outlets.get(receiver)
-        return outlet is not None and self._post_typed(outlet, line)
-
-    def _post_typed(self, outlet: _Outlet, line: bytes) -> bool:
+        if outlet is None:
+            return False
         outlet.closes = None
         if outlet.is_fresh:
             outlet.is_fresh = False
@@ -400,7 +390,8 @@ class Endpoint:
                 timeout_ms = deadline.poll_ms()
                 ready = self._ready(timeout_ms)
                 if len(ready) == 1:  # as it mostly is: what came of it needs no queue
-                    event = self._serve(*ready[0])
+                    ((fd, mask),) = ready
+                    event = self._serve(fd, mask)
                     if event is not None:
                         return event
                 else:
@@ -443,18 +434,23 @@ class Endpoint:
         """Do what an end that is ready asks for: the event that it makes; if it makes several, they go to the queue."""
         end = self._by_fd.get(fd, -1)
         if type(end) is _Inlet:
-            data = end.read()
-            item = end.splitter.whole(data)
-            if item is None:
+            try:
+                data = os.read(fd, READ_BYTES)
+            except BlockingIOError:  # taken by another
+                return None
+            except OSError as e:
+                raise RoomError(f"{end.path}: cannot be read: {e.strerror}") from None
+            message = end.splitter.whole(data)
+            if message is None:
                 for item in end.splitter.feed(data):
                     if type(item) is Ping:
                         self._answer(item, end.sender)
                     else:
                         self._events.append(Arrival(end.sender, item))
-            elif type(item) is not Ping:
-                return Arrival(end.sender, item)
+            elif type(message) is Ping:
+                self._answer(message, end.sender)
             else:
-                self._answer(item, end.sender)
+                return Arrival(end.sender, message)
         elif type(end) is _Outlet:
             if mask & (select.POLLERR | select.POLLNVAL):
                 if not self.has_unread(end.receiver):  # what it said before it left comes first
@@ -474,7 +470,7 @@ class Endpoint:
                     return
                 outlet = self._outlets[sender]
             if outlet.unsent_bytes < PONGS_BYTES:
-                self._post_typed(outlet, encode(Pong(ping.id, self.seat, sender, ping.content)))
+                self._post_message(sender, Pong(ping.id, self.seat, sender, ping.content))
         except (MessageError, RoomError):
             pass  # too large to go back, or no way back: its sender's own doing, who hears nothing
 
