@@ -1,7 +1,7 @@
 """Round trips of another checkout beside those of this one, and C beside both: `bin/bench --beside PATH`.
 
-The same Python runs both; only where it finds the package differs. Who is measured changes many times a round, so
-that what else goes on here meets all alike; a ratio is taken within a round.
+The same Python runs both; only where it finds the package and its tests differs. Who is measured changes many times a
+round, so that what else goes on here meets all alike; a ratio is taken within a round.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tests.bench import transport
 from tests.bench.record import Record
 from tests.bench.results import ROOT, Figure, figure
 from tests.bench.rivals import LIMIT_S, Task
+from tests.bench.talker import Talker
 
 PART = "beside"
 ROUNDS = 5
@@ -44,21 +45,21 @@ def measure(record: Record, other: str) -> None:
     found = Path(other).resolve() / PACKAGE
     if not (found / "modelpipes").is_dir():
         raise FileError(f"{other}: no checkout of modelpipes; {PACKAGE}/modelpipes is not there")
-    paths = {"": str(ROOT / PACKAGE), OTHER: str(found)}
+    roots = {"": ROOT, OTHER: found.parent}
     runs: _Runs = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="modelpipes-bench-") as folder:
-        programs = _programs(record, folder, paths)
+        programs = _programs(record, folder, roots)
         for number in range(record.rounds):
             record.say(f"{PART}: round {number + 1} of {record.rounds}")
             with transport.pairs(programs, record.cpu, os.path.join(folder, str(number))) as talkers:
                 for column, size_bytes, messages in TASKS:
                     _round(talkers, column, Task.make("round_trip", size_bytes, messages), record, runs)
             for column, size_bytes, _ in TASKS:
-                _commands(paths, column, size_bytes, record, runs)
+                _commands(roots, column, size_bytes, record, runs)
     record.add(*_figures(runs, other))
 
 
-def _programs(record: Record, folder: str, paths: Mapping[str, str]) -> dict[str, list[str]]:
+def _programs(record: Record, folder: str, roots: Mapping[str, Path]) -> dict[str, list[str]]:
     """The command of each rival: C, and ours of both checkouts."""
     programs = {}
     compiled = transport.compile_c(folder)
@@ -66,10 +67,10 @@ def _programs(record: Record, folder: str, paths: Mapping[str, str]) -> dict[str
         programs["blocking"] = [str(compiled), "blocking"]
     else:
         record.skip(transport.C_BLOCKING, compiled)
-    for whose, path in paths.items():
+    for whose, root in roots.items():
         for rival in ("ping", "say"):
             pair = [sys.executable, "-m", "tests.bench.rivals.pair", rival]
-            programs[whose + rival] = ["env", f"PYTHONPATH={path}:{ROOT}", *pair]
+            programs[whose + rival] = ["env", "-C", str(root), f"PYTHONPATH={root / PACKAGE}", *pair]
     return programs
 
 
@@ -86,24 +87,24 @@ def _round(talkers: Mapping[str, Talker], column: str, task: Task, record: Recor
         runs[name, column].append(percentile(sorted(taken), 50) / 1000)
 
 
-def _commands(paths: Mapping[str, str], column: str, size_bytes: int, record: Record, runs: _Runs) -> None:
+def _commands(roots: Mapping[str, Path], column: str, size_bytes: int, record: Record, runs: _Runs) -> None:
     taken_us: dict[str, list[float]] = defaultdict(list)
     for _ in range(1 if record.is_quick else COMMANDS):
-        for whose, path in paths.items():
+        for whose, root in roots.items():
             count = COMMAND_COUNT[column] // (QUICKER if record.is_quick else 1)
-            taken_us[whose].append(_command_us(path, size_bytes, count, record.cpu))
+            taken_us[whose].append(_command_us(root, size_bytes, count, record.cpu))
     for whose, taken in taken_us.items():
         runs[f"{whose}command", column].append(median(taken))
 
 
-def _command_us(path: str, size_bytes: int, count: int, cpu: int) -> float:
+def _command_us(root: Path, size_bytes: int, count: int, cpu: int) -> float:
     """The median round trip that `ping-pipes --self` reports."""
     argv = [sys.executable, "-P", "-m", "modelpipes", "ping", "--self", "--json", "--pin", str(cpu)]
     argv += ["--size", str(size_bytes), "--count", str(count)]
-    env = {**os.environ, "PYTHONPATH": path}
+    env = {**os.environ, "PYTHONPATH": str(root / PACKAGE)}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     if done.returncode:
-        raise ProgramError(f"ping-pipes of {path} ended with {done.returncode}: {done.stderr.strip()}")
+        raise ProgramError(f"ping-pipes of {root} ended with {done.returncode}: {done.stderr.strip()}")
     return float(json.loads(done.stdout)["round_trip_us"]["p50"])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec import Raw
 
 from modelpipes.chat.member import Member
 from modelpipes.chat.voices import Finish, Work
@@ -292,11 +293,11 @@ def test_a_ping_is_answered_while_the_voice_works(room: Room, seat: Seat) -> Non
     with Wire(room) as hub:
         hub.say("x")
         gate.wait_begun()
-        hub.send(Ping("p1", "hub", "bob", "payload"))
+        hub.send(Ping("p1", "hub", "bob", Raw(b'"payload"')))
         pong = hub.hear(Pong)
         gate.opened.set()
         hub.hear(Reply)
-    assert pong == Pong("p1", "bob", "hub", "payload")
+    assert pong == Pong("p1", "bob", "hub", Raw(b'"payload"'))
 
 
 # -- conversations

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
 from modelpipes.errors import DeadlineError, MessageError, MisuseError, PeerGone, PipesError, RoomError
 from modelpipes.pipe import fifo
 from modelpipes.pipe.endpoint import Arrival, Endpoint, Event, Lost, Readable
 from modelpipes.pipe.framing import MAX_MESSAGE_BYTES, encode
-from modelpipes.pipe.message import Delta, Malformed, Ping, Plain, Pong, Reply, Say
+from modelpipes.pipe.message import Delta, Malformed, Ping, Plain, Pong, Reply, Say, load
 from modelpipes.pipe.room import HUB, Room, star
 from modelpipes.values.deadline import Deadline
 from tests.peers import LIMIT_S, eventually, open_descriptors, peer
@@ -295,16 +296,16 @@ def test_a_line_that_is_too_long_does_not_end_a_reader(room: Room, bob: Endpoint
 
 def test_a_ping_is_answered_by_the_endpoint_itself(hub: Endpoint, bob: Endpoint) -> None:
     hub.connect("bob", soon())
-    hub.send("bob", Ping("p", HUB, "bob", "load"), soon())
+    hub.send("bob", Ping("p", HUB, "bob", Raw(b'"load"')), soon())
     assert bob.receive(NOW) is None
-    assert hub.receive(soon()) == Arrival("bob", Pong("p", "bob", HUB, "load"))
+    assert hub.receive(soon()) == Arrival("bob", Pong("p", "bob", HUB, Raw(b'"load"')))
 
 
 def test_a_ping_whose_answer_cannot_travel_does_not_end_its_receiver(room: Room, hub: Endpoint, bob: Endpoint) -> None:
     # MessageError and RoomError came out of the receiver's own receive().
     empty = len(encode(Ping("p", HUB, "bob"))) + len(',"content":""')
     hub.connect("bob", soon())
-    hub.post("bob", Ping("p", HUB, "bob", "x" * (MAX_MESSAGE_BYTES + 1 - empty)))  # "reply_to" is longer than "id"
+    hub.post("bob", Ping("p", HUB, "bob", load(MAX_MESSAGE_BYTES + 1 - empty)))  # "reply_to" is longer than "id"
     hub.post("bob", say("after it"))
     assert pass_on(hub, bob) == Arrival(HUB, say("after it"))
     os.unlink(room.pipe("bob", HUB))
@@ -320,7 +321,7 @@ def test_who_pings_and_does_not_read_takes_no_endless_memory(room: Room, bob: En
         ears.listen("bob")
         hub.connect("bob", soon())
         for _ in range(40):
-            hub.post("bob", Ping("p", HUB, "bob", "x" * 1_000_000))
+            hub.post("bob", Ping("p", HUB, "bob", load(1_000_000)))
         while hub.unsent_bytes("bob"):
             hub.receive(NOW)
             bob.receive(NOW)
@@ -469,7 +470,7 @@ def test_what_a_peer_said_before_it_left_comes_before_the_news_that_it_left(room
         endpoint.listen("bob")
         endpoint.connect("bob", soon())
         writer = fifo.open_write(room.pipe("bob", HUB))
-        os.write(writer, encode(Pong("1", "bob", HUB, "")))
+        os.write(writer, encode(Pong("1", "bob", HUB)))
         for fd in (reader, keep, writer):
             os.close(fd)
         ready = endpoint._ready

@@ -16,7 +16,7 @@ from modelpipes.pipe import fifo
 from modelpipes.pipe.asker import Asker
 from modelpipes.pipe.endpoint import Endpoint
 from modelpipes.pipe.framing import LineSplitter, encode
-from modelpipes.pipe.message import Delta, Message, Ping, Pong
+from modelpipes.pipe.message import Delta, Message, Ping, Pong, load
 from modelpipes.pipe.ping import (
     MAX_SIZE_BYTES,
     WINDOW,
@@ -150,7 +150,7 @@ def test_content_is_as_large_as_was_asked_and_the_first_ones_do_not_count(room: 
     measuring = pinging(room, trips, count=3, warmup=2)
     for _ in range(5):
         ping = bob.ping()
-        assert len(ping.content) == 100
+        assert ping.content == load(100)
         bob.pong(ping)
     measuring.wait()
     assert (trips.count, trips.lost, measuring.error) == (3, 0, None)

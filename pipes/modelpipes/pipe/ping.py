@@ -14,7 +14,7 @@ import msgspec
 from modelpipes.errors import DeadlineError, PeerError
 from modelpipes.pipe.endpoint import Arrival, Endpoint, Lost
 from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
-from modelpipes.pipe.message import Delta, Ping, Pong, Reply, Say, new_id
+from modelpipes.pipe.message import Delta, Ping, Pong, Reply, Say, load, new_id
 from modelpipes.values.deadline import Deadline
 
 MAX_SIZE_BYTES = MAX_MESSAGE_BYTES - 1024  # the envelope needs the rest: two seats, an id
@@ -115,7 +115,7 @@ def measure_round_trips(
     The next one goes when the last is answered, but not before `interval_s` after it; none goes after `until`.
     Raises PeerGone where the peer goes, DeadlineError where nothing comes back.
     """
-    ping = Ping(new_id(), endpoint.seat, to, "x" * trips.size_bytes)
+    ping = Ping(new_id(), endpoint.seat, to, load(trips.size_bytes))
     for _ in range(warmup):
         if _round_trip_ns(endpoint, ping, Deadline.after(timeout_s)) is None:
             raise _no_answer(endpoint, to)
@@ -173,7 +173,7 @@ def flood_with_pings(endpoint: Endpoint, to: str, flood: Flood, *, until: Deadli
     The rest is lost where half a window does not come back within `timeout_s`. Raises PeerGone, DeadlineError
     where nothing comes back at all.
     """
-    ping = Ping(new_id(), endpoint.seat, to, "x" * flood.size_bytes)
+    ping = Ping(new_id(), endpoint.seat, to, load(flood.size_bytes))
     window = _window(flood.size_bytes)
     sent, received = flood.sent, Flow()
     flood.received = received
@@ -222,7 +222,7 @@ def flood_one_way(endpoint: Endpoint, to: str, flood: Flood, *, until: Deadline,
     question, patience = Say(new_id(), endpoint.seat, to), Deadline.after(timeout_s)
     endpoint.send(to, question, patience)
     reply = _answer(endpoint, to, question.id, patience)
-    if reply is None:
+    if not isinstance(reply, Reply):
         raise DeadlineError(f"{endpoint.room.sitting(to).name()} did not tell in time what it received (--timeout)")
     flood.received = msgspec.json.decode(reply.content, type=Flow)
     flood.lost = sent.messages - flood.received.messages

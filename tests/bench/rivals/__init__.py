@@ -17,6 +17,8 @@ from __future__ import annotations
 import importlib
 from typing import Any, NamedTuple
 
+import msgspec
+
 from modelpipes.pipe.framing import encode
 from modelpipes.pipe.message import Delta, Message, Ping
 
@@ -92,7 +94,7 @@ def content(size: int) -> str:
 
 
 def question(number: int, text: str) -> Message:
-    return Ping(f"{number:032x}", ASKING, ANSWERING, text)
+    return Ping(f"{number:032x}", ASKING, ANSWERING, msgspec.Raw(msgspec.json.encode(text)))
 
 
 def piece(number: int, text: str) -> Message:
