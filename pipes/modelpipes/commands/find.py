@@ -49,7 +49,7 @@ MAX_CONTEXT = (1 << 32) - 1  # llama.cpp's n_ctx has 32 bits
 @click.option("-v", "--verbose", is_flag=True, help="Tell where was looked, and why a file fits or not.")
 @options.common
 def command(
-    folders: tuple[str, ...], use: Use | None, format_: str, as_json: bool, sort: str, reverse: bool,
+    folders: tuple[str, ...], use: Use | None, format_: str, sort: str, reverse: bool,
     ctx_size: int, kv_type: str, parallel: int, flash_attn: bool, gpu: str, vram: int | None, reserve: int,
     gpu_fit: bool, fits: bool, min_size: int | None, max_size: int | None, max_age: float | None,
     arch: tuple[str, ...], quant: tuple[str, ...], strict: bool, no_cache: bool, verbose: bool,
@@ -103,7 +103,7 @@ def command(
         advise(listing.lines, use)
     described = cardview.describe(chosen, is_given=vram is not None or use is not None) if chosen else None
     asked = ListingAsked(ctx_size, kv_type, parallel, flash_attn, reserve, space.host_bytes if space else None)
-    write_listing(listing, described, asked, "json" if as_json else format_)
+    write_listing(listing, described, asked, format_)
     tell(listing, searched, verbose=verbose)
     if verbose:
         output.say(f"looked in {', '.join(searched) or 'no folder'}: {len(listing.lines)} of {listing.n_files} files "

@@ -1,4 +1,4 @@
-"""A listing as find-gguf shows it: a table, JSON, JSON Lines, CSV."""
+"""A listing as find-gguf shows it: a table, for the screen or as a document; JSON, JSON Lines, CSV."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from modelpipes.commands.views.cards import DescribedCards
 from modelpipes.fit.listing import Line, Listing
 from modelpipes.gguf.modelfile import path_base64, printable
 from modelpipes.terminal import output
+from modelpipes.terminal.table import Table
 
 FORMATS = ("table", "json", "jsonl", "csv")
 UNITS = (("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20))
@@ -49,7 +50,7 @@ class ListingReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def write_listing(listing: Listing, gpu: DescribedCards | None, settings: ListingAsked, format_: str) -> None:
-    """Write the lines to stdout in one of FORMATS; JSON tells also of cards, settings and problems."""
+    """Write the lines to stdout in one of FORMATS, or as a document; JSON tells also of cards, settings, problems."""
     if format_ == "json":
         problems = [
             Unread(printable(each.path), path_base64(each.path), each.reason, each.offset) for each in listing.problems
@@ -61,7 +62,7 @@ def write_listing(listing: Listing, gpu: DescribedCards | None, settings: Listin
     elif format_ == "csv":
         output.write_text(_csv(listing.lines))
     else:
-        _write_table(listing.lines, is_rated=gpu is not None)
+        output.write_table(_table(listing.lines, is_rated=gpu is not None), format_)
 
 
 def tell(listing: Listing, searched: Sequence[str], *, verbose: bool) -> None:
@@ -96,11 +97,10 @@ def _csv_cell(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def _write_table(lines: list[Line], *, is_rated: bool) -> None:
+def _table(lines: list[Line], *, is_rated: bool) -> Table:
     left_out = (() if is_rated else RATED) + (() if any(line.advised_quantization for line in lines) else ("advised",))
     headers = [name for name in COLUMNS if name not in left_out]
-    rows = ([COLUMNS[name](line) for name in headers] for line in lines)
-    output.write_table(rows, headers, output.width(), right=NUMBERS, spare=[name for name in SPARE if name in headers])
+    return Table(headers, [[COLUMNS[name](line) for name in headers] for line in lines], NUMBERS, SPARE)
 
 
 def _amount(size_bytes: int | None) -> str:
