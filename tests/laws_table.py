@@ -180,7 +180,7 @@ CASES = (
             Failure(Line("list-seats -d nowhere"), 1, "nowhere"),
         ),
         reports=(Report(manned("list-seats --json"), "list-seats"),),
-        hostile=(manned("list-seats"), manned('list-seats "$HOSTILE"')),
+        hostile=(manned("list-seats"), manned("list-seats --format github"), manned('list-seats "$HOSTILE"')),
         waits=(Line("list-seats --wait alice", before="setup-pipes alice"),),
     ),
     Case(
@@ -312,6 +312,7 @@ CASES = (
             Line("find-gguf ~/hostile -v"),
             Line("find-gguf ~/hostile --format csv"),
             Line("find-gguf ~/hostile --check-data"),
+            Line("find-gguf ~/hostile --format tsv"),
             Line('find-gguf "$HOSTILE" --vram 8GB'),
         ),
     ),
@@ -337,6 +338,7 @@ CASES = (
         hostile=(
             Line("fit-models ~/hostile/evil*"),
             Line("fit-models ~/hostile/evil* --format sh"),
+            Line("fit-models ~/hostile/evil* --format html"),
             Line('fit-models "$HOSTILE"'),
         ),
     ),
@@ -399,6 +401,11 @@ CASES = (
                 """sh -c 'read it' sh --model "$HOSTILE" 0<>pipe & FAKE_PIDS=$!:1 watch-gpu --per-process; kill $!""",
                 before="mkfifo pipe",
             ),
+            driver(
+                """sh -c 'read it' sh --model "$HOSTILE" 0<>pipe &
+FAKE_PIDS=$!:1 watch-gpu --per-process --format tsv; kill $!""",
+                before="mkfifo pipe",
+            ),
             driver('watch-gpu --gpu "$HOSTILE"'),
             driver('watch-gpu --output none/"$HOSTILE"'),
         ),
@@ -417,6 +424,7 @@ CASES = (
         reports=(Report(Line("check-system --json"), "check-system"),),
         hostile=(
             Line('SEARCH_PATH="$HOSTILE" check-system'),
+            Line('SEARCH_PATH="$HOSTILE" check-system --format html'),
             Line('LLAMA_SERVER="$HOSTILE" check-system'),
             Line("LLAMA_SERVER=./engine check-system", before=ENGINE),
         ),
@@ -461,6 +469,7 @@ CASES = (
         hostile=(
             Line('modelpipes config "$HOSTILE"'),
             Line('PIPE_DIR="$HOSTILE" modelpipes config show'),
+            Line('PIPE_DIR="$HOSTILE" modelpipes config show --format github'),
             Line('modelpipes config show --config "$HOSTILE"'),
             Line('modelpipes config show --config "$HOSTILE"', before='touch "$HOSTILE"'),
         ),
@@ -485,6 +494,7 @@ CASES = (
         hostile=(
             Line('modelpipes build-engine --remove "$HOSTILE"'),
             Line("LLAMA_SERVER=./engine modelpipes build-engine --list", before=ENGINE),
+            Line("LLAMA_SERVER=./engine modelpipes build-engine --list --format tsv", before=ENGINE),
             Line('modelpipes build-engine --dry-run --source "$HOSTILE"'),
         ),
     ),

@@ -22,6 +22,7 @@ import pytest
 from modelpipes import __version__
 from modelpipes.commands import VERBS, load
 from modelpipes.commands.views.schemas import SCHEMAS
+from modelpipes.terminal.drawing import DOCUMENTS
 from tests.gguf.make import File, llama_entries, llama_tensors
 from tests.laws_table import CASES, HOSTILE, MEMBERS, UNSAFE, Case, Failure, Line, Report
 from tests.machine.driver import build_driver
@@ -332,6 +333,39 @@ def test_json_is_as_its_schema_says(run: Run, schemas: Callable[[str], Any], cas
     assert documents
     for document in documents:
         schemas(report.schema).validate(json.loads(document))
+
+
+def tables() -> list[Any]:
+    """Of each command whose report can be a document, the first line that reports JSON."""
+    found = []
+    for case in CASES[1:]:
+        for parameter in load(case.verb).params:
+            if parameter.name == "format_" and set(DOCUMENTS) <= set(getattr(parameter.type, "choices", ())):
+                report = next(each for each in case.reports if " --json" in each.line.text)
+                found.append(pytest.param(report.line, id=case.verb))
+    return found
+
+
+def test_every_command_that_reports_figures_does_so_as_a_document() -> None:
+    others = {"ask", "chat", "show"}  # what was said, turn by turn
+    assert {each.id for each in tables()} == {case.verb for case in CASES if case.reports} - others
+
+
+@pytest.mark.parametrize("line", tables())
+@pytest.mark.parametrize("form", DOCUMENTS)
+def test_a_document_is_whole_and_of_its_form(run: Run, line: Line, form: str) -> None:
+    ended = run(dataclasses.replace(line, text=line.text.replace("--json", f"--format {form}")))
+    assert ended.code == line.code, ended.stderr
+    first, second, *rest = ended.lines
+    match form:
+        case "github":
+            assert first.startswith("| ") and set(second) == {"|", "-"} and rest
+            assert all(row.startswith("| ") and row.endswith(" |") for row in rest)
+        case "tsv":
+            assert "\t" in first and {row.count("\t") for row in [second, *rest]} == {first.count("\t")}
+        case "html":
+            assert (first, second, rest[-1]) == ("<table>", "<thead>", "</table>")
+            assert "<td" in ended.stdout
 
 
 @pytest.fixture(scope="module")

@@ -60,6 +60,40 @@ def test_help_imports_nothing_heavy(verb: str) -> None:
     assert not imported(verb, "--help") & HEAVY
 
 
+def test_nothing_imports_tabulate_before_a_table_is_drawn() -> None:
+    code = (
+        "import pkgutil, sys, modelpipes;"
+        "names = [each.name for each in pkgutil.walk_packages(modelpipes.__path__, 'modelpipes.')];"
+        "[__import__(name) for name in names if not name.endswith('__main__')];"
+        "assert 'modelpipes.commands.find' in sys.modules and 'tabulate' not in sys.modules;"
+        "from modelpipes.terminal.table import Table; from modelpipes.terminal.output import write_table;"
+        "write_table(Table(['a'], []));"
+        "assert 'tabulate' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=LIMIT_S)
+
+
+@pytest.mark.parametrize(
+    ("args", "is_drawn"),
+    [
+        (["seats"], False),
+        (["seats", "--json"], False),
+        (["seats", "--format", "github"], True),
+        (["ping", "bob", "--count", "1"], False),
+        (["ping", "bob", "--count", "1", "--format", "tsv"], True),
+    ],
+)
+def test_commands_for_fifos_import_tabulate_only_for_a_document(room: Room, args: list[str], is_drawn: bool) -> None:
+    with peer("echo", room):
+        assert ("tabulate" in imported(*args, "-d", room.path)) is is_drawn
+
+
+@pytest.mark.parametrize(("form", "is_drawn"), [("table", True), ("json", False), ("csv", False)])
+def test_a_report_imports_tabulate_only_for_a_table(tmp_path: Path, form: str, is_drawn: bool) -> None:
+    modules = imported("find", str(tmp_path), "--no-gpu-fit", "--no-cache", "--format", form)
+    assert ("tabulate" in modules) is is_drawn
+
+
 def test_who_seats_a_model_of_another_server_imports_nothing_to_predict_memory_with(room: Room) -> None:
     modules = modules_of("attach", "bob", "--server", "http://127.0.0.1:1", "-d", room.path, code=1)
     assert "modelpipes.web.site" in modules

@@ -20,7 +20,8 @@ import httpx
 
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import engines
-from modelpipes.terminal.table import draw_table
+from modelpipes.terminal.drawing import draw
+from modelpipes.terminal.table import Table
 from modelpipes.values.deadline import Deadline
 from tests.models import scripted_model
 
@@ -91,7 +92,7 @@ def main() -> None:
         for row in rows
     ]
     headers = ["model", "engine", "reads, tokens/s", "times", "writes, tokens/s", "times"]
-    print(draw_table(shown, headers, right=("reads, tokens/s", "times", "writes, tokens/s")), end="")
+    print(draw(Table(headers, shown, right=headers[2:])), end="")
 
 
 if __name__ == "__main__":

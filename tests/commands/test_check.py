@@ -20,7 +20,7 @@ from modelpipes.commands.checkup.folders import Folder, judge_folders
 from modelpipes.commands.checkup.rooms import Runtime, judge_default_room, judge_rooms, judge_runtime
 from modelpipes.commands.checkup.serving import EXTRAS, judge_extra, judge_port
 from modelpipes.commands.checkup.whole import BUILD_BYTES, can_talk
-from modelpipes.commands.views.check import draw
+from modelpipes.commands.views.check import draw_screen
 from modelpipes.engine.build import NEEDED_BYTES
 from modelpipes.engine.locate import GET_ONE
 from modelpipes.gateway.record import Daemon, recorded
@@ -188,7 +188,7 @@ def test_the_extras_and_the_room_of_a_build_are_those_of_the_house() -> None:
 
 def test_a_table_for_a_terminal_is_no_wider_and_says_all_that_a_pipe_gets() -> None:
     found = [Check("rooms", "missing", "one two three four " * 5, "five six seven eight " * 5), Check("a", "ok", "b")]
-    narrow, wide = draw(found, 60), draw(found, None)
+    narrow, wide = draw_screen(found, 60), draw_screen(found, None)
     assert max(map(len, narrow.splitlines())) <= 60
     assert len(wide.splitlines()) == 4
     assert narrow.split() == wide.split()

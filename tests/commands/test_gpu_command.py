@@ -309,6 +309,34 @@ def test_a_command_that_cannot_be_started_is_said(driver: Commands) -> None:
 # -- where it goes
 
 
+def test_tsv_has_the_rows_of_csv_and_what_is_told_of_the_machine(driver: Commands) -> None:
+    given = ["--format", "tsv", "--per-process", "--system"]
+    ended = watch(driver, *given, FAKE_CARDS="2", FAKE_PIDS="999997:3000 999999:-1", FAKE_TEMPERATURE="90")
+    found = list(csv.DictReader(io.StringIO(ended.stdout), delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert [(row["gpu"][:1], row["pid"], row["memory"]) for row in found][:2] == [
+        ("0", "999997", "2.9 GiB"),
+        ("0", "999999", "-"),
+    ]
+    assert "90" in found[0]["alarms"] and all(row["host total"].endswith("iB") for row in found)
+
+
+def test_tsv_goes_on_row_by_row_under_one_header(driver: Commands) -> None:
+    given = ["--continuous", "--count", "2", "--interval", "10ms", "--format", "tsv", "--output", "gpu.tsv"]
+    for _ in range(2):
+        assert watch(driver, *given).code == 0
+    lines = (driver.cwd / "gpu.tsv").read_text().splitlines()
+    assert [line.partition("\t")[0] for line in lines].count("time") == 1
+    assert len(lines) == 5 and len({line.count("\t") for line in lines}) == 1
+    ended = watch(driver, *given, "--system")
+    assert ended.code == 1 and "it has other columns" in ended.stderr
+
+
+def test_without_a_gpu_tsv_has_a_row_for_the_machine(torn: Commands) -> None:
+    header, row = watch(torn, "--system", "--format", "tsv").stdout.splitlines()
+    found = dict(zip(header.split("\t"), row.split("\t"), strict=True))
+    assert found["gpu"] == found["alarms"] == "-" and found["host total"].endswith("iB")
+
+
 def test_output_appends_to_a_file_with_one_csv_header(driver: Commands) -> None:
     for _ in range(2):
         ended = watch(driver, "--format", "csv", "--output", "gpu.csv")
@@ -409,7 +437,8 @@ def test_a_gpu_that_was_lost_from_the_first_is_a_failure_where_it_is_the_only_on
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--continuous", "--json"], "json is one document"),
+        (["--continuous", "--json"], "json is one document: write --format jsonl"),
+        (["--continuous", "--format", "html"], "html is one document: write --format tsv"),
         (["--count", "2"], "--count is for --continuous"),
         (["--interval", "none", "--continuous"], "there would be no second look"),
         (["--interval", "0"], "leaves no time at all"),

@@ -323,7 +323,7 @@ def test_floods_may_be_swept_as_well(run: Commands) -> None:
         (["--self", "--count", "0"], "--count"),
         (["--self", "--timeout", "0"], "--timeout"),
         (["--self", "--interval", "none"], "--interval none"),
-        (["--self", "--json", "--histogram"], "give no --json with it"),
+        (["--self", "--json", "--histogram"], "give no --json or --format with it"),
         (["--self", "--flood", "--count", "5"], "--count is for pings one by one"),
         (["--self", "--flood", "--histogram"], "--histogram is for pings one by one"),
         (["--self", "--pin", "4711"], f"those are {CPUS[0]}"),

@@ -17,10 +17,9 @@ from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import EngineChoice
 from modelpipes.errors import EngineError, ServingError
 from modelpipes.gateway.wire import DecisionReport, Residency, ResidentReport, WaitingReport
-from modelpipes.serving.gateway import Gateway, GatewaySettings, make_app
+from modelpipes.serving.gateway import Gateway, GatewaySettings, Mounts, make_app
 from modelpipes.serving.grant import Address, Grant, ModelReport
 from modelpipes.serving.listening import Server
-from modelpipes.serving.pages import Mounts
 from modelpipes.values.deadline import Deadline
 
 LIMIT_S = 30.0  # far more than anything here takes; the deadline of every wait

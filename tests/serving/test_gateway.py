@@ -85,6 +85,10 @@ def test_an_answer_comes_whole(client: httpx.Client) -> None:
     assert "access-control-allow-origin" not in answer.headers
 
 
+def test_what_follows_the_path_in_a_request_gets_into_none_to_the_engine(client: httpx.Client) -> None:
+    assert client.post("/v1/chat/completions%0a", json=chat()).status_code == 200  # Python's $ lets a newline pass
+
+
 def test_a_stream_is_passed_on_untouched(client: httpx.Client) -> None:
     answer = client.post("/v1/chat/completions", json=chat(stream=True))
     assert answer.headers["content-type"] == "text/event-stream"

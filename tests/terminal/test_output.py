@@ -44,13 +44,15 @@ def test_json_can_say_half_a_surrogate_pair() -> None:
 
 
 def test_a_table_aligns_numbers_to_the_right_and_leaves_names_as_they_are() -> None:
-    done = in_a_process(r"write_table([['007', 5, None], ['a\x1b[2J', 12.5, 'x\ny']], ['seat', 'answers', 'note'])")
+    done = in_a_process(
+        r"write_table(Table(['seat', 'answers', 'note'], [['007', 5, None], ['a\x1b[2J', 12.5, 'x\ny']]))"
+    )
     assert done.stderr == b""
     assert done.stdout.decode() == "seat  answers  note\n007         5\na        12.5  x y\n"
 
 
 def test_a_table_without_rows_is_its_headers() -> None:
-    assert in_a_process("write_table([], ['seat', 'pid'])").stdout == b"seat  pid\n"
+    assert in_a_process("write_table(Table(['seat', 'pid'], []))").stdout == b"seat  pid\n"
 
 
 def test_what_is_said_goes_to_stderr_as_one_safe_line() -> None:

@@ -99,8 +99,9 @@ def test_a_folded_line_keeps_its_prefix_and_what_has_none_is_indented() -> None:
 
 def test_text_of_ascii_is_measured_cut_and_folded_without_wcwidth() -> None:
     code = (
-        "import sys; from modelpipes.terminal.table import draw_table; from modelpipes.terminal.width import fold;"
-        "print(draw_table([['a' * 99, 'b' * 99]], ['name', 'path'], 40), *fold('a b c ' * 20, 10));"
+        "import sys; from modelpipes.terminal.width import fold;"
+        "from modelpipes.terminal.table import Table, draw_table;"
+        "print(draw_table(Table(['name', 'path'], [['a' * 99, 'b' * 99]]), 40), *fold('a b c ' * 20, 10));"
         "assert 'wcwidth' not in sys.modules"
     )
     subprocess.run([sys.executable, "-P", "-c", code], check=True, stdout=subprocess.DEVNULL)

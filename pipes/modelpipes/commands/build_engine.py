@@ -11,6 +11,7 @@ from modelpipes.commands.views import engines
 from modelpipes.engine import build, builds, making, sdist
 from modelpipes.errors import UsageError
 from modelpipes.terminal import output
+from modelpipes.terminal.drawing import DOCUMENTS
 from modelpipes.values.deadline import Deadline
 
 LIMIT_S = 3 * 3600.0  # a build for a card, on a few cores
@@ -29,11 +30,11 @@ VARIANTS = ["auto", "cpu", "cuda", "vulkan", "rocm"]
 @click.option("--dry-run", is_flag=True, help="Print the commands that would be run, and run none.")
 @click.option("--list", "is_list", is_flag=True, help="All engines, each tried with the tiny model.")
 @click.option("--remove", metavar="NAME", type=BUILD, help="Remove a build.")
-@options.as_json
+@options.formats("table", "json", text="How to report; all but json are for --list.")
 @options.common
 def command(
     directory: str | None, release: int | None, variant: Any, jobs: int | None, max_seconds: float, dry_run: bool,
-    is_list: bool, remove: str | None, as_json: bool,
+    is_list: bool, remove: str | None, format_: str,
 ) -> None:  # fmt: skip
     """Compile llama.cpp for this machine, try it, and use it from now on.
 
@@ -48,6 +49,8 @@ def command(
     """
     if sum((dry_run, is_list, remove is not None)) > 1:
         raise UsageError("give one of --dry-run, --list and --remove")
+    if format_ in DOCUMENTS and not is_list:
+        raise UsageError(f"--format {format_} is for --list")
     if directory and release:
         raise UsageError("--source names a tree, --release one to fetch: give one of them")
     wanted = making.Wanted(variant, directory, release, jobs)
@@ -57,15 +60,15 @@ def command(
             progress.say(f"build-engine: {line}")
 
         if is_list:
-            engines.write_list(build.tried(), report, as_json=as_json)
+            engines.write_list(build.tried(), report, format_)
             for refusal in builds.refusals():
                 report(refusal)
         elif remove is not None:
             with build.lock():
                 builds.remove(remove)
         elif dry_run:
-            engines.write_commands(making.describe(wanted, report), as_json=as_json)
+            engines.write_commands(making.describe(wanted, report), format_)
         else:
             limit = Deadline.after(options.bounded(max_seconds))
             made = making.make(wanted, report, progress.show, limit)
-            engines.write_made(made, as_json=as_json)
+            engines.write_made(made, format_)

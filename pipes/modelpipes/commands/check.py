@@ -9,7 +9,7 @@ from modelpipes.commands.checkup.whole import NEEDED, can_talk, check_all
 from modelpipes.commands.checkup.written import WrittenFolder, judge_written
 from modelpipes.commands.cli import options
 from modelpipes.commands.cli.configured import in_force
-from modelpipes.commands.views.check import draw
+from modelpipes.commands.views.check import write
 from modelpipes.machine.checks import Check
 from modelpipes.terminal import output
 from modelpipes.values.deadline import Deadline
@@ -18,10 +18,10 @@ from modelpipes.values.deadline import Deadline
 @click.command(context_settings=options.settings)
 @click.option("--timeout", type=options.SECONDS, default="5", show_default=True,
               help="How long engines, cards and folders may take to answer, or none.")  # fmt: skip
-@options.as_json
+@options.formats("table", "json")
 @options.lenient
 @click.pass_context
-def command(ctx: click.Context, /, timeout: float, as_json: bool) -> int:
+def command(ctx: click.Context, /, timeout: float, format_: str) -> int:
     """Tell what is here for models to talk, what is missing, what to do about it.
 
     Each line is ok, warning or missing; the last ones are the folders that are
@@ -35,10 +35,10 @@ def command(ctx: click.Context, /, timeout: float, as_json: bool) -> int:
     """
     found, folders = check_all(Deadline.after(options.bounded(timeout)), in_force(ctx))
     is_able = can_talk(found)
-    if as_json:
+    if format_ == "json":
         output.write_json(SystemReport(found, is_able, folders))
     else:
-        output.write_text(draw([*found, *judge_written(folders)], output.width()))
+        write([*found, *judge_written(folders)], format_)
     if not is_able:
         first = next(check for check in found if check.state == "missing" and check.name in NEEDED)
         output.say(f"check-system: two models could not talk here: {first.found}; {first.advice}")

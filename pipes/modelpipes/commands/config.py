@@ -28,10 +28,10 @@ VARIABLES = OF_FILES | OF_OPTIONS
 @click.command(context_settings=options.settings)
 @click.argument("action", type=click.Choice([SHOW, EXAMPLE]))
 @click.option("--gpu", default="rtx4080", metavar="CARD", help="example: for this card, as rtx3090, or cpu.  [rtx4080]")
-@options.as_json
+@options.formats("toml", "json")
 @options.lenient
 @click.pass_context
-def command(ctx: click.Context, /, action: str, gpu: str, as_json: bool) -> None:
+def command(ctx: click.Context, /, action: str, gpu: str, format_: str) -> None:
     """Print the configuration that is in force, or an example with every key.
 
     A flag beats an environment variable, which beats the file, which beats the
@@ -45,8 +45,10 @@ def command(ctx: click.Context, /, action: str, gpu: str, as_json: bool) -> None
       modelpipes config example --gpu rtx3090 > config.toml
     """
     if action == EXAMPLE:
-        if as_json:
-            raise UsageError("--json is for show; the JSON Schema of a configuration is: modelpipes schema config")
+        if format_ != "toml":
+            raise UsageError(
+                f"--format {format_} is for show; a configuration's JSON Schema is: modelpipes schema config"
+            )
         output.write_text(example_for(gpu))
         return
     if ctx.get_parameter_source("gpu") is ParameterSource.COMMANDLINE:
@@ -55,7 +57,7 @@ def command(ctx: click.Context, /, action: str, gpu: str, as_json: bool) -> None
     configured.insist()
     environment = {name: value for name, value in os.environ.items() if name not in configured.variables}
     settings = list(find_settings(configured.loaded or Loaded(Config(), {}), configured.path, environment, VARIABLES))
-    if as_json:
+    if format_ == "json":
         output.write_json(settings)
     else:
-        configuration.write(settings, configured.path)
+        configuration.write(settings, configured.path, format_)

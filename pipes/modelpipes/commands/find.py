@@ -56,9 +56,9 @@ CHECK = ("gguf", "numpy")  # what the extra of that name installs
 @click.option("-v", "--verbose", is_flag=True, help="Tell where was looked, and why a file fits or not.")
 @options.common
 def command(
-    folders: tuple[str, ...], more: tuple[str, ...], use: Use | None, format_: str, as_json: bool, sort: str,
-    reverse: bool, ctx_size: int, kv_type: str, parallel: int, flash_attn: bool, gpu: str, vram: int | None,
-    reserve: int, gpu_fit: bool, fits: bool, min_size: int | None, max_size: int | None, max_age: float | None,
+    folders: tuple[str, ...], more: tuple[str, ...], use: Use | None, format_: str, sort: str, reverse: bool,
+    ctx_size: int, kv_type: str, parallel: int, flash_attn: bool, gpu: str, vram: int | None, reserve: int,
+    gpu_fit: bool, fits: bool, min_size: int | None, max_size: int | None, max_age: float | None,
     arch: tuple[str, ...], quant: tuple[str, ...], strict: bool, check_data: bool, no_cache: bool, verbose: bool,
 ) -> int:  # fmt: skip
     """Find GGUF files; tell what they are, what memory they need and what fits.
@@ -113,7 +113,7 @@ def command(
         advise(listing.lines, use)
     described = cardview.describe(chosen, is_given=vram is not None or use is not None) if chosen else None
     asked = ListingAsked(ctx_size, kv_type, parallel, flash_attn, reserve, space.host_bytes if space else None)
-    write_listing(listing, described, asked, "json" if as_json else format_)
+    write_listing(listing, described, asked, format_)
     tell(listing, searched, verbose=verbose)
     for refusal in filter(None, () if no_cache else (survey.refusal, places.refusal())):
         output.say(refusal)

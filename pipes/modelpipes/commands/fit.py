@@ -11,7 +11,7 @@ from modelpipes.commands.cli import cards, options, values
 from modelpipes.commands.cli.configured import is_from_file
 from modelpipes.commands.views import cards as cardview
 from modelpipes.commands.views import plan_json, plan_sh
-from modelpipes.commands.views.plan import View, write_table
+from modelpipes.commands.views.plan import View, write_document, write_screen
 from modelpipes.engine.admission import free_space_of
 from modelpipes.engine.locate import find_model
 from modelpipes.errors import PipesError, UsageError
@@ -21,6 +21,7 @@ from modelpipes.fit.search import KV_TYPES
 from modelpipes.gguf.modelfile import stem
 from modelpipes.gguf.shards import read_model
 from modelpipes.gguf.types import CACHE_TYPES
+from modelpipes.terminal.drawing import SCREEN
 
 if TYPE_CHECKING:
     from modelpipes.config.settings import Use
@@ -40,13 +41,13 @@ if TYPE_CHECKING:
               help="Conversations at a time, which share the context.  [1]")  # fmt: skip
 @click.option("--flash-attn/--no-flash-attn", default=True, help="Flash attention.  [yes]")
 @click.option("--whole", is_flag=True, help="No layers and no experts on the host.")
-@options.formats("table", "json", "sh", text="How to report; sh prints llama-server commands.")
+@options.formats("table", "json", "sh", text="How to report; sh: as llama-server commands.")
 @options.common
 @click.pass_context
 def command(
     ctx: click.Context, /, files: tuple[str, ...], use: Use | None, gpu: str, vram: int | None, reserve: int,
     ctx_size: int | None, min_ctx: int | None, kv_type: str | None, parallel: int, flash_attn: bool, whole: bool,
-    format_: str, as_json: bool,
+    format_: str,
 ) -> None:  # fmt: skip
     """Plan several models for one card, or for the cards there are.
 
@@ -87,15 +88,18 @@ def command(
     made = plan(headers, space, wishes)
     names = [stem(path) if _is_path(file, path) else file for file, path in zip(files, paths, strict=True)]
     view = View(made, names, paths, chosen, space)
-    if as_json or format_ == "json":
+    if format_ == "json":
         asked = plan_json.PlanAsked(
             ctx_size, wishes.min_ctx, wishes.kv_types, parallel, flash_attn, whole, reserve, space.host_bytes
         )
         plan_json.write(view, cardview.describe(chosen, is_given=vram is not None or use is not None), asked)
-    elif format_ == "table":
-        write_table(view)
-    elif made.is_together:
-        plan_sh.write(view)
+    elif format_ == "sh":
+        if made.is_together:
+            plan_sh.write(view)
+    elif format_ == SCREEN:
+        write_screen(view)
+    else:
+        write_document(view, format_)
     if not made.is_together:
         raise PipesError(f"no plan for all of them together: {made.reason}")
 

@@ -12,7 +12,7 @@ import msgspec
 from modelpipes.commands.cli import options, values
 from modelpipes.commands.keepers import find_keepers
 from modelpipes.commands.views.destination import Destination
-from modelpipes.commands.views.gpu import FORMATS, GpuReport
+from modelpipes.commands.views.gpu import FORMATS, WHOLE, GpuReport
 from modelpipes.errors import UsageError
 from modelpipes.machine.alarms import Alarms
 from modelpipes.machine.keepers import name_shares
@@ -95,7 +95,7 @@ def command(directory: str | None, **given: Any) -> int:
         Watch(timeout_s) as watch,
     ):
         report = GpuReport(
-            "json" if given["as_json"] else given["format_"],
+            given["format_"],
             to,
             per_process=given["per_process"],
             has_system=given["system"],
@@ -129,8 +129,9 @@ def command(directory: str | None, **given: Any) -> int:
 
 def _check(given: dict[str, Any]) -> None:
     """Raise UsageError for what does not go together."""
-    if given["continuous"] and (given["as_json"] or given["format_"] == "json"):
-        raise UsageError("json is one document: write --format jsonl with --continuous, a line for each look")
+    if given["continuous"] and given["format_"] in WHOLE:
+        instead = "jsonl with --continuous, a line" if given["format_"] == "json" else "tsv with --continuous, a row"
+        raise UsageError(f"{given['format_']} is one document: write --format {instead} for each look")
     if given["count"] and not given["continuous"]:
         raise UsageError("--count is for --continuous: without it there is one look")
     if given["interval"] == math.inf:

@@ -15,6 +15,7 @@ from modelpipes.pipe.asker import Asker
 from modelpipes.pipe.ping import MAX_SIZE_BYTES, Measurement
 from modelpipes.pipe.pingpeer import PEER, seated_peer
 from modelpipes.pipe.room import HUB, Room, seats_in_words
+from modelpipes.terminal.drawing import SCREEN
 from modelpipes.values.deadline import Deadline
 
 SIZE_BYTES = 64
@@ -38,7 +39,7 @@ FLOOD_S = 3.0
 @click.option("--seconds", type=options.SECONDS, help="End each size after this time.  [none; --flood: 3]")
 @click.option("--pin", metavar="CPU[,CPU]", help="Run there; the peer of --self too, or on the second.")
 @click.option("--histogram", is_flag=True, help="Draw how the round trips spread.")
-@options.as_json
+@options.formats("table", "json")
 @options.common
 def command(seat: str | None, directory: str | None, **given: Any) -> None:
     """Measure round trips to a seat: how long, how they spread, how many a second.
@@ -70,7 +71,7 @@ def command(seat: str | None, directory: str | None, **given: Any) -> None:
         try:
             measurement.run(endpoint, to, measured)
         finally:
-            pingview.write(measured, ends, as_json=given["as_json"], as_list=given["sweep"], draws=given["histogram"])
+            pingview.write(measured, ends, given["format_"], as_list=given["sweep"], draws=given["histogram"])
 
 
 def _check(seat: str | None, directory: str | None, given: dict[str, Any]) -> None:
@@ -83,8 +84,8 @@ def _check(seat: str | None, directory: str | None, given: dict[str, Any]) -> No
         raise UsageError(f"--size {given['size']}: at most {MAX_SIZE_BYTES} bytes can travel")
     if given["interval"] == float("inf"):
         raise UsageError("--interval none: no second ping would ever go")
-    if given["histogram"] and given["as_json"]:
-        raise UsageError("--histogram is drawn for a person; give no --json with it")
+    if given["histogram"] and given["format_"] != SCREEN:
+        raise UsageError("--histogram is drawn for a person; give no --json or --format with it")
     for name in ("count", "interval", "warmup", "histogram"):
         if given["flood"] and given[name] not in (None, False):
             raise UsageError(f"--{name} is for pings one by one; --flood sends what goes for --seconds")

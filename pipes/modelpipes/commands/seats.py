@@ -8,6 +8,7 @@ from modelpipes.commands.cli import options, values
 from modelpipes.commands.views import seats as view
 from modelpipes.errors import UsageError
 from modelpipes.pipe.room import Room
+from modelpipes.terminal.drawing import SCREEN
 from modelpipes.values.deadline import Deadline
 
 
@@ -17,9 +18,9 @@ from modelpipes.values.deadline import Deadline
 @click.option("--wait", is_flag=True, help="Return when these seats are ready or busy.")
 @options.option("--timeout", key="list-seats.timeout", type=options.SECONDS, default="30", show_default=True,
                 help="How long to wait, or none.")  # fmt: skip
-@options.as_json
+@options.formats("table", "json")
 @options.common
-def command(seats: tuple[str, ...], directory: str | None, wait: bool, timeout: float, as_json: bool) -> None:
+def command(seats: tuple[str, ...], directory: str | None, wait: bool, timeout: float, format_: str) -> None:
     """List the seats of a room: pid, what sits there, state, queue, answers so far.
 
     Reads the lock files alone and touches no pipe. Scripts wait with --wait, they never sleep.
@@ -37,8 +38,8 @@ def command(seats: tuple[str, ...], directory: str | None, wait: bool, timeout: 
         if not seats:
             raise UsageError("--wait needs the seats to wait for: list-seats --wait alice bob")
         room.wait_for(seats, Deadline.after(options.bounded(timeout)))
-        if not as_json:
+        if format_ == SCREEN:
             return
     for seat in seats or room.seats():
         room.check_line(seat)
-    view.write([room.sitting(seat) for seat in seats or room.seats()], as_json=as_json)
+    view.write([room.sitting(seat) for seat in seats or room.seats()], format_)

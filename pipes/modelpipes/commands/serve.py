@@ -12,6 +12,7 @@ from modelpipes.commands.cli import options, values
 from modelpipes.commands.cli.configured import in_force
 from modelpipes.errors import EngineError, UsageError
 from modelpipes.terminal import output
+from modelpipes.terminal.drawing import SCREEN
 from modelpipes.terminal.safetext import make_safe
 from modelpipes.values.deadline import Deadline
 
@@ -58,7 +59,7 @@ class _Serve(click.Command):
 @click.option("--wait", type=options.SECONDS, metavar="TIME", help="ACTION: wait so long for a daemon to be there.")
 @click.option("--private", is_flag=True, hidden=True, help="For a leader's own: actions do not find it.")
 @click.option("--follow", "-f", is_flag=True, help="logs: also those to come.")
-@options.as_json
+@options.formats("table", "json")
 @options.lenient
 @click.pass_context
 def command(
@@ -70,7 +71,7 @@ def command(
     wait: float | None,
     private: bool,
     follow: bool,
-    as_json: bool,
+    format_: str,
 ) -> None:
     """Serve models from one address, swapped in and out of memory as they are asked for.
 
@@ -87,10 +88,10 @@ def command(
     if words and words[0] in ACTIONS:
         if vram is not None:
             raise UsageError("--vram is for a daemon that starts")
-        _act(words[0], words[1:], listen, wait or 0.0, follow, as_json)
+        _act(words[0], words[1:], listen, wait or 0.0, follow, format_)
         return
-    if follow or as_json or wait is not None:
-        raise UsageError("--wait, --follow and --json are for an action")
+    if follow or format_ != SCREEN or wait is not None:
+        raise UsageError("--wait, --follow, --format and --json are for an action")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is taken for a wish to read the configuration again
     try:
         from modelpipes.serving import daemon, sources
@@ -112,7 +113,7 @@ def command(
     )
 
 
-def _act(action: str, names: tuple[str, ...], listen: str | None, wait_s: float, follow: bool, as_json: bool) -> None:
+def _act(action: str, names: tuple[str, ...], listen: str | None, wait_s: float, follow: bool, format_: str) -> None:
     from modelpipes.commands.views import serve as view
     from modelpipes.gateway import steering
 
@@ -126,16 +127,16 @@ def _act(action: str, names: tuple[str, ...], listen: str | None, wait_s: float,
             daemon.reload()
         case "status":
             residency, models = daemon.residency(), daemon.models()
-            if as_json:
+            if format_ == "json":
                 output.write_json(residency)
             else:
-                view.show(residency, models)
+                view.show(residency, models, format_)
         case "logs":
             for line in daemon.logs(names[0], follow=follow):
                 output.write_text(make_safe(line.decode("utf-8", "replace")))
         case "load" | "unload" | "pin" | "unpin":
             told = daemon.act(action, names[0])
-            if as_json:
+            if format_ == "json":
                 output.write_json(told)
             else:
-                view.tell_state(told)
+                view.tell_state(told, format_)

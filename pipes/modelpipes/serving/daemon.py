@@ -32,10 +32,9 @@ from modelpipes.gguf.identity import stamp_of
 from modelpipes.serving import budget
 from modelpipes.serving.bytes import NOTHING, Bytes
 from modelpipes.serving.changes import difference
-from modelpipes.serving.gateway import GatewaySettings, make_app
+from modelpipes.serving.gateway import GatewaySettings, Mounts, make_app
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.listening import GRACE_S, Server
-from modelpipes.serving.pages import Mounts
 from modelpipes.serving.pool import Pool, Servable
 from modelpipes.serving.sources import Source
 from modelpipes.values.paths import logs_dir, make_private, slots_dir

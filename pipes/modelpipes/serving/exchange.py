@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
-import msgspec
-
 Scope: TypeAlias = Any  # uvicorn's, Starlette's and our own types of a scope differ only in name
 Receive: TypeAlias = Callable[[], Awaitable[Any]]
 Send: TypeAlias = Callable[[Any], Awaitable[None]]
@@ -17,6 +15,7 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 LINGER_BYTES = 64 * 1024 * 1024  # read and dropped after a refusal: closing at once would destroy its answer
 JSON: Headers = [(b"content-type", b"application/json")]
 CONNECTION = "modelpipes.connection"
+EXCHANGE = "modelpipes.exchange"
 
 
 class Exchange:
@@ -64,14 +63,6 @@ class Exchange:
     async def finish(self, body: bytes = b"") -> None:
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
-    async def answer(self, status: int, headers: Headers, body: bytes) -> None:
-        """Status, headers and body at once."""
-        await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
-        await self.finish(body)
-
-    async def answer_json(self, value: object, status: int = 200, headers: Headers | None = None) -> None:
-        await self.answer(status, JSON + (headers or []), msgspec.json.encode(value))
-
     def declared_bytes(self) -> int:
         """The length of the body, as far as it is told."""
         for name, value in self.scope["headers"]:
@@ -110,7 +101,16 @@ class Exchange:
         if connection is not None:
             connection.break_off()
 
-    @property
-    def name(self) -> str:
-        """The model that the path names."""
-        return str(self.scope["path_params"]["name"])
+
+class Endpoint:
+    """The end of a route that is answered piece by piece; as Starlette takes it, an ASGI application.
+
+    Not Starlette's StreamingResponse: cancelled in a write, that leaves what it streams to the garbage collector, and
+    a grant with it.
+    """
+
+    def __init__(self, act: Callable[[Exchange], Awaitable[None]]) -> None:
+        self._act = act
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._act(scope[EXCHANGE])

@@ -7,30 +7,51 @@ import hmac
 import ipaddress
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import msgspec
 from starlette.exceptions import HTTPException
+from starlette.routing import Mount, Route, Router
 
 from modelpipes.errors import EngineLost, ServingError
 from modelpipes.gateway.wire import ErrorAnswer, Fault
 from modelpipes.serving import upstream
-from modelpipes.serving.exchange import CONNECTION, JSON, Exchange, Headers, Receive, Scope, Send
+from modelpipes.serving.exchange import (
+    CONNECTION,
+    EXCHANGE,
+    JSON,
+    App,
+    Endpoint,
+    Exchange,
+    Headers,
+    Receive,
+    Scope,
+    Send,
+)
 from modelpipes.serving.figures import GatewayFigures
 from modelpipes.serving.grant import EnginePool, Grant
 from modelpipes.serving.openapi import PASSED_ON, AskedModel
-from modelpipes.serving.pages import Mounts, Pages
+from modelpipes.serving.pages import Pages
 
 LOST_LIMIT_S = 0.5  # a socket closes some milliseconds before its process counts as dead
 LOST_INTERVAL_S = 0.005
 WHOLE_BYTES = 1024 * 1024  # of an answer that is no stream: kept back until it is whole, so it can be asked again
 EVENT_BYTES = 64 * 1024  # the longest part of an event that is kept back; llama-server writes whole ones
 RETRY_AFTER_S = 5.0  # a turn of a conversation; whoever waits less finds the queue as it was
+REFUSALS = {
+    404: ("there is no such page", "not_found"),
+    405: ("this page is not asked like this", "method_not_allowed"),
+}
 EARLY_ENDS = {
     "slow": ("the request's body came too slowly", 408, "timeout"),
     "late": ("the answer took too long", 504, "timeout"),
     "closing": ("the gateway is shutting down", 503, "shutting_down"),
 }
+
+Mounts: TypeAlias = Sequence[tuple[str, App]]  # of others: who answers PREFIX/…, where no page of ours does
 
 
 @dataclass(frozen=True)
@@ -62,7 +83,14 @@ class Gateway:
         self._body_bytes = 0
         self._closing = asyncio.Event()
         self._asked = msgspec.json.Decoder(AskedModel)
-        self._pages = Pages(pool, self._figures, self._acquire, self._closing, settings.max_lease_s, mounts)
+        pages = Pages(pool, self._figures, self._acquire, self._closing, settings.max_lease_s)
+        # The path is the route's own: what a request's path may have beside it (Python's `$` lets a newline pass) must
+        # not get into a request of ours.
+        passed_on = [
+            Route(path, Endpoint(partial(self._pass_on, path=path)), methods=["POST"]) for path in sorted(PASSED_ON)
+        ]
+        mounted = [Mount(prefix, other) for prefix, other in mounts]
+        self._router = Router([*passed_on, *pages.routes(), *mounted], redirect_slashes=False)
 
     def close(self) -> None:
         """Tell the holders of leases to come to an end, and refuse new work."""
@@ -99,16 +127,11 @@ class Gateway:
     async def _work(self, exchange: Exchange, path: str) -> None:
         try:
             self._check(exchange.scope, path)
-            if path not in PASSED_ON:
-                exchange.scope["app"] = self  # then Starlette raises its refusals
-                await self._pages.answer(exchange)
-            elif exchange.scope["method"] != "POST":
-                raise HTTPException(405, headers={"Allow": "POST"})
-            else:
-                await self._pass_on(exchange, path)
+            exchange.scope["app"] = self  # then Starlette raises its refusals
+            exchange.scope[EXCHANGE] = exchange
+            await self._router(exchange.scope, exchange.receive, exchange.send)
         except HTTPException as error:
-            code = "not_found" if error.status_code == 404 else "method_not_allowed"
-            text = "there is no such page" if error.status_code == 404 else "this page is not asked like this"
+            text, code = REFUSALS.get(error.status_code, (error.detail, "refused"))
             headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
             await self._refuse(exchange, ServingError(text, error.status_code, code), headers)
         except ServingError as error:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, TypeAlias
-from urllib.parse import parse_qs
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import msgspec
-from starlette.routing import Mount, Route, Router
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 
 from modelpipes.errors import ServingError
 from modelpipes.gateway.wire import LeaseLine, LeaseNews, ModelEntry, ModelList, ModelState
-from modelpipes.serving.exchange import JSON, App, Exchange, Headers, Receive, Scope, Send
+from modelpipes.serving.exchange import Endpoint, Exchange, Headers
 from modelpipes.serving.figures import GatewayFigures
 from modelpipes.serving.grant import EnginePool, Grant, ModelReport
 from modelpipes.serving.openapi import Health, document
@@ -20,23 +21,19 @@ from modelpipes.serving.openapi import Health, document
 LEASE_LOOK_S = 1.0  # between two looks at whether a lease's engine lives
 LOG_START_S = 0.1  # time for the pool to refuse a log before it counts as begun
 TEXT: Headers = [(b"content-type", b"text/plain; charset=utf-8")]
-EXCHANGE = "modelpipes.exchange"
-
-Mounts: TypeAlias = Sequence[tuple[str, App]]  # of others: who answers PREFIX/…, where no page of ours does
 
 
-class _Endpoint:
-    """A route's end, as Starlette takes it: an ASGI application."""
+class Json(Response):
+    """A value of ours as JSON."""
 
-    def __init__(self, act: Callable[[Exchange], Awaitable[None]]) -> None:
-        self._act = act
+    media_type = "application/json"
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._act(scope[EXCHANGE])
+    def render(self, content: Any) -> bytes:
+        return msgspec.json.encode(content)
 
 
 class Pages:
-    """Routes to them. Leases wait among the gateway's requests and end with it: `acquire` and `closing` are its own."""
+    """They answer `routes`. Leases wait among the gateway's requests and end with it: `acquire`, `closing` are its."""
 
     def __init__(
         self,
@@ -45,23 +42,17 @@ class Pages:
         acquire: Callable[[str], Awaitable[Grant]],
         closing: asyncio.Event,
         max_lease_s: float | None,
-        mounts: Mounts = (),
     ) -> None:
         self._pool = pool
         self._figures = figures
         self._acquire = acquire
         self._closing = closing
         self._max_lease_s = max_lease_s
-        self._document = msgspec.json.encode(document())
-        self._router = self._make_router(mounts)
+        self._document = Json(document())
 
-    async def answer(self, exchange: Exchange) -> None:
-        """HTTPException where there is no such page, ServingError."""
-        exchange.scope[EXCHANGE] = exchange
-        await self._router(exchange.scope, exchange.receive, exchange.send)
-
-    def _make_router(self, mounts: Mounts) -> Router:
-        pages: list[tuple[str, str, Callable[[Exchange], Awaitable[None]]]] = [
+    def routes(self) -> list[Route]:
+        """The way to each; what they refuse is a ServingError."""
+        pages: list[tuple[str, str, Callable[[Request], Awaitable[Response]] | Endpoint]] = [
             ("GET", "/health", self._health),
             ("GET", "/metrics", self._metrics),
             ("GET", "/openapi.json", self._openapi),
@@ -72,67 +63,67 @@ class Pages:
             ("POST", "/models/{name:path}/unload", self._unload),
             ("POST", "/models/{name:path}/pin", self._pin),
             ("POST", "/models/{name:path}/unpin", self._unpin),
-            ("POST", "/models/{name:path}/lease", self._lease),
-            ("GET", "/models/{name:path}/logs", self._logs),
+            ("POST", "/models/{name:path}/lease", Endpoint(self._lease)),
+            ("GET", "/models/{name:path}/logs", Endpoint(self._logs)),
         ]
-        routes = [Route(path, _Endpoint(act), methods=[method]) for method, path, act in pages]
-        return Router([*routes, *(Mount(prefix, app) for prefix, app in mounts)], redirect_slashes=False)
+        return [Route(path, act, methods=[method]) for method, path, act in pages]
 
-    async def _health(self, exchange: Exchange) -> None:
-        await exchange.answer_json(Health())
+    async def _health(self, request: Request) -> Response:
+        return Json(Health())
 
-    async def _metrics(self, exchange: Exchange) -> None:
-        await exchange.answer(200, TEXT, self._pool.metrics() + self._figures.text())
+    async def _metrics(self, request: Request) -> Response:
+        return PlainTextResponse(self._pool.metrics() + self._figures.text())
 
-    async def _openapi(self, exchange: Exchange) -> None:
-        await exchange.answer(200, JSON, self._document)
+    async def _openapi(self, request: Request) -> Response:
+        return self._document
 
-    async def _residency(self, exchange: Exchange) -> None:
-        await exchange.answer_json(self._pool.residency())
+    async def _residency(self, request: Request) -> Response:
+        return Json(self._pool.residency())
 
-    async def _models(self, exchange: Exchange) -> None:
-        await exchange.answer_json(ModelList([_shown(report) for report in self._pool.models()]))
+    async def _models(self, request: Request) -> Response:
+        return Json(ModelList([_shown(report) for report in self._pool.models()]))
 
-    async def _model(self, exchange: Exchange) -> None:
-        await exchange.answer_json(_shown(self._find(exchange.name)))
+    async def _model(self, request: Request) -> Response:
+        return Json(_shown(self._find(request)))
 
-    def _find(self, name: str) -> ModelReport:
+    def _find(self, request: Request) -> ModelReport:
+        """The model that the path names."""
+        name = request.path_params["name"]
         for report in self._pool.models():
             if name == report.id or name in report.aliases:
                 return report
         raise ServingError(f"there is no model {name}: /v1/models lists them", 404, "model_not_found")
 
-    async def _answer_state(self, exchange: Exchange) -> None:
-        name = self._find(exchange.name).id
+    def _state(self, request: Request) -> Response:
+        name = self._find(request).id
         for resident in self._pool.residency().resident:
             if resident.name == name:
-                await exchange.answer_json(ModelState(name, resident.state, resident.pinned))
-                return
-        await exchange.answer_json(ModelState(name, "unloaded", False))
+                return Json(ModelState(name, resident.state, resident.pinned))
+        return Json(ModelState(name, "unloaded", False))
 
-    async def _load(self, exchange: Exchange) -> None:
-        await self._pool.load(self._find(exchange.name).id)
-        await self._answer_state(exchange)
+    async def _load(self, request: Request) -> Response:
+        await self._pool.load(self._find(request).id)
+        return self._state(request)
 
-    async def _unload(self, exchange: Exchange) -> None:
-        await self._pool.unload(self._find(exchange.name).id)
-        await self._answer_state(exchange)
+    async def _unload(self, request: Request) -> Response:
+        await self._pool.unload(self._find(request).id)
+        return self._state(request)
 
-    async def _pin(self, exchange: Exchange) -> None:
-        self._pool.pin(self._find(exchange.name).id, is_pinned=True)
-        await self._answer_state(exchange)
+    async def _pin(self, request: Request) -> Response:
+        self._pool.pin(self._find(request).id, is_pinned=True)
+        return self._state(request)
 
-    async def _unpin(self, exchange: Exchange) -> None:
-        self._pool.pin(self._find(exchange.name).id, is_pinned=False)
-        await self._answer_state(exchange)
+    async def _unpin(self, request: Request) -> Response:
+        self._pool.pin(self._find(request).id, is_pinned=False)
+        return self._state(request)
 
     async def _logs(self, exchange: Exchange) -> None:
         """The engine's lines; with follow=1 until the client leaves or we do."""
-        query = parse_qs(exchange.scope["query_string"].decode("latin-1"))
-        follow = query.get("follow", ["0"])[-1]
+        request = Request(exchange.scope)
+        follow = request.query_params.get("follow", "0")
         if follow not in ("0", "1"):
             raise ServingError("follow is 0 or 1", 400, "bad_query")
-        lines = self._pool.logs(self._find(exchange.name).id, follow=follow == "1")
+        lines = self._pool.logs(self._find(request).id, follow=follow == "1")
         closing = asyncio.ensure_future(self._closing.wait())
         coming: asyncio.Future[str] = asyncio.ensure_future(_next_line(lines))
         try:
@@ -159,7 +150,7 @@ class Pages:
 
     async def _lease(self, exchange: Exchange) -> None:
         """Hold a grant as long as the client keeps its answer open, and tell it what happens meanwhile."""
-        grant = await self._acquire(self._find(exchange.name).id)
+        grant = await self._acquire(self._find(Request(exchange.scope)).id)
         try:
             at = grant.address
             await exchange.start(200, [(b"content-type", b"application/jsonl"), (b"cache-control", b"no-store")])

@@ -6,6 +6,8 @@ import re
 
 from modelpipes.terminal.safetext import make_lines
 
+MARKS = r"[\\`*{}\[\]#|~$]"
+
 
 def markdown_of(text: str) -> str:
     """Untrusted text as Markdown of nothing but text, its lines and paragraphs kept."""
@@ -19,9 +21,18 @@ def escape_markdown(line: str) -> str:
     """A safe line as Markdown that says it and does nothing else."""
     text = line.strip(" ")
     indent = len(line.rstrip(" ")) - len(text)
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    text = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", text)
+    text = _escape(text, rf"{MARKS}|_")
     text = re.sub(r"^(\d+)([.)])", r"\1\\\2", text)  # a numbered list
     text = re.sub(r"^([-+=:])", r"\\\1", text)  # a list, a rule, an underlined heading, a table's second row
-    text = re.sub(r"(?i)(?::(?=//)|(?<=www)\.)", r"\\\g<0>", text)  # GitHub makes links of bare addresses
     return "&nbsp;" * indent + text if text else ""
+
+
+def escape_cell(text: str) -> str:
+    """A safe line as a cell of a table, where no block begins; Q4_K_M stays as people write it."""
+    return _escape(text.strip(" "), rf"{MARKS}|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
+
+
+def _escape(text: str, marks: str) -> str:
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(marks, r"\\\g<0>", text)
+    return re.sub(r"(?i)(?::(?=//)|(?<=www)\.)", r"\\\g<0>", text)  # GitHub makes links of bare addresses

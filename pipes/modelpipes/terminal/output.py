@@ -9,14 +9,14 @@ import contextlib
 import os
 import select
 import time
-from collections.abc import Container, Iterable, Sequence
 from types import TracebackType
 
 import msgspec
 
 from modelpipes.errors import FileError
+from modelpipes.terminal.drawing import SCREEN, draw
 from modelpipes.terminal.safetext import SafeText, make_line, make_safe
-from modelpipes.terminal.table import draw_table
+from modelpipes.terminal.table import Table
 from modelpipes.terminal.width import clip
 
 STDOUT, STDERR = 1, 2
@@ -54,16 +54,9 @@ def columns() -> int:
     return width() or DEFAULT_COLUMNS
 
 
-def write_table(
-    rows: Iterable[Sequence[object]],
-    headers: Sequence[str],
-    width: int | None = None,
-    *,
-    right: Container[str] = (),
-    spare: Iterable[str] = (),
-) -> None:
-    """Write a table to stdout, as `draw_table` draws it; raises as `write_text` does."""
-    write_text(draw_table(rows, headers, width, right=right, spare=spare))
+def write_table(table: Table, format_: str = SCREEN) -> None:
+    """Write a table to stdout, no wider than a terminal there, or in one of DOCUMENTS; raises as `write_text` does."""
+    write_text(draw(table, format_, width()))
 
 
 def say(line: str) -> None:

@@ -1,8 +1,10 @@
-"""Draw a table of text, as wide as it is or as a terminal allows. Pure."""
+"""What a report tells as rows and columns, how they fit a terminal, and the plain table of light commands. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
+
+from msgspec import Struct
 
 from modelpipes.terminal.safetext import make_line
 from modelpipes.terminal.width import columns_of, without_beginning, without_middle
@@ -12,58 +14,85 @@ GAP = 2  # spaces between columns
 FIRST_SHARE, LAST_SHARE = 4, 5
 
 
-def draw_table(
-    rows: Iterable[Sequence[object]],
-    headers: Sequence[str],
-    width: int | None = None,
-    *,
-    right: Container[str] = (),
-    spare: Iterable[str] = (),
-) -> str:
-    """A table with one line a row, each ended; columns of numbers and those named in `right` to the right.
+class Table(Struct, frozen=True):
+    """Rows under their headers; columns of numbers and those named in `right` stand to the right.
 
-    With a `width`, in columns of a terminal, it is no wider, as far as that can be: columns of `spare` are left out,
-    in this order, until the others have room; then what is too long loses its middle in the first column and its
-    beginning in the last (of a path, the end tells more). Drawn here because importing tabulate takes longer than all
-    else that `list-seats` does.
+    In a narrow terminal the columns of `spare` may be left out, in this order.
     """
-    values = list(zip(*rows, strict=True)) or [() for _ in headers]
-    columns = {header: [header, *map(_text, column)] for header, column in zip(headers, values, strict=True)}
-    numbers = {header for header, column in zip(headers, values, strict=True) if all(map(_is_number, column))}
-    widths = {header: max(map(columns_of, column)) for header, column in columns.items()}
-    if width is not None:
-        _narrow(columns, widths, width, spare)
-    aligned = [
-        _align(column, widths[header], to_the_right=header in numbers or header in right)
-        for header, column in columns.items()
+
+    headers: Sequence[str]
+    rows: Collection[Sequence[object]]
+    right: Container[str] = ()
+    spare: Iterable[str] = ()
+
+
+class Column(Struct):
+    """A column of a table; its cells are safe lines, the header the first of them."""
+
+    header: str
+    cells: list[str]
+    is_right: bool
+    width: int = 0
+
+
+def columns(table: Table) -> list[Column]:
+    """The columns of a table, whole."""
+    values = list(zip(*table.rows, strict=True)) or [() for _ in table.headers]
+    return [
+        Column(header, [header, *map(_text, cells)], header in table.right or all(map(_is_number, cells)))
+        for header, cells in zip(table.headers, values, strict=True)
     ]
+
+
+def fit(table: Table, width: int | None = None) -> list[tuple[str, ...]]:
+    """The lines of a table, the headers first, each cell padded to its column.
+
+    With a `width`, in columns of a terminal, they are no wider, as far as that can be: columns of `spare` are left
+    out until the others have room; then what is too long loses its middle in the first column and its beginning in the
+    last (of a path, the end tells more).
+    """
+    shown = columns(table)
+    for column in shown:
+        column.width = max(map(columns_of, column.cells))
+    if width is not None:
+        _narrow(shown, width, table.spare)
+    return list(zip(*map(_align, shown), strict=True))
+
+
+def draw_table(table: Table, width: int | None = None) -> str:
+    """A table with one line a row, each ended, fitted to a `width`.
+
+    For commands that only touch FIFOs: importing tabulate takes longer than all else that `list-seats` does. Other
+    reports are drawn by `drawing.draw`, which makes the same of them.
+    """
     gap = " " * GAP
-    return "".join(gap.join(line).rstrip() + "\n" for line in zip(*aligned, strict=True))
+    return "".join(gap.join(line).rstrip() + "\n" for line in fit(table, width))
 
 
-def _narrow(columns: dict[str, list[str]], widths: dict[str, int], width: int, spare: Iterable[str]) -> None:
+def _narrow(shown: list[Column], width: int, spare: Iterable[str]) -> None:
     """Leave out and shorten columns until a table has `width`."""
-    names = list(columns)
-    first, last = names[0], names[-1]
-    least = widths | {first: min(widths[first], width // FIRST_SHARE), last: min(widths[last], width // LAST_SHARE)}
+    first, last = shown[0], shown[-1]
+    whole = first.width, last.width
+    first.width = min(first.width, width // FIRST_SHARE)
+    last.width = min(last.width, width // LAST_SHARE)
     for header in spare:
-        if _sum(least) <= width:
+        if _sum(shown) <= width:
             break
-        del columns[header], widths[header], least[header]
-    for header in (first, last):  # the first has all that it needs, if it can be; the last what is left
-        free = max(width - _sum(least), 0)
-        widths[header] = least[header] = min(widths[header], least[header] + free)
-    columns[first] = [without_middle(text, widths[first]) for text in columns[first]]
-    columns[last] = [without_beginning(text, widths[last]) for text in columns[last]]
+        shown[:] = [column for column in shown if column.header != header]
+    for column, most in zip((first, last), whole, strict=True):
+        # The first has all that it needs, if it can be; the last what is left.
+        column.width = min(most, column.width + max(width - _sum(shown), 0))
+    first.cells = [without_middle(text, first.width) for text in first.cells]
+    last.cells = [without_beginning(text, last.width) for text in last.cells]
 
 
-def _sum(widths: dict[str, int]) -> int:
-    return sum(widths.values()) + GAP * (len(widths) - 1)
+def _sum(shown: list[Column]) -> int:
+    return sum(column.width for column in shown) + GAP * (len(shown) - 1)
 
 
-def _align(column: list[str], width: int, *, to_the_right: bool) -> list[str]:
-    padded = ((text, " " * (width - columns_of(text))) for text in column)
-    return [blank + text if to_the_right else text + blank for text, blank in padded]
+def _align(column: Column) -> list[str]:
+    padded = ((text, " " * (column.width - columns_of(text))) for text in column.cells)
+    return [blank + text if column.is_right else text + blank for text, blank in padded]
 
 
 def _is_number(cell: object) -> bool:

@@ -9,6 +9,7 @@ import pytest
 from modelpipes import events
 from modelpipes.commands.views.serve import show, words
 from modelpipes.gateway.wire import ModelEntry, ModelList, Residency, ResidentReport
+from modelpipes.terminal.drawing import SCREEN
 
 SAID: list[tuple[events.Event, str]] = [
     (events.EngineReady("qwen", 1.234, 7), "qwen is ready after 1.23 s (pid 7)"),
@@ -64,7 +65,7 @@ def test_no_kind_of_event_is_left_out() -> None:
 def test_status_says_whose_file_was_replaced_and_what_to_do(capfd: pytest.CaptureFixture[str]) -> None:
     resident = [ResidentReport(name, "ready", 1, 1, 0, 1.0, name == "phi", name == "qwen") for name in ("phi", "qwen")]
     models = ModelList([ModelEntry(name, 0, f"{name}.gguf", [], 512, "ready") for name in ("phi", "qwen")])
-    show(Residency(9, 2, 9, 2, resident, [], []), models)
+    show(Residency(9, 2, 9, 2, resident, [], []), models, SCREEN)
     said = capfd.readouterr()
     states = {line.split()[0]: line for line in said.out.splitlines()}
     assert "  ready, pinned  " in states["phi"] and "  ready, file replaced  " in states["qwen"]

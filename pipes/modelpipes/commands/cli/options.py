@@ -9,6 +9,7 @@ import click
 
 from modelpipes.commands.cli import configured, values
 from modelpipes.errors import UsageError
+from modelpipes.terminal.drawing import DOCUMENTS
 from modelpipes.values import units
 from modelpipes.values.version import __version__
 
@@ -95,12 +96,23 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Report as JSON."
 
 
 def formats(*names: str, text: str = "How to report.") -> Callable[[Command], Command]:
-    """--format, the first of these where it is not given, and --json, which says the same as --format json."""
+    """--format, of these and of the documents that every table can be, the first where it is not given; and --json.
+
+    The command is given `format_`, which is json where --json was, whatever --format says.
+    """
+
+    def note(ctx: click.Context, param: click.Parameter, is_given: bool) -> None:
+        ctx.meta[param.name] = is_given
+
+    def choose(ctx: click.Context, param: click.Parameter, given: str) -> str:
+        return "json" if ctx.meta.get("as_json") else given
 
     def add(command: Command) -> Command:
-        as_json = click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-        kind = click.Choice(names)
-        which = click.option("--format", "format_", type=kind, default=names[0], help=f"{text}  [{names[0]}]")
+        as_json = click.option("--json", "as_json", is_flag=True, is_eager=True, expose_value=False, callback=note,
+                               help="The same as --format json.")  # fmt: skip
+        kind = click.Choice([*names, *DOCUMENTS])
+        which = click.option("--format", "format_", type=kind, default=names[0], callback=choose,
+                             help=f"{text}  [{names[0]}]")  # fmt: skip
         return which(as_json(command))
 
     return add

@@ -1,4 +1,4 @@
-"""The configuration in force as `modelpipes config show` shows it: TOML again, each value with where it is from."""
+"""The configuration in force as `modelpipes config show` shows it: TOML again, or a table, with where it is from."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from collections.abc import Sequence
 from modelpipes.config.inforce import Setting
 from modelpipes.config.writing import write_value
 from modelpipes.terminal import output
+from modelpipes.terminal.drawing import DOCUMENTS
 from modelpipes.terminal.safetext import make_line
+from modelpipes.terminal.table import Table
 from modelpipes.values import paths
 
 VALUE_COLUMN = 38
 
 
-def write(settings: Sequence[Setting], path: str) -> None:
+def write(settings: Sequence[Setting], path: str, format_: str) -> None:
     """Write what is in force to stdout; `path` is the file's, empty where there is none."""
+    if format_ in DOCUMENTS:
+        rows = [(each.key, "" if each.value is None else write_value(each.value), each.source) for each in settings]
+        output.write_table(Table(["key", "value", "source"], rows), format_)
+        return
     lines = [make_line(f"# {path or f'no configuration: {paths.config_file()} is not there'}")]
     section = ""
     for setting in settings:

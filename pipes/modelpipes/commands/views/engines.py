@@ -12,6 +12,8 @@ from modelpipes.engine.build import Tried
 from modelpipes.engine.builds import Build
 from modelpipes.engine.making import Commands
 from modelpipes.terminal import output
+from modelpipes.terminal.drawing import DOCUMENTS
+from modelpipes.terminal.table import Table
 
 
 class Made(Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,23 +46,23 @@ class Listed(Struct, frozen=True, forbid_unknown_fields=True):
     problem: str
 
 
-def write_made(made: Build, *, as_json: bool) -> None:
+def write_made(made: Build, format_: str) -> None:
     """Write to stdout what was made: the path of its server."""
-    if as_json:
+    if format_ == "json":
         output.write_json(Made(made.name, made.server, made.version, made.variant, made.tokens_per_second))
     else:
         output.write_text(f"{made.server}\n")
 
 
-def write_commands(found: Commands, *, as_json: bool) -> None:
+def write_commands(found: Commands, format_: str) -> None:
     """Write to stdout what would be run, a line each for a shell."""
-    if as_json:
+    if format_ == "json":
         output.write_json(DryRun(found.variant, found.version, found.commands))
     else:
         output.write_text("".join(f"{shlex.join(argv)}\n" for argv in found.commands))
 
 
-def write_list(tried: Iterable[Tried], report: Callable[[str], None], *, as_json: bool) -> None:
+def write_list(tried: Iterable[Tried], report: Callable[[str], None], format_: str) -> None:
     """Write to stdout the engines, the first of which is used; `report` gets what is wrong with one."""
     rows = [
         Listed(
@@ -74,18 +76,28 @@ def write_list(tried: Iterable[Tried], report: Callable[[str], None], *, as_json
         )
         for number, each in enumerate(tried)
     ]
-    if as_json:
+    if format_ == "json":
         output.write_json(rows)
         return
     if not rows:
         report(f"no engine on this machine: {locate.GET_ONE}")
-    headers = ["  engine", "version", "backend", "tokens/s", "path"]
-    output.write_table([_row(row) for row in rows], headers, output.width(), right=("tokens/s",))
+    if format_ in DOCUMENTS:
+        headers, drawn = (
+            ["used", "engine", *FACTS],
+            [["*" if row.is_used else "", row.name, *_facts(row)] for row in rows],
+        )
+    else:
+        headers = ["  engine", *FACTS]
+        drawn = [[f"{'*' if row.is_used else ' '} {row.name}", *_facts(row)] for row in rows]
+    output.write_table(Table(headers, drawn, right=("tokens/s",)), format_)
     for row in rows:
         if row.problem:
             report(f"{row.name}: {row.problem}")
 
 
-def _row(row: Listed) -> list[str]:
+FACTS = ("version", "backend", "tokens/s", "path")
+
+
+def _facts(row: Listed) -> tuple[str, ...]:
     speed = f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else "–"
-    return [f"{'*' if row.is_used else ' '} {row.name}", row.version, row.backend, speed, row.path]
+    return row.version, row.backend, speed, row.path

@@ -1,4 +1,4 @@
-"""What watch-gpu writes: a record for each look, as a view for a person, JSON or CSV."""
+"""What watch-gpu writes: a record for each look, as a view for a person, a document, JSON or CSV."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from modelpipes.machine.alarms import Alarm
 from modelpipes.machine.memory import read_memory
 from modelpipes.machine.watch import Gpu, GpuProcess, Sample
 from modelpipes.terminal import output
+from modelpipes.terminal.drawing import DOCUMENTS, SCREEN, draw
 from modelpipes.terminal.safetext import make_line
 from modelpipes.terminal.sparkline import sparkline
-from modelpipes.terminal.table import draw_table
+from modelpipes.terminal.table import Table
 from modelpipes.values.units import format_bytes, format_seconds
 
 FORMATS = ("table", "json", "jsonl", "csv")
+WHOLE = ("json", "github", "html")  # of these nothing can be added to
 KEPT_SAMPLES = 500  # more than a terminal is wide
 REPAINT, TO_LINE_END, TO_SCREEN_END = "\x1b[H", "\x1b[K", "\x1b[J"
 
@@ -60,8 +62,10 @@ class GpuReport:
 
     def write(self, sample: Sample, alarms: Sequence[Alarm]) -> None:
         memory = HostMemory(*read_memory()) if self._has_system else None
-        if self._format == "table":
+        if self._format == SCREEN:
             self._write_view(sample, alarms, memory)
+        elif self._format in DOCUMENTS:
+            self._to.write(self._document(sample, alarms, memory))
         elif self._format == "csv":
             self._to.write(self._csv(sample, alarms, memory))
         else:
@@ -83,7 +87,7 @@ class GpuReport:
                 text.truncate()
         sizes = [getattr(memory, name, None) for name in HostMemory.__struct_fields__]
         for each in sample.gpus:
-            kinds = " ".join(alarm.kind for alarm in alarms if (alarm.index, alarm.uuid) == (each.index, each.uuid))
+            kinds = " ".join(alarm.kind for alarm in alarms if _is_of(alarm, each))
             cells = [_csv_cell(getattr(each, name)) for name in gpu_fields]
             shares = (each.processes or (None,)) if share_fields else (None,)
             for share in shares:
@@ -93,16 +97,39 @@ class GpuReport:
             writer.writerow([sample.time_s, *[None] * (len(gpu_fields) + 1), *sizes, *[None] * len(share_fields)])
         return text.getvalue()
 
+    def _document(self, sample: Sample, alarms: Sequence[Alarm], memory: HostMemory | None) -> str:
+        """One table, with the rows of the CSV; under --continuous, where rows are added, its headers come once."""
+        sizes = {}
+        if memory:
+            available, total = _size(memory.host_available_bytes), _size(memory.host_total_bytes)
+            sizes = {"host available": available, "host total": total}
+        share_headers = SHARE_HEADERS if self._per_process else ()
+        nothing = ("-",) * len(share_headers)
+        rows: list[list[object]] = []
+        for each in sample.gpus:
+            told = "; ".join(alarm.message for alarm in alarms if _is_of(alarm, each)) or "-"
+            facts = [_time(sample), *(cell(each) for cell in COLUMNS.values()), told, *sizes.values()]
+            shares = [_share_cells(share) for share in each.processes or ()] if share_headers else []
+            rows += [[*facts, *share] for share in shares or [nothing]]
+        if not sample.gpus:
+            rows = [[_time(sample), *["-"] * (len(COLUMNS) + 1), *sizes.values(), *nothing]]
+        headers = ["time", *COLUMNS, "alarms", *sizes, *share_headers]
+        text = draw(Table(headers, rows, right=(*NUMBERS, *sizes, "pid", "memory")), self._format)
+        if self._format != "tsv":
+            return text
+        header, _, added = text.partition("\n")
+        return text if self._is_first and self._to.needs_header(f"{header}\n") else added
+
     def _write_view(self, sample: Sample, alarms: Sequence[Alarm], memory: HostMemory | None) -> None:
         """The tables, one after another; in the continuous view under the time, each painted over the last."""
         parts = []
         if self._every_s is not None:
             every = format_seconds(self._every_s)
-            parts.append(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(sample.time_s))}, every {every}\n")
+            parts.append(f"{_time(sample)}, every {every}\n")
         width = self._to.width
         if sample.gpus:
             rows = [[cell(each) for cell in COLUMNS.values()] for each in sample.gpus]
-            parts.append(draw_table(rows, list(COLUMNS), width, right=NUMBERS, spare=SPARE))
+            parts.append(draw(Table(list(COLUMNS), rows, right=NUMBERS, spare=SPARE), width=width))
         if self._per_process:
             parts += _share_tables(sample.gpus, width)
         if self._every_s is not None:
@@ -130,6 +157,14 @@ class GpuReport:
             room = (self._to.width or output.DEFAULT_COLUMNS) - len(label) - len(now) - 2
             lines.append(f"{label}{sparkline(list(self._used[each.key]), room)}  {now}\n")
         return ["".join(lines)] if lines else []
+
+
+def _time(sample: Sample) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(sample.time_s))
+
+
+def _is_of(alarm: Alarm, gpu: Gpu) -> bool:
+    return (alarm.index, alarm.uuid) == (gpu.index, gpu.uuid)
 
 
 def _csv_cell(value: Any) -> Any:
@@ -165,13 +200,20 @@ def _throttle(each: Gpu) -> str:
 
 def _share_tables(gpus: Sequence[Gpu], width: int | None) -> list[str]:
     rows = [
-        (share.program or "-", share.pid, each.index, _size(share.used_bytes), share.model or "-",
-         share.seat or share.server or "-")
+        (program, pid, each.index, *rest)
         for each in gpus
-        for share in each.processes or ()
-    ]  # fmt: skip
-    headers = ["program", "pid", "gpu", "memory", "model", "seat or server"]
-    return [draw_table(rows, headers, width, right=("memory",))] if rows else []
+        for program, pid, *rest in map(_share_cells, each.processes or ())
+    ]
+    program, pid, *rest = SHARE_HEADERS
+    return [draw(Table([program, pid, "gpu", *rest], rows, right=("memory",)), width=width)] if rows else []
+
+
+def _share_cells(share: GpuProcess) -> tuple[object, ...]:
+    seat = share.seat or share.server or "-"
+    return share.program or "-", share.pid, _size(share.used_bytes), share.model or "-", seat
+
+
+SHARE_HEADERS = ("program", "pid", "memory", "model", "seat or server")
 
 
 COLUMNS: dict[str, Callable[[Gpu], object]] = {

@@ -1,4 +1,4 @@
-"""A listing as find-gguf shows it: a table, JSON, JSON Lines, CSV."""
+"""A listing as find-gguf shows it: a table, for the screen or as a document; JSON, JSON Lines, CSV."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from modelpipes.gguf.findings import DataCheck, DataFinding
 from modelpipes.gguf.modelfile import path_base64, printable
 from modelpipes.gguf.types import TENSOR_TYPES, TYPE_IDS
 from modelpipes.terminal import output
+from modelpipes.terminal.table import Table
 from modelpipes.values.units import format_bytes, format_count
 
 FORMATS = ("table", "json", "jsonl", "csv")
@@ -58,7 +59,7 @@ class ListingReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def write_listing(listing: Listing, gpu: DescribedCards | None, settings: ListingAsked, format_: str) -> None:
-    """Write the lines to stdout in one of FORMATS; JSON tells also of cards, settings and problems."""
+    """Write the lines to stdout in one of FORMATS, or as a document; JSON tells also of cards, settings, problems."""
     if format_ == "json":
         problems = [
             Unread(printable(each.path), path_base64(each.path), each.reason, each.offset) for each in listing.problems
@@ -70,7 +71,7 @@ def write_listing(listing: Listing, gpu: DescribedCards | None, settings: Listin
     elif format_ == "csv":
         output.write_text(_csv(listing.lines))
     else:
-        _write_table(listing.lines, is_rated=gpu is not None)
+        output.write_table(_table(listing.lines, is_rated=gpu is not None), format_)
 
 
 def tell(listing: Listing, searched: Sequence[str], *, verbose: bool) -> None:
@@ -126,13 +127,12 @@ def _finding(found: DataFinding) -> str:
     return f"{found.path}: {label}: {size}{found.reason} in {where} (at byte {found.offset}): {advice}"
 
 
-def _write_table(lines: list[Line], *, is_rated: bool) -> None:
+def _table(lines: list[Line], *, is_rated: bool) -> Table:
     left_out = set(() if is_rated else RATED)
     left_out |= {"advised"} if not any(line.advised_quantization for line in lines) else set()
     left_out |= {"data"} if not any(line.data for line in lines) else set()
     headers = [name for name in COLUMNS if name not in left_out]
-    rows = ([COLUMNS[name](line) for name in headers] for line in lines)
-    output.write_table(rows, headers, output.width(), right=NUMBERS, spare=[name for name in SPARE if name in headers])
+    return Table(headers, [[COLUMNS[name](line) for name in headers] for line in lines], NUMBERS, SPARE)
 
 
 def _amount(size_bytes: int | None) -> str:

@@ -1,4 +1,4 @@
-"""What ping-pipes measured as it shows it: a table, histograms, JSON."""
+"""What ping-pipes measured as it shows it: a table, for the screen or as a document, histograms, JSON."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from msgspec import Struct
-from msgspec.structs import asdict, astuple
+from msgspec.structs import asdict, astuple, replace
 
 from modelpipes.pipe.ping import Flood, Flow, RoundTrips
 from modelpipes.terminal import output
+from modelpipes.terminal.drawing import SCREEN
+from modelpipes.terminal.table import Table, draw_table
 from modelpipes.values.percentiles import histogram, summarize
 from modelpipes.values.units import format_bytes
 
@@ -22,6 +24,7 @@ EIGHTHS = " ▏▎▍▌▋▊▉"  # of a column, for the end of a bar
 # In a narrow terminal, the least needed first.
 SPARE = ("p90", "min", "p99.9", "count", "msg/s", "lost", "seconds", "bytes/s")
 TEXT = ("size", "end")  # columns; the others are numbers
+TIMES = ("min", "p50", "p90", "p99", "p99.9", "max")
 
 
 class End(Struct, frozen=True):
@@ -39,17 +42,22 @@ class End(Struct, frozen=True):
 
 
 def write(
-    measured: Sequence[Measured], ends: tuple[End, End], *, as_json: bool, as_list: bool = False, draws: bool = False
+    measured: Sequence[Measured], ends: tuple[End, End], format_: str, *, as_list: bool = False, draws: bool = False
 ) -> None:
     """Write what was measured to stdout, of each size that came to anything; a histogram of each if it `draws`."""
     begun = [each for each in measured if each.count]
     if not begun:
         return
-    if as_json:
+    if format_ == "json":
         reports = [_report(each, ends) for each in begun]
         output.write_json(reports if as_list else reports[0])
         return
-    _write_table([row for each in begun for row in _rows(each)])
+    table = _table([row for each in begun for row in _rows(each)])
+    if format_ != SCREEN:
+        headers = [f"{name} µs" if name in TIMES else name for name in table.headers]
+        output.write_table(replace(table, headers=headers, right=set(headers).difference(TEXT)), format_)
+        return
+    output.write_text(draw_table(table, output.width()))
     where = [f"{end.name} on {'a CPU unknown' if end.cpus is None else f'CPU {cpu_ranges(end.cpus)}'}" for end in ends]
     note = [] if isinstance(begun[0], Flood) else ["round trips in µs"]
     output.write_text("".join(f"{line}\n" for line in [*note, *where]))
@@ -176,7 +184,7 @@ def _round_trips_row(trips: RoundTrips) -> dict[str, str]:
         "count": str(trips.count),
         "lost": str(trips.lost),
         "msg/s": f"{_per_second(len(trips.times_ns), trips.seconds):.0f}",
-        **(times or dict.fromkeys(("min", "p50", "p90", "p99", "p99.9", "max"), "-")),
+        **(times or dict.fromkeys(TIMES, "-")),
     }
 
 
@@ -196,11 +204,10 @@ def _flood_rows(flood: Flood) -> list[dict[str, str]]:
     ]
 
 
-def _write_table(rows: Sequence[Mapping[str, str]]) -> None:
+def _table(rows: Sequence[Mapping[str, str]]) -> Table:
     headers = list(rows[0])
     numbers = [name for name in headers if name not in TEXT]
-    spare = [name for name in SPARE if name in headers]
-    output.write_table([list(row.values()) for row in rows], headers, output.width(), right=numbers, spare=spare)
+    return Table(headers, [list(row.values()) for row in rows], numbers, SPARE)
 
 
 # -- the histogram

@@ -1,4 +1,4 @@
-"""A plan as fit-models shows it to a person: a table, what was decided and why, and each card's memory as a bar."""
+"""A plan as fit-models shows it: a table; to a person also what was decided, why, and each card's memory as a bar."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from modelpipes.fit.rating import Space
 from modelpipes.gguf.modelfile import printable
 from modelpipes.machine.cards import Card
 from modelpipes.terminal import output
+from modelpipes.terminal.table import Table
 from modelpipes.values.units import format_bytes
 
 LETTERS = string.ascii_uppercase
@@ -49,14 +50,24 @@ class View:
 # -- the table
 
 
-def write_table(view: View) -> None:
+def write_document(view: View, format_: str) -> None:
+    """The models and why each is where it is, as a table for others."""
+    rows = [
+        [*(cell.strip() for cell in _row(view, number)[1:]), model.reason]
+        for number, model in enumerate(view.plan.models)
+    ]
+    headers = [*HEADERS[1:], "why"]
+    output.write_table(Table(headers, rows, right=headers[5:-1]), format_)
+
+
+def write_screen(view: View) -> None:
     """The models, what was decided and why, and a bar for each card."""
     width = output.columns()
     rows = [_row(view, number) for number in range(len(view.names))]
     widths = [max(map(len, column)) for column in zip(HEADERS, *rows, strict=True)]
     for row in rows:
         row[1] = _cut(row[1], max(width - sum(2 + each for each in widths) + 2 + widths[1], MIN_NAME))
-    output.write_table(rows, HEADERS, output.width(), spare=SPARE)
+    output.write_table(Table(HEADERS, rows, spare=SPARE))
     lines = ["", *_wrapped("plan: ", view.plan.reason, width)]
     for letter, model in zip(LETTERS, view.plan.models, strict=False):
         lines += _wrapped(f"{letter}: ", model.reason, width)

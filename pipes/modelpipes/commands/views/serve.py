@@ -8,6 +8,8 @@ from typing import assert_never
 from modelpipes import events
 from modelpipes.gateway.wire import ModelList, ModelState, Residency, ResidentReport
 from modelpipes.terminal import output
+from modelpipes.terminal.drawing import SCREEN
+from modelpipes.terminal.table import Table
 from modelpipes.values.units import format_bytes, format_seconds
 
 SHOWN_DECISIONS = 5
@@ -85,16 +87,21 @@ def _count(models: int) -> str:
     return f"{models} model{'s' if models != 1 else ''}"
 
 
-def tell_state(model: ModelState) -> None:
-    """What a model is now that something was done with it."""
-    say(f"{model.name} is {model.state}{', pinned' if model.pinned else ''}")
+def tell_state(model: ModelState, format_: str) -> None:
+    """What a model is now that something was done with it; asked for as a document, a row on stdout."""
+    state = _state(model)
+    if format_ == SCREEN:
+        say(f"{model.name} is {state}")
+    else:
+        output.write_table(Table(["model", "state"], [(model.name, state)]), format_)
 
 
-def _state(one: ResidentReport) -> str:
-    return one.state + (", pinned" if one.pinned else "") + (", file replaced" if one.replaced else "")
+def _state(model: ModelState | ResidentReport) -> str:
+    is_old = isinstance(model, ResidentReport) and model.replaced
+    return model.state + (", pinned" if model.pinned else "") + (", file replaced" if is_old else "")
 
 
-def show(residency: Residency, models: ModelList) -> None:
+def show(residency: Residency, models: ModelList, format_: str) -> None:
     """Every model as a row of a table; the memory, who waits and the last decisions on stderr."""
     resident = {one.name: one for one in residency.resident}
     rows = []
@@ -109,9 +116,8 @@ def show(residency: Residency, models: ModelList) -> None:
                 format_seconds(one.idle_s) if one and not one.busy else "",
             )
         )
-    output.write_table(
-        rows, ["model", "state", "memory", "busy", "idle"], output.width(), right=("memory", "busy", "idle")
-    )
+    right = ("memory", "busy", "idle")
+    output.write_table(Table(["model", "state", *right], rows, right), format_)
     used, budget = residency.used_bytes, residency.budget_bytes
     card = f"card {format_bytes(used)} of {format_bytes(budget)}; " if budget else ""
     say(f"{card}host {format_bytes(residency.host_used_bytes)} of {format_bytes(residency.host_budget_bytes)}")
