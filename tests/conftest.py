@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,20 @@ for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
     if signal.getsignal(signum) is signal.SIG_IGN:
         signal.signal(signum, lambda *_: None)
 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def _one_process(send: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """To one process or group only: the pid of an engine that is not there is -1, which to kill(2) is everything."""
+
+    def send_to_one(pid: int, signum: int) -> None:
+        assert pid > 1, f"signal {signum} for pid {pid}: what was to be ended is not there"
+        send(pid, signum)
+
+    return send_to_one
+
+
+os.kill = _one_process(os.kill)
+os.killpg = _one_process(os.killpg)
 
 # How long an example of a property takes is the machine's matter.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
