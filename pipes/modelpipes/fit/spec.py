@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypedDict
 
+from modelpipes.values.timeouts import DRAIN_TIMEOUT_S, LOAD_TIMEOUT_S, STOP_TIMEOUT_S
 from modelpipes.values.units import parse_cpus
 
 if TYPE_CHECKING:
@@ -12,10 +13,6 @@ if TYPE_CHECKING:
     from typing import Unpack
 
 Backend = Literal["generic", "cuda"]
-
-LOAD_TIMEOUT_S = 600.0  # tens of gigabytes from a slow disk
-STOP_TIMEOUT_S = 5.0  # an engine with an open stream looks at its ping interval (1 s) before it goes
-DRAIN_TIMEOUT_S = 300.0  # a long answer of a large model on a CPU
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ _POWERS = "kmgtpe"
 _BINARY_SUFFIXES = ("", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 # Longer than any machine runs; keeps sums of durations far from infinity.
 MAX_SECONDS = 1e9
+LEAST_AMOUNT = 1_000_000  # bytes, of what may hold a model: who writes 14 means something else
 MAX_CPU = 8191  # NR_CPUS of the largest kernels (MAXSMP)
 _CPUS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
 _QUANTITY = re.compile(r"\s*([0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)

@@ -61,7 +61,7 @@ class PlannedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     devices: tuple[int, ...]
     tensor_split: tuple[float, ...] | None
     memory: PlannedMemory
-    estimate: Literal["exact", "generic"]
+    estimate: Estimate
     reason: str
 
 
@@ -96,7 +96,7 @@ class PlanReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     plan: Kind
     context: int
     contexts: Mapping[str, int]
-    estimate: Estimate
+    estimate: Literal["exact", "generic"]
     reason: str
     models: list[PlannedModel]
     swaps: tuple[Swap, ...]
