@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 
 from modelpipes.errors import DeadlineError, FileError, ProgramError
 from modelpipes.values.deadline import Deadline
+from modelpipes.values.units import format_cpus
 
 ASK_S = 1.0  # a program that was asked politely needs no longer than a second to begin its end
 TERM_S = 3.0  # an engine with an open stream looks at its ping interval (1 s) before it goes
@@ -52,12 +54,15 @@ class Child:
         pipe_stdout: bool = False,
         log: str | None = None,
         sink: Callable[[bytes], object] | None = None,
+        cpus: Collection[int] = (),
+        data_limit_bytes: int | None = None,
     ) -> None:
         """Start `argv` (found on PATH); `name` is what errors call it.
 
         What it writes to stderr, and to stdout unless that is piped, is drained, its end kept, appended to
         the file `log` and handed to `sink`, in pieces, by whichever thread drains: it must not wait or call us,
-        and is called no more once it failed. Raises ProgramError, or FileError for the log.
+        and is called no more once it failed. It has the CPUs that are named, else all of ours, and may have so much
+        memory of its own (RLIMIT_DATA). Raises ProgramError, or FileError for the log.
         """
         self.name = name
         self.pid = -1
@@ -83,7 +88,11 @@ class Child:
         try:
             self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC)
             self._start_guard()
-            self._start_child(list(argv), env, pipe_stdin, pipe_stdout)
+            self._start_child(list(argv), env, pipe_stdin, pipe_stdout, cpus)
+            if data_limit_bytes is not None:
+                # What it took in the moment before counts as well (mm/mmap.c, may_expand_vm).
+                with contextlib.suppress(ProcessLookupError):  # it has ended, and nobody asks for its exit yet
+                    resource.prlimit(self.pid, resource.RLIMIT_DATA, (data_limit_bytes, data_limit_bytes))
             self._drain_thread.start()
         except BaseException as error:
             with self._lock:
@@ -200,7 +209,14 @@ class Child:
         if self._group < 0:
             self._group = pid
 
-    def _start_child(self, argv: list[str], env: Mapping[str, str] | None, pipe_stdin: bool, pipe_stdout: bool) -> None:
+    def _start_child(
+        self,
+        argv: list[str],
+        env: Mapping[str, str] | None,
+        pipe_stdin: bool,
+        pipe_stdout: bool,
+        cpus: Collection[int],
+    ) -> None:
         with contextlib.ExitStack() as theirs:
 
             def pipe() -> tuple[int, int]:
@@ -218,15 +234,16 @@ class Child:
                 self.stdout_fd, child_stdout = pipe()
                 theirs.callback(os.close, child_stdout)
                 os.set_blocking(self.stdout_fd, False)
-            self.pid = _spawn(
-                argv,
-                os.environ if env is None else env,
-                stdin=child_stdin,
-                stdout=child_stdout if pipe_stdout else child_stderr,
-                stderr=child_stderr,
-                group=self._group,
-                name=self.name,
-            )
+            with _on_cpus(cpus, self.name):
+                self.pid = _spawn(
+                    argv,
+                    os.environ if env is None else env,
+                    stdin=child_stdin,
+                    stdout=child_stdout if pipe_stdout else child_stderr,
+                    stderr=child_stderr,
+                    group=self._group,
+                    name=self.name,
+                )
             self.pidfd = os.pidfd_open(self.pid)
 
     # -- draining
@@ -383,6 +400,23 @@ def _spawn(
         raise ProgramError(f"{name}: {argv[0]!r} may not be executed: check its mode (chmod +x)") from None
     except OSError as error:
         raise ProgramError(f"{name}: {argv[0]!r} cannot be started: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _on_cpus(cpus: Collection[int], name: str) -> Iterator[None]:
+    """Within, this thread has these CPUs only, and what it starts inherits them (sched_setaffinity(2))."""
+    if not cpus:
+        yield
+        return
+    ours = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as error:
+        raise ProgramError(f"{name} cannot have the CPUs {format_cpus(cpus)}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, ours)
 
 
 def _inherited_descriptors() -> list[int]:

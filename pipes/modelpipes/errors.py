@@ -102,6 +102,7 @@ class Cause(enum.Enum):
 
     STOPPED = "stopped"  # by us
     MEMORY = "out-of-memory"  # the card's or the machine's
+    LIMIT = "over-limit"  # it needed more than its own memory_limit
     FILE = "bad-file"
     FLAG = "bad-flag"
     PORT = "busy-port"
@@ -114,7 +115,7 @@ class Cause(enum.Enum):
     @property
     def is_lasting(self) -> bool:
         """Whether the same start would fail the same way: somebody must change something first."""
-        return self in (Cause.FILE, Cause.FLAG)
+        return self in (Cause.FILE, Cause.FLAG, Cause.LIMIT)
 
 
 class EngineFailure(EngineError):

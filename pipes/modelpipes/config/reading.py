@@ -23,11 +23,11 @@ import msgspec
 from msgspec.structs import replace
 
 from modelpipes.config.settings import (
-    LEAST_AMOUNT,
     SECTIONS,
     VERSION,
     Amount,
     Config,
+    Cpus,
     Limit,
     Model,
     Seconds,
@@ -39,7 +39,7 @@ from modelpipes.config.settings import (
 from modelpipes.errors import UsageError
 from modelpipes.terminal.safetext import make_line
 from modelpipes.values.formats import CONFIGURATION
-from modelpipes.values.units import MAX_SECONDS, parse_bytes, parse_count, parse_seconds
+from modelpipes.values.units import LEAST_AMOUNT, MAX_SECONDS, parse_bytes, parse_count, parse_cpus, parse_seconds
 
 AUTO = "auto"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}", re.ASCII)
@@ -186,6 +186,7 @@ def _with_whole_paths(config: Config, folder: str) -> Config:
             voice,
             system=f"@{_path('voice.system', system[1:], folder)}" if system.startswith("@") else system,
             llama_server=whole("voice.llama_server", program) if {"/", "~"} & set(program) else program,
+            draft=_file("voice.draft", voice.draft, folder) if voice.draft else "",
             api_key_file=whole("voice.api_key_file", voice.api_key_file),
         ),
         find_gguf=replace(
@@ -193,7 +194,11 @@ def _with_whole_paths(config: Config, folder: str) -> Config:
         ),
         server=_server(config.server, folder),
         models={
-            name: replace(model, file=_file(f"models.{name}.file", model.file, folder))
+            name: replace(
+                model,
+                file=_file(f"models.{name}.file", model.file, folder),
+                draft=_file(f"models.{name}.draft", model.draft, folder) if model.draft else "",
+            )
             for name, model in config.models.items()
         },
         scan=replace(config.scan, directories=all_whole("scan.directories", config.scan.directories)),
@@ -301,10 +306,13 @@ def _cut(text: str) -> str:
 
 
 def _quantity(kind: type, value: Any) -> Any:
-    """A size or a time; msgspec adds where it stands."""
+    """A size, a time or CPUs; msgspec adds where it stands."""
     is_text = isinstance(value, str) and len(value) <= MAX_SHOWN_CHARS  # what is wrong with a text is said with it
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     try:
+        if kind is Cpus and is_text:
+            parse_cpus(value)
+            return Cpus(value)
         if issubclass(kind, Size) and (is_text or is_whole):
             size = parse_bytes(value) if is_text else value
             if kind is Amount and size < LEAST_AMOUNT:
@@ -321,6 +329,7 @@ def _quantity(kind: type, value: Any) -> Any:
     except UsageError as error:
         raise ValueError(str(error)) from None
     wanted = 'a size such as "16GB"' if issubclass(kind, Size) else 'a time such as 30 or "30s"'
+    wanted = 'CPUs such as "0-3,8"' if kind is Cpus else wanted
     raise ValueError(f"expected {wanted}, got {_shown(value)}")
 
 

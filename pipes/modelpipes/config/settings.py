@@ -9,10 +9,10 @@ import msgspec
 from msgspec import Meta
 
 from modelpipes.gguf.types import CacheType
+from modelpipes.values.timeouts import DRAIN_TIMEOUT_S, LOAD_TIMEOUT_S, STOP_TIMEOUT_S
 
 DEFAULT_LISTEN = "127.0.0.1:9090"
 MAX_TOKENS = 2**31 - 1  # llama.cpp counts a context in 32 bits
-LEAST_AMOUNT = 1_000_000  # bytes: who writes 14 means something else
 MAX_PARALLEL = 256  # LLAMA_MAX_SEQ of llama.cpp's llama-cparams.h
 
 VERSION = "version"  # the one key above all sections
@@ -41,6 +41,10 @@ class Limit(Seconds):
     """A time that bounds a wait: above 0."""
 
 
+class Cpus(str):
+    """Numbers of CPUs, written as "0-3,8"."""
+
+
 def _key(text: str, example: Any = None, **bounds: Any) -> Meta:
     """What a key means, in a line; `example` is what to write where there is no default."""
     return Meta(description=text, examples=None if example is None else [example], **bounds)
@@ -49,6 +53,11 @@ def _key(text: str, example: Any = None, **bounds: Any) -> Meta:
 CtxSize = Annotated[int, _key("tokens of each conversation", 8192, ge=64, le=MAX_TOKENS)]
 KvType = Annotated[CacheType, _key("of the cache: f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1")]
 GpuLayers = Annotated[int, _key("layers on the card  [as many as fit]", 99, ge=0, le=MAX_TOKENS)]
+Threads = Annotated[int, _key("on the CPU  [the engine's choice]", 8, ge=1, le=512)]
+BatchSize = Annotated[int, _key("tokens read at a time  [what cancels within 50 ms]", 512, ge=1, le=MAX_TOKENS)]
+CpuAffinity = Annotated[Cpus, _key("the CPUs of the engine's process  [all of ours]", "0-3,8")]
+MemoryLimit = Annotated[Amount, _key("host memory of the engine's process, kept by the kernel  [none]", "24GB")]
+Draft = Annotated[str, _key("a smaller model, whose guesses it checks: same answers, sooner  [none]", "qwen3-0.6b")]
 Parallel = Annotated[int, _key("conversations at a time", ge=1, le=MAX_PARALLEL)]
 Engine = Annotated[EngineKind, _key("auto, llama-server or embedded")]
 EngineArgs = Annotated[tuple[str, ...], _key("passed to the engine as they are  [none]", ["--no-mmap"])]
@@ -81,7 +90,11 @@ class Voice(Section, frozen=True):
     ctx_size: CtxSize = 4096
     kv_type: KvType = "f16"
     gpu_layers: GpuLayers | None = None
-    threads: Annotated[int, _key("on the CPU  [the engine's choice]", 8, ge=1, le=512)] | None = None
+    threads: Threads | None = None
+    batch_size: BatchSize | None = None
+    cpu_affinity: CpuAffinity | None = None
+    memory_limit: MemoryLimit | None = None
+    draft: Draft = ""
     parallel: Annotated[int, _key("messages to work on at a time", ge=1, le=64)] = 1
     timeout: Annotated[Limit, _key("longest silence of an engine or program")] = Limit(120)
     engine: Engine = "auto"
@@ -173,8 +186,8 @@ class Server(Section, frozen=True):
 class MemoryLimits(Section, frozen=True):
     """serve-models: what all its engines together may take."""
 
-    budget: Annotated[Budget, _key('of the card  ["auto": what is free at the start]', "14GB")] | None = None
-    host_budget: Annotated[Budget, _key('of the machine  ["auto": what is free at the start]', "24GB")] | None = None
+    budget: Annotated[Budget, _key('of the card  ["auto": what is free, looked at every 5 s]', "14GB")] | None = None
+    host_budget: Annotated[Budget, _key('of the machine  ["auto": as above]', "24GB")] | None = None
     reserve: Annotated[Size, _key('stays free where the budget is "auto": for the desktop')] = Size(1_000_000_000)
     min_resident_s: Annotated[Seconds, _key("a model that was loaded stays so long: against thrash")] = Seconds(5)
     max_wait_s: Annotated[Seconds, _key("who waited so long has a busy model drained for it")] = Seconds(60)
@@ -190,6 +203,15 @@ class Model(Section, frozen=True):
     kv_type: KvType = "f16"
     gpu_layers: GpuLayers | None = None
     cpu_moe: Annotated[bool, _key("a mixture's experts stay on the host")] = False
+    threads: Threads | None = None
+    batch_size: BatchSize | None = None
+    cpu_affinity: CpuAffinity | None = None
+    memory_limit: MemoryLimit | None = None
+    memory: Annotated[Amount, _key("what it takes, by your own estimate  [what is predicted]", "7GB")] | None = None
+    draft: Draft = ""
+    load_timeout_s: Annotated[Limit, _key("a load that takes longer has failed")] = Limit(LOAD_TIMEOUT_S)
+    stop_timeout_s: Annotated[Limit, _key("an engine that takes longer to end is killed")] = Limit(STOP_TIMEOUT_S)
+    drain_timeout_s: Annotated[Limit, _key("it may answer on for so long once it has to go")] = Limit(DRAIN_TIMEOUT_S)
     pin: Annotated[bool, _key("loaded at the start, and never leaves for another")] = False
     idle_unload_s: Annotated[Seconds, _key("leaves after so long without work  [never]", "10m")] | None = None
     aliases: Annotated[tuple[str, ...], _key("other names for it  [none]", ["gpt-4o-mini"])] = ()

@@ -10,12 +10,12 @@ from typing import Annotated, Any, get_type_hints
 import msgspec
 
 from modelpipes.config.settings import (
-    LEAST_AMOUNT,
     SECTIONS,
     VERSION,
     VERSION_TEXT,
     Amount,
     Budget,
+    Cpus,
     Limit,
     Seconds,
     Section,
@@ -23,10 +23,11 @@ from modelpipes.config.settings import (
 )
 from modelpipes.errors import UsageError
 from modelpipes.values.formats import CONFIGURATION
-from modelpipes.values.units import MAX_SECONDS, format_seconds, parse_seconds
+from modelpipes.values.units import LEAST_AMOUNT, MAX_SECONDS, format_seconds, parse_seconds
 
 _SIZE = r"^\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kKmMgGtTpPeE]([iI]?[bB])?|[bB])?\s*$"
 _TIME = r"^\s*(([0-9]+\.?[0-9]*|\.[0-9]+)\s*(us|ms|s|m|min|h|d)?|none)\s*$"
+_CPUS = r"^ *[0-9]{1,5}( *- *[0-9]{1,5})? *(, *[0-9]{1,5}( *- *[0-9]{1,5})? *)*$"
 _UNITS = (("GB", 10**9), ("GiB", 1 << 30), ("MB", 10**6), ("MiB", 1 << 20))
 
 
@@ -110,6 +111,8 @@ def _as_written(kind: type[Section]) -> type[msgspec.Struct]:
 
 
 def _quantity(kind: type) -> dict[str, Any]:
+    if kind is Cpus:
+        return {"type": "string", "pattern": _CPUS}
     if issubclass(kind, Size):
         auto = [{"const": "auto"}] if kind is Budget else []
         whole = {"type": "integer", "minimum": LEAST_AMOUNT if kind is Amount else 0}

@@ -100,14 +100,29 @@ def admit(candidates: Sequence[Candidate], engine: EngineChoice = "auto") -> lis
     What counts is the card that NVML shows, free now, where the engine has a back-end for it; else the host
     memory that is available now. Layers that were asked for are taken so; without a wish, all go to the card.
     """
-    from modelpipes.engine.locate import find_engine, find_model
+    from modelpipes.engine.confinement import remarks
+    from modelpipes.engine.locate import find_engine
 
-    candidates = [replace(one, spec=replace(one.spec, model=find_model(one.spec.model))) for one in candidates]
+    candidates = [_found(one) for one in candidates]
     predictors = [_predictor(one) for one in candidates]
     plan = _Plan(candidates, predictors, find_free_space(has_gpu=find_engine(engine).has_gpu))
+    plan.check_limits()
     if plan.missing_bytes() > 0:
         raise FileError(plan.refusal())
-    return [f"{one.name}: {what}" for one in candidates for what in uncounted(one.spec)]
+    told = [(one, what) for one in candidates for what in (*remarks(one.spec), *uncounted(one.spec))]
+    return [f"{one.name}: {what}" for one, what in told]
+
+
+def _found(one: Candidate) -> Candidate:
+    from modelpipes.engine.confinement import check_machine
+    from modelpipes.engine.locate import found
+
+    try:
+        spec = found(one.spec)
+        check_machine(spec)
+    except UsageError as error:
+        raise UsageError(f"{one.name}: {error}") from None
+    return replace(one, spec=spec)
 
 
 def uncounted(spec: EngineSpec) -> Iterator[str]:
@@ -173,10 +188,19 @@ class _Plan:
         host = sum(mapped.values()) + sum(memory.host.total_bytes - memory.host.model_bytes for memory in memories)
         return max([*over, host - self._space.host_bytes])
 
+    def check_limits(self) -> None:
+        """Raise FileError for an engine that is predicted above its own limit."""
+        from modelpipes.engine.confinement import over_limit
+
+        for one, memory in zip(self._candidates, self._memories(), strict=True):
+            if why := over_limit(one.spec, memory.host.total_bytes):
+                raise FileError(f"{one.name}: {why}; --no-fit-check starts it all the same")
+
     def refusal(self) -> str:
         """What they need, what there is, and what would work."""
         needs = ", ".join(
             f"{one.name} {format_bytes(memory.device_bytes or memory.host.total_bytes)}"
+            f"{' (own estimate)' * (memory.estimate == 'own')}"
             for one, memory in zip(self._candidates, self._memories(), strict=True)
         )
         start = "--no-fit-check starts them all the same"

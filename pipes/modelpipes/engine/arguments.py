@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from modelpipes.engine.locate import Binary
+from modelpipes.errors import Cause, EngineFailure
 from modelpipes.fit.flags import in_force
 from modelpipes.fit.spec import EngineSpec
+from modelpipes.gguf.shards import read_model
 
 HOST = "127.0.0.1"
 PING_INTERVAL_S = 1  # llama-server's shortest; its 30 s also delay the end of a server with open streams
@@ -32,6 +34,7 @@ GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dri/renderD128")
 # millisecond gets one, and on few cores one core stays free for those who talk.
 ONE_THREAD_BYTES = 16 * 1024 * 1024
 FEW_CORES = 4
+NEXT_TOKENS = ".nextn.eh_proj.weight"  # the end of a tensor's name in a model that tells several tokens at a time
 
 
 def placed(spec: EngineSpec, n_devices: int) -> EngineSpec:
@@ -39,7 +42,7 @@ def placed(spec: EngineSpec, n_devices: int) -> EngineSpec:
     where = replace(
         spec,
         # By the spec's own fields, as the command line has it: what the arguments say comes later there.
-        n_ubatch=batch_tokens(spec.n_parallel, on_cpu=not n_devices or spec.n_gpu_layers == 0),
+        n_ubatch=batch_of(spec, on_cpu=not n_devices or spec.n_gpu_layers == 0),
         n_gpu_layers=spec.n_gpu_layers if n_devices else 0,
         n_devices=n_devices,
         backend="cuda" if n_devices else "generic",
@@ -52,15 +55,22 @@ def batch_tokens(parallel: int, *, on_cpu: bool) -> int:
     return max(CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS, parallel)
 
 
+def batch_of(spec: EngineSpec, *, on_cpu: bool) -> int:
+    """Tokens that an engine with this spec reads at a time: as many as a person says, or as serve."""
+    return spec.batch_size or batch_tokens(spec.n_parallel, on_cpu=on_cpu)
+
+
 def make_arguments(binary: Binary, spec: EngineSpec, port: int, slot_folder: str | None) -> list[str]:
     """Those for a start, but for flags that the binary does not list.
 
-    A user's own come last: of two, llama.cpp takes the later one.
+    A user's own come last: of two, llama.cpp takes the later one. EngineFailure where the binary does not know what
+    was asked for; FileError where the model that drafts cannot be read.
     """
+    _check_is_known(binary, spec)
     listed = binary.flags
     # The embedded engine's wheel computes on the CPU.
     on_cpu = spec.n_gpu_layers == 0 or binary.kind == "embedded" or not any(map(os.path.exists, GPU_DEVICES))
-    batch = str(batch_tokens(spec.n_parallel, on_cpu=on_cpu))
+    batch = str(batch_of(spec, on_cpu=on_cpu))
     wanted: list[tuple[str, str | None]] = [
         ("--model", spec.model),
         ("--host", HOST),
@@ -69,7 +79,7 @@ def make_arguments(binary: Binary, spec: EngineSpec, port: int, slot_folder: str
         ("--parallel", str(spec.n_parallel)),
         ("--batch-size", batch),
         ("--ubatch-size", batch),
-        ("--threads", str(spec.threads) if spec.threads else _threads(spec.model)),
+        ("--threads", str(spec.threads) if spec.threads else _threads(spec)),
         ("--cache-type-k", spec.type_k),
         ("--cache-type-v", spec.type_v),
         ("--cache-ram", str(CACHE_RAM_MIB)),
@@ -87,16 +97,44 @@ def make_arguments(binary: Binary, spec: EngineSpec, port: int, slot_folder: str
     for flag, value in wanted:
         if flag in listed and value != "":
             arguments += [flag] if value is None else [flag, value]
-    if spec.cpu_moe:  # asked for: a binary that does not know it must say so
+    if spec.cpu_moe:
         arguments.append("--cpu-moe")
-    return [*arguments, *spec.arguments]
+    if spec.draft:
+        arguments += ["--model-draft", spec.draft.model]
+    return [*arguments, *_kind_of_draft(listed, spec), *spec.arguments]
 
 
-def _threads(model: str) -> str:
+def _check_is_known(binary: Binary, spec: EngineSpec) -> None:
+    """What a person asked for is never left out without a word."""
+    asked = (("threads", "--threads", spec.threads), ("batch_size", "--batch-size", spec.batch_size),
+             ("cpu_moe", "--cpu-moe", spec.cpu_moe), ("draft", "--model-draft", spec.draft))  # fmt: skip
+    for name, flag, wish in asked:
+        if wish and flag not in binary.flags:
+            what = f"{' '.join(binary.argv)} knows no {name} (its --help does not list {flag})"
+            raise EngineFailure(f"{what}: leave it out, or use another engine", Cause.FLAG)
+
+
+def _kind_of_draft(listed: Collection[str], spec: EngineSpec) -> list[str]:
+    """How the engine is to draft; b11434 loads a model that drafts, and leaves it idle, where nobody says.
+
+    It finds out by itself for the kinds that `common_speculative_types_from_gguf` of common/speculative.cpp knows.
+    """
+    draft = in_force(spec).draft
+    if draft is None or "--spec-type" not in listed or value_of(spec.arguments, "--spec-type") is not None:
+        return []
+    header = read_model(draft.model)
+    if header.architecture == "dflash" or any(each.name.endswith(NEXT_TOKENS) for each in header.tensors):
+        return []
+    return ["--spec-type", "draft-eagle3" if header.architecture == "eagle3" else "draft-simple"]
+
+
+def _threads(spec: EngineSpec) -> str:
     """How many threads compute; empty: as many as llama.cpp takes by itself."""
-    cores = len(os.sched_getaffinity(0))
-    if os.path.getsize(model) < ONE_THREAD_BYTES:
+    if os.path.getsize(spec.model) < ONE_THREAD_BYTES:
         return "1"
+    if spec.cpu_affinity:  # llama.cpp counts the machine's cores, not its own
+        return str(len(spec.cpu_affinity))
+    cores = len(os.sched_getaffinity(0))
     return str(max(1, cores - 1)) if cores <= FEW_CORES else ""
 
 

@@ -19,6 +19,10 @@ SAYS_MEMORY = re.compile(
     r"out of memory|insufficient memory|(failed|unable) to allocate|cannot allocate memory|bad_alloc|out-of-memory",
     re.IGNORECASE,
 )
+# Of the card, which no limit of the process bounds.
+SAYS_CARD = re.compile(r"cuda|hip|rocm|vulkan|sycl|metal|on device", re.IGNORECASE)
+# What an allocation that was refused looks like elsewhere: Python's own, and threads, whose stacks count too.
+SAYS_REFUSED = re.compile(r"MemoryError|resource temporarily unavailable|can't start new thread|cannot map", re.I)
 SAYS_PORT = re.compile(r"couldn't bind|address already in use", re.IGNORECASE)
 # llama-server's parser (common/arg.cpp) and the embedded engine's (argparse); then a context that is not to be had
 # with these settings though there is memory, such as a quantized V cache without flash attention.
@@ -31,19 +35,30 @@ SAYS_FILE = re.compile(r"error loading model|failed to load model|failed to open
 
 
 def cause_of(
-    exit_code: int, lines: Sequence[str], *, stopped_by_us: bool = False, is_oom_killed: bool = False
+    exit_code: int,
+    lines: Sequence[str],
+    *,
+    stopped_by_us: bool = False,
+    is_oom_killed: bool = False,
+    has_data_limit: bool = False,
+    is_over_limit: bool = False,
 ) -> Cause:
     """Why a server ended with `exit_code` (minus the signal that killed it) after it wrote `lines`.
 
-    `is_oom_killed`: the kernel has killed something for want of memory meanwhile.
+    `is_oom_killed`: the kernel has killed something for want of memory meanwhile. `is_over_limit`: it has killed this
+    server for its own limit; `has_data_limit`: it would have refused this server memory beyond its own limit.
     """
     if stopped_by_us:
         return Cause.STOPPED
+    if is_over_limit:
+        return Cause.LIMIT
     if exit_code == 0:
         return Cause.ENDED
     if exit_code < 0 and -exit_code not in FAULTS:
         return Cause.MEMORY if exit_code == -signal.SIGKILL and is_oom_killed else Cause.KILLED
     text = "\n".join(lines)
+    if has_data_limit and any(_says_refused(line) for line in lines):
+        return Cause.LIMIT
     if SAYS_MEMORY.search(text):
         return Cause.MEMORY
     if exit_code < 0:
@@ -54,10 +69,21 @@ def cause_of(
     return Cause.CRASHED
 
 
-def explain(name: str, cause: Cause, exit_code: int, lines: Sequence[str], *, pid: int, port: int) -> str:
-    """One line that tells how engine `name` ended."""
+def _says_refused(line: str) -> bool:
+    return bool(SAYS_MEMORY.search(line) or SAYS_REFUSED.search(line)) and not SAYS_CARD.search(line)
+
+
+def explain(
+    name: str, cause: Cause, exit_code: int, lines: Sequence[str], *, pid: int, port: int, limit: str = ""
+) -> str:
+    """One line that tells how engine `name` ended; `limit` is its memory_limit in words."""
     if cause is Cause.PORT:
         return port_taken(name, port)
+    if cause is Cause.LIMIT:
+        refused = next(filter(_says_refused, lines), "")
+        said = f" ({' '.join(refused.split())})" if refused else ""
+        more = "raise it, or lower ctx_size"
+        return f"engine {name} (pid {pid}) ended at its memory_limit of {limit}{said}: {more}"
     said = essence(lines)
     shown = f" ({cause.value.replace('-', ' ')})" if cause in (Cause.MEMORY, Cause.FILE, Cause.FLAG) else ""
     if exit_code < 0:

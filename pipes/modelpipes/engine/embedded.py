@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
+# Those of llama.cpp's common_speculative_type that need no more than a model.
+SPEC_TYPES = ("none", "draft-simple", "draft-eagle3", "draft-mtp", "draft-dflash", "draft-dspark")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # llama-server ends with 1 where argparse would with 2.
@@ -58,9 +62,20 @@ def make_parser() -> argparse.ArgumentParser:
     option("--slot-save-path", metavar="PATH", help="where slots are saved")
     option("-ctk", "--cache-type-k", choices=CACHE_TYPES, default="f16", metavar="TYPE", help="type of the K cache")
     option("-ctv", "--cache-type-v", choices=CACHE_TYPES, default="f16", metavar="TYPE", help="type of the V cache")
+    option("-mm", "--mmproj", metavar="FILE", help="projector, for pictures")
+    option("-md", "--model-draft", "--spec-draft-model", metavar="FILE", help="model that drafts for the other")
+    option("-ngld", "--gpu-layers-draft", "--n-gpu-layers-draft", "--spec-draft-ngl", type=_gpu_layers, default=-1,
+           metavar="N", help="its layers on the GPU")  # fmt: skip
+    option("-ctkd", "--cache-type-k-draft", "--spec-draft-type-k", choices=CACHE_TYPES, default="f16", metavar="TYPE",
+           help="type of its K cache")  # fmt: skip
+    option("-ctvd", "--cache-type-v-draft", "--spec-draft-type-v", choices=CACHE_TYPES, default="f16", metavar="TYPE",
+           help="type of its V cache")  # fmt: skip
+    option("--spec-type", choices=SPEC_TYPES, default="none", help="how it drafts")
+    option("--spec-draft-n-max", type=int, default=3, metavar="N", help="tokens to draft at a time")
     option("--embedding", "--embeddings", action="store_true", help="serve embeddings only")
     option("--rerank", "--reranking", action="store_true", help="serve reranking only")
     option("--pooling", choices=("none", "mean", "cls", "last", "rank"), help="how embeddings are pooled")
+    option("-lv", "--verbosity", "--log-verbosity", type=int, metavar="N", help="what is logged: 4 is all of a load")
     option("--metrics", action="store_true", help="serve /metrics")
     option("--warmup", action=argparse.BooleanOptionalAction, default=True, help="run once when loaded")
     option("--no-webui", "--no-ui", action="store_true", help="no page for browsers")
@@ -142,9 +157,21 @@ def _server_params(options: argparse.Namespace) -> Any:
     params.endpoint_metrics = options.metrics
     params.cache_type_k = _cache_type(options.cache_type_k)
     params.cache_type_v = _cache_type(options.cache_type_v)
+    if options.mmproj:
+        params.mmproj.path = options.mmproj
+    if options.model_draft:
+        draft = params.speculative.draft
+        draft.mparams.path = options.model_draft
+        draft.n_gpu_layers = options.gpu_layers_draft
+        draft.cache_type_k = _cache_type(options.cache_type_k_draft)
+        draft.cache_type_v = _cache_type(options.cache_type_v_draft)
+        draft.n_max = options.spec_draft_n_max
+        params.speculative.types = [_spec_type(options.spec_type)]
     params.embedding = options.embedding or options.rerank
     if options.rerank or options.pooling:
         params.pooling_type = _pooling("rank" if options.rerank else options.pooling)
+    if options.verbosity is not None:
+        params.verbosity = options.verbosity
     if options.slot_save_path:
         params.slot_save_path = os.path.join(options.slot_save_path, "")  # names are appended to it
     params.warmup = options.warmup
@@ -168,6 +195,12 @@ def _cache_type(name: str) -> Any:
     from xllamacpp import ggml_type
 
     return getattr(ggml_type, "GGML_TYPE_" + name.upper())
+
+
+def _spec_type(name: str) -> Any:
+    from xllamacpp import common_speculative_type
+
+    return getattr(common_speculative_type, "COMMON_SPECULATIVE_TYPE_" + name.replace("-", "_").upper())
 
 
 def _pooling(name: str) -> Any:

@@ -11,7 +11,6 @@ import select
 import socket
 import threading
 import time
-from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +22,8 @@ from modelpipes.child import Child
 from modelpipes.engine.arguments import HOST, make_arguments, value_of
 from modelpipes.engine.causes import cause_of, explain, port_taken
 from modelpipes.engine.client import Client
-from modelpipes.engine.locate import Binary, EngineChoice, find_engine, find_model
+from modelpipes.engine.confinement import Confinement, check_machine
+from modelpipes.engine.locate import Binary, EngineChoice, find_engine, found
 from modelpipes.engine.logs import Log, RotatedFile
 from modelpipes.errors import (
     Cause,
@@ -40,15 +40,16 @@ from modelpipes.machine.kernel import count_oom_kills
 from modelpipes.machine.processes import resident_bytes
 from modelpipes.values.deadline import Deadline
 from modelpipes.values.paths import make_private
+from modelpipes.values.units import format_seconds
 
 if TYPE_CHECKING:
     from typing import Unpack
 
 HEALTH_INTERVAL_S = 0.005  # tiny models are ready in 25 ms; a refused connection costs 0.1 ms
 HEALTH_LIMIT_S = 0.25  # one look; a server that loads answers 503 at once, and a stranger on its port may not
-PROOF_LIMIT_S = 600.0  # the first token may wait for tens of gigabytes from a slow disk
+PROBE_LIMIT_S = 600.0  # of an engine that runs: a token may wait for a long prompt on a CPU
+LEAST_LIMIT_S = 0.001  # of a socket, for which 0 is no limit
 PORT_ATTEMPTS = 3  # a port found free can be taken before the server binds it; three in a row is no accident
-TERM_S = 3.0  # with streams still open a llama-server ends at its next ping, 1 s apart, or never
 # A cancelled answer ends with its batch. A llama-server that gets TERM in between waits for it for ever
 # (measured: every second time; nobody tells the waiting HTTP thread that the queue has ended).
 SETTLE_S = 0.5
@@ -115,15 +116,18 @@ class Engine:
     ) -> None:
         """Nothing starts yet. `spec` says all; or it is the model, a path or `tiny-chat`, and `given` the rest:
         `ctx_size` is what each of `parallel` conversations may have, in tokens (llama.cpp rounds up to 256),
-        `kv_type` the type of its cache; `gpu_layers` None: as many as fit; `threads` None: as many as serve on
-        this CPU; `engine_args` are passed on as they are.
+        `kv_type` the type of its cache; `gpu_layers` None: as many as fit; `threads` and `batch_size` None: as many
+        as serve on this machine; `cpu_affinity` as 0-3,8; `draft` is a model that drafts; `engine_args` are passed on
+        as they are.
         `log` is a file to append to, or two that stay small; `with_key`: it answers only who has `api_key`,
         made at random; `slot_folder` is where it may keep conversations (see `slots`).
 
-        Raises FileError or EngineError where there is no such file, or no engine.
+        Raises FileError or EngineError where there is no such file, or no engine, UsageError for what the machine
+        does not have.
         """
         spec = spec_of(spec, **given) if isinstance(spec, str) else spec
-        self.spec = replace(spec, model=find_model(spec.model))
+        self.spec = found(spec)
+        check_machine(self.spec)
         self.binary: Binary = engine if isinstance(engine, Binary) else find_engine(engine)
         self.name = name or Path(self.model).stem
         given_key = value_of(self.spec.arguments, "--api-key")
@@ -142,6 +146,7 @@ class Engine:
         self._since = time.time()
         self._oom_kills = 0  # when it was last seen alive
         self._child: Child | None = None
+        self._confinement: Confinement | None = None
         self._starter: threading.Thread | None = None
         self._port = 0
 
@@ -276,10 +281,11 @@ class Engine:
         self.stop()
         self.be_ready(deadline)
 
-    def stop(self, term_s: float = TERM_S, *, cause: Cause = Cause.STOPPED, why: str = "stopped by us") -> None:
+    def stop(self, term_s: float | None = None, *, cause: Cause = Cause.STOPPED, why: str = "stopped by us") -> None:
         """End it: wait a moment for cancelled answers, TERM, KILL. Close the streams first, or it waits for them.
 
-        `cause` and `why` are what its status tells from then on.
+        `term_s` is the time between TERM and KILL (None: the spec's); `cause` and `why` are what its status tells from
+        then on.
         """
         with self._changed:
             while self._state is State.STOPPING:
@@ -294,10 +300,11 @@ class Engine:
             if child is not None:
                 if was_ready:
                     self._settle(child)
-                child.stop(term_s=term_s)
+                child.stop(term_s=self.spec.stop_timeout_s if term_s is None else term_s)
             if starter is not None:
                 starter.join()
         finally:
+            self._release()
             with self._changed:
                 self._move(State.STOPPED)
             self.log.note(f"modelpipes: engine {self.name}: {why}")
@@ -380,19 +387,28 @@ class Engine:
                     self._move(State.READY)
                 else:
                     self._fail(failure)
-        if failure is not None and self._child is not None:
-            self._child.stop(term_s=TERM_S)
+        if failure is not None:
+            if self._child is not None:
+                self._child.stop(term_s=self.spec.stop_timeout_s)
+            self._release()
+
+    def _release(self) -> None:
+        """Give back what the system keeps for a process that has ended."""
+        confinement, self._confinement = self._confinement, None
+        if confinement is not None:
+            confinement.close()
 
     # -- starting
 
     def _start(self) -> None:
+        deadline = Deadline.after(self.spec.load_timeout_s)
         port_given = value_of(self.spec.arguments, "--port")
         for attempt in range(1, PORT_ATTEMPTS + 1):
             self._port = self._check_port(port_given) if port_given is not None else _find_free_port()
             child = self._spawn()
             try:
-                self._await_health(child)
-                self._prove(child)
+                self._await_health(child, deadline)
+                self._prove(child, deadline)
                 return
             except _Died:
                 if self._state is not State.STARTING:
@@ -400,6 +416,7 @@ class Engine:
                 death = self._death(child)
                 if death.cause is Cause.PORT and port_given is None and attempt < PORT_ATTEMPTS:
                     child.stop()
+                    self._release()
                     continue
                 raise death from None
 
@@ -423,18 +440,28 @@ class Engine:
                 raise self._stopped_early()
             if self._child is not None:
                 self._child.stop()
+                self._release()
             command = [*self.binary.argv, *self._arguments()]
+            self._confinement = confinement = Confinement(self.spec)
             env = os.environ | {KEY_VARIABLE: self.api_key or ""} if self._has_own_key else None
             if self.slot_folder is not None and self.keeps_slots():
                 make_private(self.slot_folder)  # what was said stands in these files
             self._oom_kills = count_oom_kills()
             try:
                 self._child = Child(
-                    command, name=f"engine {self.name}", env=env, log=self._log_path, sink=self.log.take
+                    [*confinement.prefix, *command],
+                    name=f"engine {self.name}",
+                    env=env,
+                    log=self._log_path,
+                    sink=self.log.take,
+                    cpus=confinement.cpus,
+                    data_limit_bytes=confinement.data_limit_bytes,
                 )
             except ProgramError as error:
                 raise EngineFailure(str(error), Cause.NO_START) from None
             self.log.note(f"modelpipes: engine {self.name} started, pid {self._child.pid}, port {self._port}")
+            if confinement.words:
+                self.log.note(f"modelpipes: engine {self.name}: {confinement.words}")
             return self._child
 
     def _stopped_early(self) -> EngineFailure:
@@ -443,16 +470,20 @@ class Engine:
     def _arguments(self) -> list[str]:
         return make_arguments(self.binary, self.spec, self._port, self.slot_folder)
 
-    def _await_health(self, child: Child) -> None:
+    def _await_health(self, child: Child, deadline: Deadline) -> None:
         client = self.client()
         while not client.is_healthy(HEALTH_LIMIT_S):
+            if deadline.has_passed():
+                limit = format_seconds(self.spec.load_timeout_s)
+                text = f"engine {self.name} (pid {child.pid}) is not loaded after {limit}, its load_timeout_s"
+                raise EngineFailure(text, Cause.WEDGED)
             _pause_while_alive(child, HEALTH_INTERVAL_S)
         _pause_while_alive(child, 0)
 
-    def _prove(self, child: Child) -> None:
+    def _prove(self, child: Child, deadline: Deadline) -> None:
         """One token: /health stays 200 in a server whose inference is broken. And the key, if it has one."""
         try:
-            prove(self.client(), PROOF_LIMIT_S)
+            prove(self.client(), max(deadline.remaining_s(), LEAST_LIMIT_S))
             if self._has_own_key:
                 self._prove_key()
         except EngineFailure:
@@ -478,8 +509,16 @@ class Engine:
         """How the server ended, by itself or by somebody else."""
         code, lines = child.exit_code(), child.last_lines(200)
         assert code is not None
-        cause = cause_of(code, lines, is_oom_killed=count_oom_kills() > self._oom_kills)
-        return EngineFailure(explain(self.name, cause, code, lines, pid=child.pid, port=self._port), cause)
+        confinement = self._confinement
+        cause = cause_of(
+            code,
+            lines,
+            is_oom_killed=count_oom_kills() > self._oom_kills,
+            has_data_limit=confinement is not None and confinement.data_limit_bytes is not None,
+            is_over_limit=confinement is not None and confinement.has_killed(),
+        )
+        limit = confinement.limit if confinement else ""
+        return EngineFailure(explain(self.name, cause, code, lines, pid=child.pid, port=self._port, limit=limit), cause)
 
 
 class _Died(Exception):
@@ -501,8 +540,8 @@ def prove(client: Client, limit_s: float) -> None:
 
 
 def _limit_s(deadline: Deadline) -> float:
-    """The time left as a socket takes it: at least a moment, and at most what a proof may take."""
-    return min(max(deadline.remaining_s(), 0.001), PROOF_LIMIT_S)
+    """The time left as a socket takes it: at least a moment, and at most what a probe may take."""
+    return min(max(deadline.remaining_s(), LEAST_LIMIT_S), PROBE_LIMIT_S)
 
 
 def _pause_while_alive(child: Child, seconds: float) -> None:

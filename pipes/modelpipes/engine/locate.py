@@ -11,12 +11,13 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from modelpipes.engine import builds
-from modelpipes.errors import EngineError, FileError
+from modelpipes.errors import EngineError, FileError, UsageError
+from modelpipes.fit.spec import EngineSpec
 
 EngineChoice: TypeAlias = Literal["auto", "llama-server", "embedded"]
 EngineKind: TypeAlias = Literal["llama-server", "embedded"]
@@ -132,6 +133,19 @@ def find_model(name: str) -> str:
     if magic != GGUF_MAGIC:
         raise FileError(f"{shown} is no GGUF file (it does not begin with GGUF): convert or download one")
     return shown
+
+
+def found(spec: EngineSpec) -> EngineSpec:
+    """The spec with the absolute paths of its model and of the one that drafts; fails as `find_model` does."""
+    draft = spec.draft
+    if draft is not None:
+        try:
+            draft = replace(draft, model=find_model(draft.model))
+        except UsageError as error:
+            raise UsageError(f"draft: {error}") from None
+        except FileError as error:
+            raise FileError(f"draft: {error}") from None
+    return replace(spec, model=find_model(spec.model), draft=draft)
 
 
 def _path_of(name: str) -> str:

@@ -65,6 +65,7 @@ _VALUES: Mapping[tuple[str, ...], tuple[str, Callable[[str], Any]]] = {
     ("-ngld", "--gpu-layers-draft", "--n-gpu-layers-draft", "--spec-draft-ngl"): ("draft.n_gpu_layers", _layers),
     ("-ctkd", "--cache-type-k-draft", "--spec-draft-type-k"): ("draft.type_k", _cache_type),
     ("-ctvd", "--cache-type-v-draft", "--spec-draft-type-v"): ("draft.type_v", _cache_type),
+    ("--spec-draft-n-max",): ("n_draft", _number),
 }
 _SWITCHES: Mapping[tuple[str, ...], tuple[str, bool]] = {
     ("-cmoe", "--cpu-moe"): ("cpu_moe", True),
@@ -81,7 +82,11 @@ _UNCOUNTED = frozenset(
 )  # fmt: skip
 _READERS = {flag: meant for flags, meant in _VALUES.items() for flag in flags}
 _MEANT = {flag: meant for flags, meant in _SWITCHES.items() for flag in flags}
-_LEAST = {"n_ctx": 0, "n_batch": 1, "n_ubatch": 1, "n_parallel": 1, "n_cpu_moe": 0}  # less is another's to refuse
+# Less is another's to refuse.
+_LEAST = {"n_ctx": 0, "n_batch": 1, "n_ubatch": 1, "n_parallel": 1, "n_cpu_moe": 0, "n_draft": 0}
+# What a model that drafts has of its own; all else is as of the model that it drafts for.
+_OF_DRAFTS = ("model", "n_gpu_layers", "type_k", "type_v")
+DRAFTED_TOKENS = 3  # at a time: common_params_speculative_draft of llama.cpp's common/common.h
 
 
 def in_force(spec: EngineSpec) -> EngineSpec:
@@ -115,16 +120,27 @@ def in_force(spec: EngineSpec) -> EngineSpec:
     # A physical batch is never larger than the logical one; ours are equal.
     n_ubatch = min(told.pop("n_batch", spec.n_ubatch), told.pop("n_ubatch", spec.n_ubatch))
     drafts = {field.removeprefix("draft."): told.pop(field) for field in list(told) if field.startswith("draft.")}
+    n_draft = told.pop("n_draft", DRAFTED_TOKENS)
     found = replace(
         spec, **told, n_ubatch=n_ubatch, adapters=tuple(adapters) or spec.adapters, uncounted=tuple(uncounted)
     )
-    if not drafts.get("model"):
-        return found
+    if spec.draft:
+        drafts = {name: getattr(spec.draft, name) for name in _OF_DRAFTS} | drafts
+    return _with_draft(found, drafts, n_draft) if drafts.get("model") else found
+
+
+def _with_draft(spec: EngineSpec, own: Mapping[str, Any], n_draft: int) -> EngineSpec:
+    """The spec with a model that drafts for it: `common_base_params_to_speculative` in common/speculative.cpp.
+
+    What was drafted is looked at all at once, which gives logits of so many more tokens
+    (`common_speculative_get_output_limits`).
+    """
     draft = EngineSpec(
-        n_ctx=found.n_ctx, n_ubatch=n_ubatch, n_parallel=found.n_parallel, kv_unified=found.kv_unified,
-        flash_attn=found.flash_attn, n_devices=found.n_devices, tensor_split=found.tensor_split, backend=found.backend,
+        n_ctx=spec.n_ctx, n_ubatch=spec.n_ubatch, n_parallel=spec.n_parallel, kv_unified=spec.kv_unified,
+        flash_attn=spec.flash_attn, n_devices=spec.n_devices, tensor_split=spec.tensor_split, backend=spec.backend,
     )  # fmt: skip
-    return replace(found, draft=replace(draft, **drafts))
+    n_outputs = min(spec.n_ubatch, spec.n_parallel * (1 + n_draft))
+    return replace(spec, draft=replace(draft, **own), n_outputs=n_outputs)
 
 
 def _pairs(arguments: tuple[str, ...]) -> Iterator[tuple[str, str]]:

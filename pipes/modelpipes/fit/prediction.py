@@ -57,7 +57,20 @@ class EnginePredictor:
             n_bytes = _weights_bytes(self._projector)
             first = [n_bytes] if spec.n_devices else []
             memory = _beside(memory, first + [0] * (spec.n_devices - 1), 0 if first else n_bytes)
-        return memory
+        return memory if spec.memory is None else own_estimate(memory, spec, spec.memory)
+
+
+def own_estimate(memory: Memory, spec: EngineSpec, own_bytes: int) -> Memory:
+    """The memory with a person's own estimate in place of what is predicted where the engine computes.
+
+    Of several devices each takes its part as it was predicted; what the host has beside them stays.
+    """
+    if not memory.devices or spec.n_gpu_layers == 0:
+        return Memory(memory.devices, Share(own_bytes), "own")
+    predicted = memory.device_bytes
+    parts = [own_bytes * share.total_bytes // predicted for share in memory.devices]
+    parts[0] += own_bytes - sum(parts)
+    return Memory(tuple(map(Share, parts)), memory.host, "own")
 
 
 def _weights_bytes(header: Header) -> int:

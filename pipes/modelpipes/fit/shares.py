@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
+
+Estimate: TypeAlias = Literal["exact", "generic", "own"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +29,13 @@ class Share:
 class Memory:
     """A model's memory on every device and on the host.
 
-    `estimate` is `exact` where llama.cpp's own rules for the architecture were followed, and `generic` where
-    the general rule stood in for them.
+    `estimate` is `exact` where llama.cpp's own rules for the architecture were followed, `generic` where the general
+    rule stood in for them, and `own` where it is what a person says.
     """
 
     devices: tuple[Share, ...]
     host: Share
-    estimate: Literal["exact", "generic"]
+    estimate: Estimate
 
     @property
     def device_bytes(self) -> int:

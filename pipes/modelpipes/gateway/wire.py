@@ -21,7 +21,10 @@ class ErrorAnswer(msgspec.Struct):
 
 
 class ModelEntry(msgspec.Struct):
-    """One servable model."""
+    """One servable model, and what it will take of the card and of host memory.
+
+    `estimate` says how that is known: exact, generic (by the general rule), own (by what its configuration says).
+    """
 
     id: str
     created: int
@@ -31,6 +34,9 @@ class ModelEntry(msgspec.Struct):
     state: str
     object: str = "model"
     owned_by: str = "modelpipes"
+    bytes: int = 0
+    host_bytes: int = 0
+    estimate: str = "exact"
 
 
 class ModelList(msgspec.Struct):

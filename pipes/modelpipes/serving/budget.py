@@ -14,10 +14,11 @@ from modelpipes.fit.cuda import OVERHEAD_BYTES
 from modelpipes.fit.flags import in_force
 from modelpipes.fit.hparams import classify
 from modelpipes.fit.prediction import EnginePredictor, files_of
+from modelpipes.fit.shares import Estimate
 from modelpipes.fit.spec import EngineSpec
 from modelpipes.gguf.shards import read_model
-from modelpipes.machine.cards import find_visible_cards
-from modelpipes.machine.holdings import Taken, look
+from modelpipes.machine.cards import card_bytes, find_visible_cards
+from modelpipes.machine.holdings import Taken, look, unshared_bytes
 from modelpipes.machine.memory import read_memory
 from modelpipes.serving.bytes import NOTHING, Bytes
 from modelpipes.values.units import format_bytes
@@ -25,6 +26,8 @@ from modelpipes.values.units import format_bytes
 SETTLE_S = 5.0  # a driver gives memory back within seconds, or it is somebody else's now
 SETTLE_INTERVAL_S = 0.25
 SETTLED_SHARE = 0.75  # of what an engine held for certain
+LOOK_S = 5.0  # between two looks at what others take
+LOOK_STEP = 64 << 20  # bytes by which what is free moves when nothing happens
 UNKNOWN_SHARE = 1.2  # of the file, for a model whose memory we cannot predict
 
 
@@ -73,6 +76,51 @@ def auto_bytes(free: int, held: int, total: int, reserve: int) -> int:
     return max(0, min(free + held, total) - reserve)
 
 
+@dataclass(frozen=True)
+class Ours:
+    """The engines that are there: their processes, what they are charged with, and whether that is what they hold."""
+
+    pids: tuple[int, ...]
+    used: Bytes
+    is_steady: bool  # none is on its way in or out
+
+    def held(self, place: Place) -> Bytes | None:
+        """What they hold now, which nobody else can have; None where that is not known just now."""
+        card = card_bytes(self.pids) if place.n_devices and self.pids else 0
+        if card is None:  # the driver does not say whose it is
+            if not self.is_steady:
+                return None
+            card = self.used.card
+        return Bytes.of(card, unshared_bytes(self.pids))
+
+
+def look_again(limits: Bytes, ours: Ours, place: Place, card: int | None, host: int | None, reserve: int) -> Bytes:
+    """What may be used now: as `limits`, but for what is "auto" (None), where what others took or left is seen.
+
+    What our engines are charged with is not taken from them for less than half of the reserve: what is free moves by
+    some MiB all the time. A card that has gone changes nothing here: its engines die, and a reload tells the rest.
+    """
+    free, held = find_free_space(has_gpu=place.n_devices > 0), ours.held(place)
+    if held is None or free.n_devices != place.n_devices:
+        return limits
+    slack = max(reserve // 2, LOOK_STEP)
+    card_limit, host_limit = limits.card, limits.host
+    if card is None and free.cards:
+        free_bytes, there = sum(one.free_bytes for one in free.cards), sum(one.total_bytes for one in free.cards)
+        found = auto_bytes(free_bytes, held.card, there, reserve * free.n_devices)
+        card_limit = settled(found, card_limit, ours.used.card, slack)
+    if host is None:
+        found = auto_bytes(free.host_bytes, held.host, read_memory().total_bytes, reserve)
+        host_limit = settled(found, host_limit, ours.used.host, slack)
+    return Bytes.of(card_limit, host_limit)
+
+
+def settled(found: int, before: int, used: int, slack: int) -> int:
+    """The limit after a look: `used` where it found no more than `slack` less than that; small moves are none. Pure."""
+    found = used if found < used <= found + slack else found
+    return before if abs(found - before) < LOOK_STEP and before >= used else found
+
+
 class Demand:
     """What the engine of a model will take, and what would fit in its stead; its files' headers are read once."""
 
@@ -88,6 +136,13 @@ class Demand:
             raise
         except FileError:  # no language model, or of a kind that we do not know: it is its weights, mostly
             self._file_size = sum(read_model(path).file_size for path in files_of(in_force(spec)))
+
+    @property
+    def estimate(self) -> Estimate:
+        """How what it will take is known: `generic` too where only the size of its files is."""
+        if self._spec.memory is not None:
+            return "own"
+        return self._predict(placed(self._spec, self._place.n_devices)).estimate if self._predict else "generic"
 
     @property
     def context_size(self) -> int:
@@ -107,7 +162,8 @@ class Demand:
             spec = replace(spec, n_gpu_layers=gpu_layers)
         layers = in_force(self._spec).n_gpu_layers if gpu_layers is None else gpu_layers
         if self._predict is None:
-            return _guess(self._file_size, self._place, layers)
+            guess = _guess(self._file_size, self._place, layers)
+            return guess if spec.memory is None else _own(guess, spec.memory)
         memory = self._predict(spec)
         if self._place.is_charged and not self._place.n_devices:  # a card in name only, beside the host
             charged = self._predict(replace(spec, n_devices=1, n_gpu_layers=layers))
@@ -134,6 +190,11 @@ class Demand:
                 return f"{advice.gpu_layers} layers on the card would fit, and engine_args ask for more"
             return f"gpu_layers = {advice.gpu_layers} would fit"
         return "a smaller model, or a smaller quantisation, would fit (find-gguf --fits)"
+
+
+def _own(guess: Bytes, own_bytes: int) -> Bytes:
+    """A person's own estimate where nothing but the size of the files is known: of the card, or else of the host."""
+    return Bytes.of(own_bytes, guess.host) if guess.card else Bytes.of(0, own_bytes)
 
 
 def _guess(file_size: int, place: Place, gpu_layers: int | None) -> Bytes:

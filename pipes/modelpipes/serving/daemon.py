@@ -20,8 +20,9 @@ from modelpipes.config.reading import load, read_key
 from modelpipes.config.settings import Budget, Config, Model
 from modelpipes.engine.admission import uncounted
 from modelpipes.engine.cachekey import files_read
+from modelpipes.engine.confinement import check_machine, over_limit, remarks
 from modelpipes.engine.lifecycle import Engine
-from modelpipes.engine.locate import EngineChoice, find_engine, find_model
+from modelpipes.engine.locate import EngineChoice, find_engine, find_model, found
 from modelpipes.engine.logs import RotatedFile
 from modelpipes.errors import Ended, FileError, PipesError
 from modelpipes.events import Sink
@@ -124,9 +125,13 @@ class _Daemon:
                 self._tell(events.Listening(len(pool.models()), address, words))
                 self._warn(pool)
                 pool.load_pinned()
-                reloads = asyncio.ensure_future(self._reload_when(again, pool))
+                tasks = [
+                    asyncio.ensure_future(self._reload_when(again, pool)),
+                    asyncio.ensure_future(self._look_out(pool)),
+                ]
                 await ended.wait()
-                reloads.cancel()
+                for task in tasks:
+                    task.cancel()
         finally:
             await gateway.stop(GRACE_S)
             await pool.close()
@@ -152,6 +157,19 @@ class _Daemon:
             has_gpu = False
         return budget.find_budget(memory.budget, memory.host_budget, memory.reserve, has_gpu=has_gpu, held=held)
 
+    async def _look_out(self, pool: Pool) -> None:
+        """Where the budget is "auto", see what others take before the next load, and not after."""
+        while True:
+            await asyncio.sleep(budget.LOOK_S)
+            memory, ours = self._config.memory, pool.ours()
+            if memory.budget is not None and memory.host_budget is not None:
+                continue
+            automatic = memory.budget, memory.host_budget, memory.reserve
+            limits = await asyncio.to_thread(budget.look_again, pool.budget, ours, self._place, *automatic)
+            # Else it was looked at what is no more: an engine that began meanwhile passes for somebody else's.
+            if memory is self._config.memory and ours.pids == pool.ours().pids:
+                pool.set_budget(limits)
+
     async def _reload_when(self, again: asyncio.Event, pool: Pool) -> None:
         while await again.wait():
             again.clear()
@@ -168,7 +186,8 @@ class _Daemon:
         memory = replace(config.memory, keep_conversations=self._config.memory.keep_conversations)
         was = self._config
         config = replace(config, server=was.server, memory=memory, find_gguf=was.find_gguf, voice=was.voice)
-        limits, place, words = self._budget(config, pool.used) if change.budget else (pool.budget, self._place, "")
+        held = pool.ours().held(self._place) or pool.used
+        limits, place, words = self._budget(config, held) if change.budget else (pool.budget, self._place, "")
         before, self._place = self._place, place
         try:
             # Headers are read from a disk, meanwhile requests are served.
@@ -206,7 +225,8 @@ class _Daemon:
         except PipesError as error:
             self._tell(events.LeftOut(name, str(error)))
             return None
-        for what in uncounted(spec_of(servable.file, **given_of(model))):
+        spec = found(spec_of(servable.file, **given_of(model)))
+        for what in (*remarks(spec), *uncounted(spec)):
             self._tell(events.NotCounted(name, what))
         return servable
 
@@ -216,11 +236,14 @@ class _Daemon:
         path = find_model(model.file)
         if model.engine != "auto":
             place = place.for_engine(has_gpu=find_engine(model.engine).has_gpu)
-        spec = spec_of(path, **given_of(model))
+        spec = found(spec_of(path, **given_of(model)))
+        check_machine(spec)
         files = files_read(spec)
         stamp = stamp_of(*files)  # before they are read
         demand = budget.Demand(spec, place)
         needs = demand()
+        if why := over_limit(spec, needs.host):
+            raise FileError(why)
         return Servable(
             name=name,
             file=path,
@@ -238,6 +261,9 @@ class _Daemon:
             other_files=files[1:],
             stamp=stamp,
             renew=partial(self._look_at, name, model),
+            estimate=demand.estimate,
+            load_timeout_s=spec.load_timeout_s,
+            drain_timeout_s=spec.drain_timeout_s,
         )
 
 
@@ -249,6 +275,15 @@ def given_of(model: Model) -> Given:
         "kv_type": model.kv_type,
         "gpu_layers": model.gpu_layers,
         "cpu_moe": model.cpu_moe,
+        "threads": model.threads,
+        "batch_size": model.batch_size,
+        "cpu_affinity": model.cpu_affinity,
+        "memory_limit": model.memory_limit,
+        "memory": model.memory,
+        "draft": model.draft,
+        "load_timeout_s": model.load_timeout_s,
+        "stop_timeout_s": model.stop_timeout_s,
+        "drain_timeout_s": model.drain_timeout_s,
         "engine_args": model.engine_args,
     }
 

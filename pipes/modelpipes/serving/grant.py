@@ -48,6 +48,9 @@ class ModelReport(msgspec.Struct):
     created: int
     context_length: int
     state: str  # "unloaded", or a resident's state
+    bytes: int = 0  # what it is predicted to take of the card
+    host_bytes: int = 0
+    estimate: str = "exact"  # or "generic", or "own": what a person says
 
 
 class EnginePool(Protocol):

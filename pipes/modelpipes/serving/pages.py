@@ -192,4 +192,14 @@ def _line(value: msgspec.Struct) -> bytes:
 
 
 def _shown(report: ModelReport) -> ModelEntry:
-    return ModelEntry(report.id, report.created, report.file, report.aliases, report.context_length, report.state)
+    return ModelEntry(
+        report.id,
+        report.created,
+        report.file,
+        report.aliases,
+        report.context_length,
+        report.state,
+        bytes=report.bytes,
+        host_bytes=report.host_bytes,
+        estimate=report.estimate,
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -24,9 +25,10 @@ from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.pulse import Pulse
 from modelpipes.errors import Cause, EngineFailure, PipesError, ServingError
 from modelpipes.events import Sink
+from modelpipes.fit.shares import Estimate
 from modelpipes.gateway.wire import DecisionReport, Residency, ResidentReport, WaitingReport
 from modelpipes.gguf.identity import Stamp, are_others, stamp_of
-from modelpipes.serving.budget import free_on_cards, settle
+from modelpipes.serving.budget import Ours, free_on_cards, settle
 from modelpipes.serving.bytes import Bytes
 from modelpipes.serving.failures import Failures
 from modelpipes.serving.figures import PoolFigures
@@ -51,13 +53,14 @@ from modelpipes.serving.situation import (
 from modelpipes.serving.waiters import Waiter, WaitingList
 from modelpipes.terminal.safetext import make_line
 from modelpipes.values.deadline import Deadline
+from modelpipes.values.timeouts import DRAIN_TIMEOUT_S, LOAD_TIMEOUT_S
 
 LOG_LINES = 100  # of the past, where a log is asked for
 # Between two looks at an engine. llama-server looks for clients that left when nothing came for a second: any other
 # answer, as of its metrics, puts that off.
 LOOK_INTERVAL_S = 3.0
 LOOK_LIMIT_S = 30.0  # for a proof that an engine computes
-LOAD_LIMIT_S = 600.0  # tens of gigabytes from a slow disk
+LATE_S = 5.0  # beyond an engine's own limit for its load, which it keeps itself, and tells better
 HEALTHY_S = 30.0  # an engine that lived so long has not failed at its start
 KEPT_DECISIONS = 100
 KEPT_USES = 64  # enough to see that models take turns
@@ -87,6 +90,9 @@ class Servable:
     idle_unload_s: float | None = None
     measure: Callable[[int], Bytes] | None = None  # of a process that runs, by pid: what it has taken
     advise: Callable[[Bytes], str] | None = None  # what would fit into a budget into which it does not
+    estimate: Estimate = "exact"  # how `needs` is known
+    load_timeout_s: float = LOAD_TIMEOUT_S
+    drain_timeout_s: float = DRAIN_TIMEOUT_S
     other_files: tuple[str, ...] = ()  # that its engine reads beside `file`
     stamp: Stamp = ()
     renew: Callable[[], Servable] | None = None  # the same, of the files as they are now; PipesError
@@ -118,6 +124,7 @@ class _Held:
     loaded_at: float = 0.0
     last_used: float = 0.0
     is_unwanted: bool = False
+    drained_by: float = math.inf
     watch: asyncio.Task[Any] | None = None
     grants: set[_Grant] = field(default_factory=set)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -188,6 +195,9 @@ class Pool:
                 one.created,
                 one.context_length,
                 self._held[one.name].state if one.name in self._held else "unloaded",
+                one.needs.card,
+                one.needs.host,
+                one.estimate,
             )
             for one in self._servables.values()
         ]
@@ -220,6 +230,18 @@ class Pool:
         finally:
             if self._waiters.pop(waiter.waiting.id, None):
                 self._consider()
+
+    def set_budget(self, budget: Bytes) -> None:
+        """What all engines together may take from now on."""
+        if budget != self.budget:
+            self.budget = budget
+            self._consider()
+
+    def ours(self) -> Ours:
+        """The engines that are there now."""
+        held_ones = self._held.values()
+        pids = tuple(held.engine.pid for held in held_ones if held.engine.pid > 0)
+        return Ours(pids, self.used, all(held.state in ("ready", "draining") for held in held_ones))
 
     @property
     def used(self) -> Bytes:
@@ -425,6 +447,7 @@ class Pool:
                     idle_unload_s=held.servable.idle_unload_s,
                     is_unwanted=held.is_unwanted,
                     is_outdated=held.is_outdated,
+                    drained_by=held.drained_by,
                 )
                 for name, held in self._held.items()
             ),
@@ -464,10 +487,14 @@ class Pool:
             held = self._held[action.name]
             if action.to_do == "drain":
                 held.state = "draining"
+                held.drained_by = time.monotonic() + held.servable.drain_timeout_s
                 for grant in held.grants:
                     grant.drain.set()
             elif action.to_do == "undrain":
-                held.state = "ready"
+                held.state, held.drained_by = "ready", math.inf
+            elif held.grants:  # it has had its time: what still runs on it breaks off
+                self._lose(held)
+                self._spawn(self._stop(held, keeps=False))
             else:
                 held.state = "stopping"
                 self._unwatch(held)
@@ -530,7 +557,7 @@ class Pool:
                 return
             held.key = await self._blocking(key_of, engine.spec, engine.binary)
             held.identity, held.watched = held.key.digest, Watched(held.key.files.stamp)
-            await self._blocking(engine.be_ready, Deadline.after(LOAD_LIMIT_S))
+            await self._blocking(engine.be_ready, Deadline.after(held.servable.load_timeout_s + LATE_S))
             if self._kept:
                 with self._figures.restore.time():
                     kept = await self._blocking(self._kept.restore, name, engine, held.key)
@@ -577,11 +604,12 @@ class Pool:
                 return
             await self._look_at_files(held)
 
-    async def _stop(self, held: _Held) -> None:
+    async def _stop(self, held: _Held, *, keeps: bool = True) -> None:
+        """End its engine; `keeps` its conversations for the next load, which waits for what runs."""
         name, began = held.servable.name, time.monotonic()
         try:
             # Not where its name has another model now.
-            if self._kept and held.key and self._servables.get(name) is held.servable:
+            if keeps and self._kept and held.key and self._servables.get(name) is held.servable:
                 with self._figures.save.time():
                     await self._blocking(self._kept.save, name, held.engine, held.key)
             before = await self._blocking(free_on_cards) if self._settles else 0

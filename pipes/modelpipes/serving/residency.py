@@ -18,7 +18,8 @@ where `behind` is by what the head start of its class is shorter than the longes
 before it and still wait once it has waited `max_wait_s + behind` (at most clients - 1 in a closed loop; who comes
 later is never before it), `failed` the loads that failed and the pins that changed since, and the times are the
 longest of their kind: a load in the way, the first requests of that model, the stop, the load, the service. Back-off
-is that of the model asked for. It holds for requests that end; the owner bounds leases.
+is that of the model asked for. It holds for requests that end, and for others as far as a model that is drained is
+stopped at `drained_by` with what still runs on it; the owner bounds leases.
 
 Yielding. A request in flight that may yield is asked to give way to a waiting one of a class with a longer head start
 that would wait otherwise: for a free sequence of its model, or, where all in flight on a model yield, for its room.
@@ -137,6 +138,7 @@ class _Decision:
             for waiting in self.queues.get(r.name, ()):
                 moments += self._yield_moments(waiting, [r])
         moments += (self._unload_at(r) for r in self.s.residents)
+        moments += (r.drained_by for r in self.s.residents if r.state == "draining" and r.running > 0)
         return min((moment for moment in moments if now < moment < math.inf), default=None)
 
     # What goes without anybody waiting for its room.
@@ -364,8 +366,12 @@ class _Decision:
 
     def _settle_draining(self) -> None:
         for r in self.s.residents:
-            if r.state == "draining" and not r.is_leaving and r.name not in self.draining | self.stopped:
+            if r.state != "draining" or r.name in self.stopped:
+                continue
+            if not r.is_leaving and r.name not in self.draining:
                 self.actions.append(Move("undrain", r.name, f"{r.name}: nobody waits for its room any more"))
+            elif r.running > 0 and r.drained_by <= self.s.now:
+                self._stop(r, f"{r.name} is still busy with {r.running}, and its drain_timeout_s is over")
 
     def _start(self) -> None:
         for r in self.s.residents:

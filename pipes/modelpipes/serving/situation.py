@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
@@ -53,6 +54,7 @@ class Resident:
     when it became ready; `last_used` when its last request ended (`loaded_at` before the first), which was of class
     `last_class`. `is_unwanted`: to be gone once idle, as asked from outside, and to take no more until then.
     `is_outdated`: its file was replaced; to be gone at its next idle moment, pinned or not. `work` is as of `Loadable`.
+    Once it is draining it is stopped at `drained_by`, whatever still runs.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Resident:
     work: Bytes = NOTHING
     yielding: tuple[Yielding, ...] = ()
     last_class: Class = "interactive"
+    drained_by: float = math.inf
     is_outdated: bool = False
 
     @property
@@ -184,7 +187,7 @@ class Move:
     """What becomes of a model.
 
     load: the room is free now. drain: start nothing more on it, and ask its leases to end. undrain: nobody needs its
-    room any more, it is ready again. stop: end its engine, which is idle.
+    room any more, it is ready again. stop: end its engine, which is idle, or has had its time to become so.
     """
 
     to_do: Literal["load", "drain", "undrain", "stop"]

@@ -1,4 +1,4 @@
-"""Quantities as people write them: "30s", "14GB", "9B" <-> seconds, bytes, numbers of parameters.
+"""Quantities as people write them: "30s", "14GB", "9B", "0-3,8" <-> seconds, bytes, numbers of parameters, CPUs.
 
 Bytes are as coreutils reads them: GB is 10^9, G and GiB are 2^30.
 """
@@ -6,6 +6,7 @@ Bytes are as coreutils reads them: GB is 10^9, G and GiB are 2^30.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from modelpipes.errors import UsageError
 
@@ -15,6 +16,9 @@ _POWERS = "kmgtpe"
 _BINARY_SUFFIXES = ("", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 # Longer than any machine runs; keeps sums of durations far from infinity.
 MAX_SECONDS = 1e9
+LEAST_AMOUNT = 1_000_000  # bytes, of what may hold a model: who writes 14 means something else
+MAX_CPU = 8191  # NR_CPUS of the largest kernels (MAXSMP)
+_CPUS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
 _QUANTITY = re.compile(r"\s*([0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
 
 
@@ -89,6 +93,29 @@ def parse_count(text: str) -> int:
     if match is None or scale is None:
         raise UsageError(f"{text!r} is no number of parameters: write 9B or 500M")
     return round(float(match[1]) * scale)
+
+
+def parse_cpus(text: str) -> tuple[int, ...]:
+    """The numbers of the CPUs in a list such as "0-3,8", as taskset takes it; raises UsageError for what is none."""
+    found: set[int] = set()
+    for part in text.replace(" ", "").split(","):
+        match = _CPUS.fullmatch(part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last <= MAX_CPU:
+            raise UsageError(f"{text!r} is no list of CPUs: write 0-3,8 for the first four and the ninth")
+        found.update(range(first, last + 1))
+    return tuple(sorted(found))
+
+
+def format_cpus(cpus: Iterable[int]) -> str:
+    """Numbers of CPUs as `parse_cpus` reads them, runs of them short: "0-3,8"."""
+    runs: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if runs and runs[-1][1] == cpu - 1:
+            runs[-1][1] = cpu
+        else:
+            runs.append([cpu, cpu])
+    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def format_count(number: int, noun: str) -> str:

@@ -101,7 +101,7 @@ def read_members(given: Mapping[str, Any], names: Sequence[str], gateway: Privat
         kind, value = seated[name]
         # Models are checked here, all of them at once.
         arguments[:0] = [f"--{kind}={value}", *(["--no-fit-check"] if kind == "model" else [])]
-        _check(name, kind, value, arguments)
+        _check(name, kind, arguments)
     voices = {name: " ".join(seated[name]) for name in commands}
     return Members(tuple(names), commands, voices | ({ME: "the terminal"} if ME in names else {}))
 
@@ -152,14 +152,16 @@ def _parse(name: str, arguments: list[str]) -> dict[str, Any]:
     return voices.read_options(load("attach").make_context("attach-model", [name, *arguments]))
 
 
-def _check(name: str, kind: str, value: str, arguments: list[str]) -> None:
+def _check(name: str, kind: str, arguments: list[str]) -> None:
     """Raise what attach-model would, while nothing is started yet."""
     try:
-        voices.make_voice(name, _parse(name, arguments))
+        given = _parse(name, arguments)
+        voices.make_voice(name, given)
         if kind == "model":
-            from modelpipes.engine.locate import find_model
+            from modelpipes.engine.confinement import check_machine
+            from modelpipes.engine.locate import found
 
-            find_model(value)
+            check_machine(found(voices.spec_of_options(given)))
     except click.UsageError as e:
         raise UsageError(f"{name}: {e.format_message()}") from None
     except (UsageError, FileError) as e:

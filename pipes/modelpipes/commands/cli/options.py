@@ -35,15 +35,34 @@ class Seconds(click.ParamType[float]):
 
 
 class Bytes(click.ParamType[int]):
-    """A size such as 14GB (10^9), 14G or 14GiB (2^30), or 500MB, in bytes."""
+    """A size such as 14GB (10^9), 14G or 14GiB (2^30), or 500MB, in bytes; of no less than `least`."""
 
     name = "size"
 
+    def __init__(self, least: int = 0) -> None:
+        self._least = least
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
-            return units.parse_bytes(value) if isinstance(value, str) else int(value)
+            size = units.parse_bytes(value) if isinstance(value, str) else int(value)
         except UsageError as e:
             self.fail(str(e), param, ctx)
+        if size < self._least:
+            self.fail(f"{size} bytes hold no model: write 14GB, say", param, ctx)
+        return size
+
+
+class Cpus(click.ParamType[str]):
+    """Numbers of CPUs such as 0-3,8."""
+
+    name = "cpus"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            units.parse_cpus(value)
+        except UsageError as e:
+            self.fail(str(e), param, ctx)
+        return str(value)
 
 
 def option(*names: str, **settings: Any) -> Callable[[Command], Command]:
@@ -74,6 +93,8 @@ def _common(command: Command, *, is_lenient: bool) -> Command:
 
 
 BYTES = Bytes()
+AMOUNT = Bytes(units.LEAST_AMOUNT)
+CPUS = Cpus()
 SECONDS = Seconds()
 SECONDS_OR_0 = Seconds(may_be_0=True)
 

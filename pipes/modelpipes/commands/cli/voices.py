@@ -31,6 +31,10 @@ VOICE: dict[str, tuple[str, Any, str]] = {
     "kv-type": ("TYPE", click.STRING, "Type of the cache of keys and values, as q8_0.  [f16]"),
     "gpu-layers": ("N", click.IntRange(0), "Layers on the card.  [as many as fit]"),
     "threads": ("N", click.IntRange(1, 512), "Threads on the CPU.  [the engine's choice]"),
+    "batch-size": ("N", click.IntRange(1), "Tokens that the engine reads at a time.  [32, on a card 128]"),
+    "cpu-affinity": ("CPUS", options.CPUS, "The CPUs of the engine's process, as 0-3,8.  [all of ours]"),
+    "memory-limit": ("SIZE", options.AMOUNT, "Host memory of the engine's process at most.  [no limit]"),
+    "draft": ("FILE", values.MODEL, "A smaller model, whose guesses it checks."),
     "parallel": ("N", click.IntRange(1, 64), "Messages to work on at a time.  [1]"),
     "engine": ("ENGINE", click.Choice(["auto", "llama-server", "embedded"]), "auto, llama-server or embedded.  [auto]"),
     "engine-arg": ("ARG", click.STRING, "Passed to the engine as it is; may be repeated."),
@@ -75,7 +79,9 @@ def seating_options(command: Any) -> Any:
 
 # Of the options of a voice: those that programs, engines of ours and servers alone can use.
 FOR_PROGRAMS = ("parallel",)
-FOR_ENGINES = ("kv-type", "gpu-layers", "threads", "engine", "engine-arg")
+FOR_ENGINES = (
+    "kv-type", "gpu-layers", "threads", "batch-size", "cpu-affinity", "memory-limit", "draft", "engine", "engine-arg",
+)  # fmt: skip
 FOR_SERVERS = ("model-name", "api-key-file")
 KINDS = ("model", "server", "exec_", "filter_")
 API_KEY = "OPENAI_API_KEY"
@@ -176,8 +182,19 @@ def spec_of_options(given: dict[str, Any]) -> EngineSpec:
     """The engine that these options describe."""
     from modelpipes.fit.spec import spec_of
 
-    said = {name: given[name] for name in ("ctx_size", "parallel", "kv_type", "gpu_layers", "threads")}
-    return spec_of(given["model"] or "", **said, engine_args=given["engine_arg"])
+    return spec_of(
+        given["model"] or "",
+        ctx_size=given["ctx_size"],
+        parallel=given["parallel"],
+        kv_type=given["kv_type"],
+        gpu_layers=given["gpu_layers"],
+        threads=given["threads"],
+        batch_size=given["batch_size"],
+        cpu_affinity=given["cpu_affinity"],
+        memory_limit=given["memory_limit"],
+        draft=given["draft"],
+        engine_args=given["engine_arg"],
+    )
 
 
 def _api_key(file: str | None) -> str | None:

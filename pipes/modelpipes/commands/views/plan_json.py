@@ -10,7 +10,7 @@ import msgspec
 from modelpipes.commands.views.cards import DescribedCards
 from modelpipes.commands.views.plan import View
 from modelpipes.fit.plan import Kind, Swap
-from modelpipes.fit.shares import Share
+from modelpipes.fit.shares import Estimate, Share
 from modelpipes.gguf.modelfile import path_base64, printable
 from modelpipes.machine.cards import Card
 from modelpipes.machine.nvml import Process
@@ -61,7 +61,7 @@ class PlannedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     devices: tuple[int, ...]
     tensor_split: tuple[float, ...] | None
     memory: PlannedMemory
-    estimate: Literal["exact", "generic"]
+    estimate: Estimate
     reason: str
 
 
