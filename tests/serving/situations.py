@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,6 +144,7 @@ def scenes(draw: st.DrawFn) -> Scene:
                 ),
                 draw(st.sampled_from(CLASSES)),
                 draw(st.sampled_from((False, False, False, True))),
+                draw(st.sampled_from((math.inf, math.inf, 45.0, 55.0))) if state == "draining" else math.inf,
             )
         )
     queue = [

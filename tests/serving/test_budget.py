@@ -27,7 +27,18 @@ from modelpipes.machine.cards import Card, Cards
 from modelpipes.machine.holdings import Taken
 from modelpipes.machine.memory import available_bytes, read_memory
 from modelpipes.serving import budget
-from modelpipes.serving.budget import Place, auto_bytes, charge, find_budget, measure, settle
+from modelpipes.serving.budget import (
+    LOOK_STEP,
+    Ours,
+    Place,
+    auto_bytes,
+    charge,
+    find_budget,
+    look_again,
+    measure,
+    settle,
+    settled,
+)
 from modelpipes.serving.bytes import Bytes
 from tests.gguf.make import File, TensorSpec
 from tests.machine.driver import build_driver
@@ -381,3 +392,29 @@ def test_what_an_engine_was_charged_with_and_never_took_is_not_waited_for(predic
     charged = charge(Bytes.of(predicted), Taken(taken, 0)).card
     assert settle(charged, 0, lambda: taken, clock=lambda: clock.now, wait=clock.wait)
     assert clock.waits == []
+
+
+@given(st.integers(0, 1 << 40), st.integers(0, 1 << 40), st.integers(0, 1 << 40), st.integers(0, 1 << 32))
+def test_a_look_again_follows_what_is_free_but_for_what_moves_all_the_time(
+    found: int, before: int, used: int, slack: int
+) -> None:
+    limit = settled(found, before, used, slack)
+    if found >= used and abs(found - before) >= LOOK_STEP:
+        assert limit == found
+    if used - slack <= found < used:
+        assert limit >= used  # for so little nothing is taken from what is loaded
+    if found + slack < used:
+        assert limit == (before if abs(found - before) < LOOK_STEP and before >= used else found)
+    assert settled(found, limit, used, slack) == limit  # another look that finds the same changes nothing
+
+
+def test_what_others_took_is_seen_at_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 8 << 30
+    monkeypatch.setattr(budget, "find_free_space", lambda *, has_gpu: admission.FreeSpace((), free))
+    total = read_memory().total_bytes
+    nobody = Ours((), Bytes.of(0, 0), is_steady=True)
+    limits = look_again(Bytes.of(0, 0), nobody, CPU, None, None, 1 << 30)
+    assert limits.host == min(free, total) - (1 << 30)
+    free = 5 << 30  # another program took three
+    assert look_again(limits, nobody, CPU, None, None, 1 << 30).host == min(free, total) - (1 << 30)
+    assert look_again(limits, nobody, CPU, None, 6 << 30, 1 << 30).host == limits.host  # a budget in figures stays

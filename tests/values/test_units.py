@@ -7,7 +7,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from modelpipes.errors import UsageError
-from modelpipes.values.units import MAX_SECONDS, format_bytes, format_seconds, parse_bytes, parse_seconds
+from modelpipes.values.units import (
+    MAX_CPU,
+    MAX_SECONDS,
+    format_bytes,
+    format_cpus,
+    format_seconds,
+    parse_bytes,
+    parse_cpus,
+    parse_seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -107,3 +116,18 @@ def test_sizes_are_formatted_with_binary_suffixes() -> None:
     assert [format_bytes(n) for n in (0, 1023, 1024, 1536 * 1024, 16 * 2**30)] == [
         "0 B", "1023 B", "1.0 KiB", "1.5 MiB", "16.0 GiB",
     ]  # fmt: skip
+
+
+def test_cpus_are_read_as_taskset_takes_them() -> None:
+    assert parse_cpus("0-3, 8,2") == (0, 1, 2, 3, 8)
+
+
+@given(st.sets(st.integers(0, MAX_CPU), min_size=1, max_size=40))
+def test_cpus_that_are_written_are_read_as_the_same(cpus: set[int]) -> None:
+    assert parse_cpus(format_cpus(cpus)) == tuple(sorted(cpus))
+
+
+@pytest.mark.parametrize("text", ["", ",", "3-1", "-1", "0-", "a", "0x1", "٣", "8192", "0--2"])
+def test_what_is_no_list_of_cpus_is_wrong_usage(text: str) -> None:
+    with pytest.raises(UsageError, match="is no list of CPUs: write 0-3,8"):
+        parse_cpus(text)

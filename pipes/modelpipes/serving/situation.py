@@ -69,8 +69,8 @@ class Resident:
     work: Bytes = NOTHING
     yielding: tuple[Yielding, ...] = ()
     last_class: Class = "interactive"
-    drained_by: float = math.inf
     is_outdated: bool = False
+    drained_by: float = math.inf
 
     @property
     def charge(self) -> Bytes:
