@@ -16,7 +16,19 @@ from hypothesis import strategies as st
 
 from modelpipes.config import reading
 from modelpipes.config.reading import load, read_key
-from modelpipes.config.settings import SECTIONS, Budget, Config, Limit, MemoryLimits, Model, Seconds, Server, Size
+from modelpipes.config.settings import (
+    SECTIONS,
+    Amount,
+    Budget,
+    Config,
+    Cpus,
+    Limit,
+    MemoryLimits,
+    Model,
+    Seconds,
+    Server,
+    Size,
+)
 from modelpipes.errors import UsageError
 from modelpipes.gguf.types import CACHE_TYPES, CacheType
 from modelpipes.terminal.safetext import make_line
@@ -61,6 +73,15 @@ def test_the_shape_of_the_file_is_that_of_the_values(tmp_path: Path) -> None:
         cpu_moe = true
         pin = true
         idle_unload_s = 30
+        threads = 6
+        batch_size = 256
+        cpu_affinity = "0-3,8"
+        memory_limit = "24GB"
+        memory = "7GB"
+        draft = "small.gguf"
+        load_timeout_s = 60
+        stop_timeout_s = "10s"
+        drain_timeout_s = "none"
         aliases = ["gpt-4"]
         engine_args = ["--seed", "1"]
         [scan]
@@ -84,6 +105,15 @@ def test_the_shape_of_the_file_is_that_of_the_values(tmp_path: Path) -> None:
             cpu_moe=True,
             pin=True,
             idle_unload_s=Seconds(30),
+            threads=6,
+            batch_size=256,
+            cpu_affinity=Cpus("0-3,8"),
+            memory_limit=Amount(24 * 10**9),
+            memory=Amount(7 * 10**9),
+            draft=str(tmp_path / "small.gguf"),
+            load_timeout_s=Limit(60),
+            stop_timeout_s=Limit(10),
+            drain_timeout_s=Limit(MAX_SECONDS),
             aliases=("gpt-4",),
             engine_args=("--seed", "1"),
         )
@@ -256,6 +286,11 @@ def test_the_types_of_caches_are_those_of_llama_cpp() -> None:
         ("[memory]\nmax_wait_s = 0x1" + "0" * 5000, "memory.max_wait_s: expected a time such as"),
         (QWEN + "parallel = 0", "models.qwen.parallel is at least 1"),
         (QWEN + "gpu_layers = -1", "models.qwen.gpu_layers is at least 0"),
+        (QWEN + "batch_size = 0", "models.qwen.batch_size is at least 1"),
+        (QWEN + "cpu_affinity = '3-1'", "models.qwen.cpu_affinity: '3-1' is no list of CPUs"),
+        (QWEN + "cpu_affinity = 3", 'models.qwen.cpu_affinity: expected CPUs such as "0-3,8"'),
+        (QWEN + "memory_limit = 24", "models.qwen.memory_limit: "),
+        (QWEN + "load_timeout_s = 0", "models.qwen.load_timeout_s: "),
         (QWEN + "idle_unload_s = 'soon'", "models.qwen.idle_unload_s: 'soon' is not a duration"),
         (QWEN + "idle_unload_s = nan", "models.qwen.idle_unload_s: expected a time such as 30"),
         (QWEN + "aliases = [1]", 'models.qwen.aliases[0]: expected text in "quotes", got 1'),
