@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 
 from modelpipes.engine.causes import cause_of, essence, explain
+from modelpipes.engine.embedded import flaw_of
+from modelpipes.engine.locate import find_model
 from modelpipes.errors import Cause
 
 BEGIN = ["0.00.003.109 W srv  llama_server: security: no API key is set and CORS allows all origins"]
@@ -102,7 +105,7 @@ def test_a_kill_for_want_of_memory_is_told_by_the_kernels_count() -> None:
 
 
 def test_only_what_would_fail_again_lasts() -> None:
-    assert {cause for cause in Cause if cause.is_lasting} == {Cause.FILE, Cause.FLAG}
+    assert {cause for cause in Cause if cause.is_lasting} == {Cause.FILE, Cause.FLAG, Cause.LIMIT}
 
 
 def test_the_line_names_the_engine_the_end_and_the_cause() -> None:
@@ -127,3 +130,14 @@ def test_the_first_error_of_a_log_is_its_essence() -> None:
 def test_memory_comes_before_what_was_an_error_earlier() -> None:
     log = ["0.00.001 E srv  a refused request", "0.00.002 E ggml: unable to allocate CUDA0 buffer"]
     assert essence(log) == "ggml: unable to allocate CUDA0 buffer"
+
+
+def test_a_broken_file_is_known_where_the_embedded_engine_s_log_is_lost(tmp_path: Path) -> None:
+    """llama.cpp logs in a thread of its own, which may not come to it before the process ends."""
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(Path(find_model("tiny-chat")).read_bytes()[:100_000])
+    line = f"error loading model: it is corrupted or incomplete: {flaw_of(str(broken))}"
+    lines = [line, "error: Failed to init server, please check the input params."]
+    assert cause_of(1, lines) is Cause.FILE
+    assert "corrupted or incomplete" in explain("bob", Cause.FILE, 1, lines, pid=7, port=80)
+    assert flaw_of(find_model("tiny-chat")) == ""

@@ -11,7 +11,7 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -288,10 +288,10 @@ def test_a_failure_of_what_was_configured_before_is_none_of_what_is_now(files: d
 
 
 def test_a_load_that_never_ends_is_ended(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelpipes.serving.pool.LOAD_LIMIT_S", 0.2)
+    monkeypatch.setattr("modelpipes.serving.pool.LATE_S", 0.0)
 
     async def test() -> None:
-        async with pool_of(servable("alpha", files["alpha"])) as pool:
+        async with pool_of(replace(servable("alpha", files["alpha"]), load_timeout_s=0.2)) as pool:
             waits = asyncio.ensure_future(pool.acquire("alpha"))
             await eventually_beside(lambda: "alpha" in pool._held and engine_pid(pool, "alpha") > 0, "engine")
             os.kill(engine_pid(pool, "alpha"), signal.SIGSTOP)

@@ -10,6 +10,8 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from modelpipes.errors import FileError
+from modelpipes.gguf.shards import read_model
 from modelpipes.gguf.types import CACHE_TYPES
 
 if TYPE_CHECKING:
@@ -98,6 +100,8 @@ def main(argv: list[str] | None = None) -> int:
         # llama.cpp says which of its reasons it was in a thread of its own, which may not come to it any more.
         if _is_taken(options.host, options.port):
             _say(f"error: couldn't bind to port {options.port}")
+        if flaw := flaw_of(options.model):
+            _say(f"error loading model: it is corrupted or incomplete: {flaw}")
         _say(f"error: {str(error).strip() or 'the server cannot be started'}")
         return 1
     _say(f"listening on {server.listening_address}")
@@ -110,6 +114,15 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit:
         del server  # its destructor ends the serving threads; without it the process dies by the signal
     return 0
+
+
+def flaw_of(path: str) -> str:
+    """What our own reader finds wrong with a model file; "" where that is nothing."""
+    try:
+        read_model(path)
+    except (FileError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def _is_taken(host: str, port: int) -> bool:
