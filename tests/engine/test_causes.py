@@ -136,7 +136,7 @@ def test_a_broken_file_is_known_where_the_embedded_engine_s_log_is_lost(tmp_path
     """llama.cpp logs in a thread of its own, which may not come to it before the process ends."""
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(Path(find_model("tiny-chat")).read_bytes()[:100_000])
-    line = f"error loading model: it is corrupted or incomplete: {flaw_of(str(broken))}"
+    line = f"error: error loading model: it is corrupted or incomplete: {flaw_of(str(broken))}"
     lines = [line, "error: Failed to init server, please check the input params."]
     assert cause_of(1, lines) is Cause.FILE
     assert "corrupted or incomplete" in explain("bob", Cause.FILE, 1, lines, pid=7, port=80)

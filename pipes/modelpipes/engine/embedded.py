@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         if _is_taken(options.host, options.port):
             _say(f"error: couldn't bind to port {options.port}")
         if flaw := flaw_of(options.model):
-            _say(f"error loading model: it is corrupted or incomplete: {flaw}")
+            _say(f"error: error loading model: it is corrupted or incomplete: {flaw}")
         _say(f"error: {str(error).strip() or 'the server cannot be started'}")
         return 1
     _say(f"listening on {server.listening_address}")
