@@ -27,7 +27,8 @@ from modelpipes.serving import failures
 from modelpipes.serving.bytes import Bytes
 from modelpipes.serving.grant import Grant
 from modelpipes.serving.kept import Kept
-from modelpipes.serving.pool import Pool, Servable
+from modelpipes.serving.pool import Pool
+from modelpipes.serving.servable import Servable
 from modelpipes.serving.situation import Yield
 from tests.drill.processes import descendants, living
 from tests.models import scripted_model

@@ -25,7 +25,8 @@ from modelpipes.serving import failures
 from modelpipes.serving.bytes import Bytes
 from modelpipes.serving.grant import Grant
 from modelpipes.serving.kept import Kept
-from modelpipes.serving.pool import Pool, Servable
+from modelpipes.serving.pool import Pool
+from modelpipes.serving.servable import Servable
 from modelpipes.values.deadline import Deadline
 from tests.drill.replaced import WAYS, kinds, put_in_its_place, replace_often
 from tests.models import scripted_model, shuffled_model

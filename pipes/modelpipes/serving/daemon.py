@@ -36,7 +36,8 @@ from modelpipes.serving.changes import difference
 from modelpipes.serving.gateway import GatewaySettings, Mounts, make_app
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.listening import GRACE_S, Server
-from modelpipes.serving.pool import Pool, Servable
+from modelpipes.serving.pool import Pool
+from modelpipes.serving.servable import Servable
 from modelpipes.serving.sources import Source
 from modelpipes.values.paths import logs_dir, make_private, slots_dir
 

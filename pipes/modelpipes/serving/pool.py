@@ -13,30 +13,31 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 from modelpipes import events
-from modelpipes.engine.cachekey import CacheKey, key_of
+from modelpipes.engine.cachekey import key_of
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.pulse import Pulse
 from modelpipes.errors import Cause, EngineFailure, PipesError, ServingError
 from modelpipes.events import Sink
-from modelpipes.fit.shares import Estimate
 from modelpipes.gateway.wire import DecisionReport, Residency, ResidentReport, WaitingReport
-from modelpipes.gguf.identity import Stamp, are_others, stamp_of
+from modelpipes.gguf.identity import Stamp, stamp_of
 from modelpipes.serving.budget import Ours, free_on_cards, settle
 from modelpipes.serving.bytes import Bytes
 from modelpipes.serving.failures import Failures
 from modelpipes.serving.figures import PoolFigures
 from modelpipes.serving.files import Watched
 from modelpipes.serving.grant import Address, Grant, ModelReport
+from modelpipes.serving.held import Held, HeldGrant
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.learnt import Learnt, Load
 from modelpipes.serving.residency import decide, wake_at
+from modelpipes.serving.servable import Servable
 from modelpipes.serving.situation import (
     Action,
     Loadable,
@@ -45,7 +46,6 @@ from modelpipes.serving.situation import (
     Resident,
     Situation,
     Start,
-    State,
     Use,
     Waiting,
     Yield,
@@ -53,7 +53,6 @@ from modelpipes.serving.situation import (
 from modelpipes.serving.waiters import Waiter, WaitingList
 from modelpipes.terminal.safetext import make_line
 from modelpipes.values.deadline import Deadline
-from modelpipes.values.timeouts import DRAIN_TIMEOUT_S, LOAD_TIMEOUT_S
 
 LOG_LINES = 100  # of the past, where a log is asked for
 # Between two looks at an engine. llama-server looks for clients that left when nothing came for a second: any other
@@ -67,78 +66,6 @@ KEPT_USES = 64  # enough to see that models take turns
 DISK_BYTES_PER_S = 1e9  # before a load was measured
 WORKERS = 64  # threads: starts and stops wait in them
 CLOCK_S = 0.05  # by which two clocks may differ
-
-
-@dataclass(frozen=True)
-class Servable:
-    """A model that can be asked for; `start` makes its engine, `needs` is what that will take.
-
-    All of it is of the model's files as they were with this `stamp`, () where nobody has looked. Once they are others,
-    it is no longer true: `renew` finds it out anew.
-    """
-
-    name: str
-    file: str
-    start: Callable[[str | None], Engine]  # given the folder in which it may keep conversations
-    needs: Bytes
-    file_bytes: int
-    created: int  # seconds since the epoch
-    context_length: int
-    sequences: int = 1
-    aliases: tuple[str, ...] = ()
-    is_pinned: bool = False
-    idle_unload_s: float | None = None
-    measure: Callable[[int], Bytes] | None = None  # of a process that runs, by pid: what it has taken
-    advise: Callable[[Bytes], str] | None = None  # what would fit into a budget into which it does not
-    estimate: Estimate = "exact"  # how `needs` is known
-    load_timeout_s: float = LOAD_TIMEOUT_S
-    drain_timeout_s: float = DRAIN_TIMEOUT_S
-    other_files: tuple[str, ...] = ()  # that its engine reads beside `file`
-    stamp: Stamp = ()
-    renew: Callable[[], Servable] | None = None  # the same, of the files as they are now; PipesError
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """All that its engine reads."""
-        return self.file, *self.other_files
-
-    def is_same(self, other: Servable) -> bool:
-        """Whether an engine of the one is an engine of the other."""
-        has_others = self.stamp and other.stamp and are_others(self.stamp, other.stamp)
-        return (self.start, self.needs) == (other.start, other.needs) and not has_others
-
-
-@dataclass
-class _Held:
-    """A model in memory, on its way in or out."""
-
-    servable: Servable
-    engine: Engine
-    bytes: Bytes
-    stamp: Stamp  # of the files, when the load was decided
-    key: CacheKey | None = None  # of the engine, from before it read its files
-    identity: str = ""  # that in one word
-    watched: Watched | None = None
-    is_outdated: bool = False  # others lie there, that can be loaded
-    state: State = "loading"
-    loaded_at: float = 0.0
-    last_used: float = 0.0
-    is_unwanted: bool = False
-    drained_by: float = math.inf
-    watch: asyncio.Task[Any] | None = None
-    grants: set[_Grant] = field(default_factory=set)
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-@dataclass(eq=False)
-class _Grant(Grant):
-    pool: Pool | None = None
-    id: int = 0
-
-    def release(self) -> None:
-        if self.pool is not None:
-            pool, self.pool = self.pool, None
-            pool._release(self)
 
 
 class Pool:
@@ -169,7 +96,7 @@ class Pool:
         self._servables: dict[str, Servable] = {}
         self._names: dict[str, str] = {}  # and aliases
         self._pinned: set[str] = set()
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, Held] = {}
         self._waiters = WaitingList()
         self._ids = itertools.count(1)
         self._learnt = Learnt()
@@ -507,7 +434,7 @@ class Pool:
         held = self._held[action.name]
         now = time.monotonic()
         self._figures.waited.observe(now - waiter.waiting.since)
-        grant = _Grant(action.name, _address(held.engine), held.identity, pool=self, id=action.id)
+        grant = HeldGrant(action.name, _address(held.engine), held.identity, release_to=self._release, id=action.id)
         self._recent[grant.id] = Use(action.name, waiter.waiting.since, now)
         if len(self._recent) > KEPT_USES:
             del self._recent[next(iter(self._recent))]
@@ -521,7 +448,7 @@ class Pool:
         except PipesError as error:
             self._failed(servable, str(error), stamp)
             return
-        held = self._held[servable.name] = _Held(servable, engine, self._model(servable).needs, stamp)
+        held = self._held[servable.name] = Held(servable, engine, self._model(servable).needs, stamp)
         self._spawn(self._load(held))
 
     def _note(self, action: Move | Refuse | Yield) -> None:
@@ -536,7 +463,7 @@ class Pool:
         if not waiter.granted.done():
             waiter.granted.set_exception(error)
 
-    def _release(self, grant: _Grant) -> None:
+    def _release(self, grant: HeldGrant) -> None:
         now = time.monotonic()
         if use := self._recent.get(grant.id):
             self._recent[grant.id] = replace(use, ended_at=now)
@@ -548,7 +475,7 @@ class Pool:
 
     # -- engines
 
-    async def _load(self, held: _Held) -> None:
+    async def _load(self, held: Held) -> None:
         name, began, engine = held.servable.name, time.monotonic(), held.engine
         try:
             if held.servable.stamp != held.stamp and not await self._is_still_decided(held):
@@ -589,7 +516,7 @@ class Pool:
         held.watch = self._spawn(self._look_after(held))
         self._consider()
 
-    async def _look_after(self, held: _Held) -> None:
+    async def _look_after(self, held: Held) -> None:
         """End the engine if it is there and computes nothing; its death does the rest."""
         pulse = Pulse(held.engine)
         while held.state != "stopping":  # what is seen here may be why
@@ -604,7 +531,7 @@ class Pool:
                 return
             await self._look_at_files(held)
 
-    async def _stop(self, held: _Held, *, keeps: bool = True) -> None:
+    async def _stop(self, held: Held, *, keeps: bool = True) -> None:
         """End its engine; `keeps` its conversations for the next load, which waits for what runs."""
         name, began = held.servable.name, time.monotonic()
         try:
@@ -623,12 +550,12 @@ class Pool:
         self._forget(held)
         self._consider()
 
-    def _died(self, held: _Held) -> None:
+    def _died(self, held: Held) -> None:
         """The engine has ended, and nobody told it to."""
         self._lose(held)
         self._spawn(self._bury(held))
 
-    def _lose(self, held: _Held) -> None:
+    def _lose(self, held: Held) -> None:
         """It can no longer be used; who does is told."""
         self._unwatch(held)
         if time.monotonic() - held.loaded_at > HEALTHY_S:
@@ -638,7 +565,7 @@ class Pool:
             grant.drain.set()
         held.state = "stopping"
 
-    async def _bury(self, held: _Held) -> None:
+    async def _bury(self, held: Held) -> None:
         why = await self._blocking(held.engine.exit_reason) or "it ended"
         await self._quietly(self._blocking(held.engine.stop))
         self._forget(held)
@@ -677,14 +604,14 @@ class Pool:
             retry_after_s = None if is_lasting else failure.pause_s
             self._refuse(waiter, ServingError(why, 503, "model_load_failed", retry_after_s))
 
-    def _forget(self, held: _Held) -> None:
+    def _forget(self, held: Held) -> None:
         if self._held.get(held.servable.name) is held:
             del self._held[held.servable.name]
         held.gone.set()
         if held.is_outdated:  # however it ended: what is pinned is wanted as it is now
             self.load_pinned()
 
-    def _unwatch(self, held: _Held) -> None:
+    def _unwatch(self, held: Held) -> None:
         if held.engine.pidfd >= 0:
             self._loop.remove_reader(held.engine.pidfd)
         if held.watch is not None and held.watch is not asyncio.current_task():
@@ -724,14 +651,14 @@ class Pool:
             self._servables[servable.name] = renewed
         return renewed
 
-    async def _is_still_decided(self, held: _Held) -> bool:
+    async def _is_still_decided(self, held: Held) -> bool:
         """Whether what was decided of a model holds for its files as they are now. PipesError where they are none."""
         decided = held.servable
         held.servable = await self._renew(decided)
         held.stamp = held.servable.stamp
         return held.servable.start == decided.start and self._model(held.servable).needs <= held.bytes
 
-    async def _look_at_files(self, held: _Held) -> None:
+    async def _look_at_files(self, held: Held) -> None:
         """Where others have come to rest that can be loaded, have the engine gone at its next idle moment."""
         name = held.servable.name
         if held.key is None or held.watched is None or held.is_unwanted:
