@@ -364,3 +364,48 @@ def test_nobody_at_the_address_is_told() -> None:
             list(client.chat(HELLO, silence_s=5))
         with pytest.raises(EngineError, match="no server answers at"):
             client.count_tokens(HELLO)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        b'data: {"error":{"message":"out of memory","code":500}}\n\n',
+        b'data: {"object":"error","message":"out of memory","code":500}\n\n',
+        b'data: {"text":"out of memory","error_code":50001}\n\n',
+        b'event: error\ndata: {"message":"out of memory","code":500}\n\n',
+        b"event: error\ndata: out of memory\n\n",
+    ],
+)
+@pytest.mark.parametrize("together", [True, False])
+def test_an_error_inside_200_ends_the_answer_with_the_servers_words_and_what_had_come(
+    server: Scripted, fault: bytes, together: bool
+) -> None:
+    parts = [*events(piece(content="The sea")), fault, b"data: [DONE]\n\n"]
+    server.body = [b"".join(parts)] if together else parts
+    stream = Client(server.url).chat(HELLO, silence_s=5)
+    said = []
+    with pytest.raises(Refused, match=r"refuses: out of memory$"):
+        for part in stream:
+            assert isinstance(part, Piece)
+            said.append(part.content)
+    assert "".join(said) == "The sea"
+
+
+@pytest.mark.parametrize("finish", ["", "null", None])
+def test_a_stream_that_is_cut_off_is_no_answer_whatever_reason_its_chunks_have(
+    server: Scripted, finish: str | None
+) -> None:
+    server.body = events(piece(finish, content="The sea"), piece(finish, content=" is"))
+    with pytest.raises(EngineError, match="closed the connection amid its answer"):
+        text_of(Client(server.url).chat(HELLO, silence_s=5))
+
+
+def test_the_end_before_any_word_is_no_answer(server: Scripted) -> None:
+    server.body = [b"data: [DONE]\n\n"]
+    with pytest.raises(EngineError, match="ended its answer without a word of it"):
+        text_of(Client(server.url).chat(HELLO, silence_s=5))
+
+
+def test_half_an_emoji_waits_for_its_other_half(server: Scripted) -> None:
+    server.body = events(piece(content="\ud83c"), piece(content="\udf0a blue"), piece("stop"), b"[DONE]")
+    assert text_of(Client(server.url).chat(HELLO, silence_s=5)) == ("\U0001f30a blue", "")

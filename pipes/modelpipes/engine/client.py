@@ -13,8 +13,7 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import Any
 
-import msgspec
-
+from modelpipes.engine.chunks import ERROR_EVENT, HalfJoiner, read_chunk
 from modelpipes.engine.refusal import SHOWN_BODY_CHARS, refusal
 from modelpipes.errors import DeadlineError, EngineError, PipesError, Refused
 from modelpipes.web.requests import Response, exchange, explain_transport
@@ -25,6 +24,7 @@ from modelpipes.web.stream import Stream
 CHAT = "/v1/chat/completions"
 DONE = b"[DONE]"
 FAULT = "error"  # a field of older llama-servers for what broke the answer off
+INSIDE_STATUS = 500  # of an error inside an answer that began with 200, unless it names another
 CONNECT_LIMIT_S = 10.0  # a handshake across any network is over by then
 QUERY_LIMIT_S = 30.0  # counting tokens and the like; llama-server answers them beside a running answer
 
@@ -51,43 +51,6 @@ class TokenUsage:
 
     prompt_tokens: int
     completion_tokens: int
-
-
-class _Delta(msgspec.Struct):
-    content: str | None = None
-    reasoning_content: str | None = None  # llama-server, LM Studio, vLLM
-    reasoning: str | None = None  # Ollama, OpenRouter
-
-
-class _Choice(msgspec.Struct):
-    delta: _Delta | None = None
-    finish_reason: str | None = None
-
-
-class _Progress(msgspec.Struct):
-    total: int
-    processed: int
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class _Timings(msgspec.Struct):
-    predicted_n: int = 0
-    predicted_per_second: float | None = None
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
-    prompt_progress: _Progress | None = None
-    usage: _Usage | None = None
-    timings: _Timings | None = None
-    error: Any = None
-
-
-_decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
 
 class Client:
@@ -263,6 +226,9 @@ class ChatStream:
         self._body = body
         self._silence_s = silence_s
         self._last_life_s = time.monotonic()
+        self._content, self._thinking = HalfJoiner(), HalfJoiner()
+        self._reading: Reading | None = None
+        self._has_words = False
         self._stream = Stream(client.site, self._explain)
         self._iterator: Generator[Piece | Reading] = self._iterate()
 
@@ -319,51 +285,61 @@ class ChatStream:
         if not is_over and (begun := parser.rest()):  # the standard drops it, and some servers forget the blank line
             is_over = yield from self._pass_on([begun])
         stream.check_cancelled()
+        if half := self._content.rest():
+            yield Piece(half)
         if not is_over and self.finish is None:
             raise EngineError(f"the server at {root} closed the connection amid its answer")
 
     def _pass_on(self, events: Sequence[ServerEvent]) -> Generator[Piece | Reading, None, bool]:
         """What came together goes on together; whether the answer is over."""
         piece, reading, is_over = Piece(), None, False
+        fault: PipesError | None = None
         for event in events:
-            if event.field == FAULT:
-                raise refusal(self._client.root, self._stream.status, event.data)
             said = event.data.strip()
-            is_over = is_over or said == DONE
-            if said and not is_over:
-                reading = self._take(said, piece) or reading
+            if event.field == FAULT or event.type == ERROR_EVENT:
+                fault = refusal(self._client.root, INSIDE_STATUS, event.data)
+            elif said == DONE:
+                is_over = True
+            elif said and not is_over:
+                fault = self._take(said, piece)
+                reading = self._reading or reading
                 self._last_life_s = time.monotonic()
+            if fault:
+                break
+        if is_over or fault:
+            piece.content += self._content.rest()
+            piece.thinking += self._thinking.rest()
         if reading:
             yield reading
         if piece.content or piece.thinking:
+            self._has_words = True
             yield piece
             # We may have been suspended for as long as our caller liked.
             self._last_life_s = time.monotonic()
+        if fault:
+            raise fault
+        if is_over and self.finish is None and not self._has_words:
+            raise EngineError(f"the server at {self._client.root} ended its answer without a word of it")
         return is_over
 
-    def _take(self, event: bytes, piece: Piece) -> Reading | None:
-        """Take in one event: what it adds to the piece, or how far the prompt is read."""
+    def _take(self, said: bytes, piece: Piece) -> PipesError | None:
+        """Take in one chunk: what it adds to the piece; the error that it is, if it is one."""
         root = self._client.root
         try:
-            chunk = _decode_chunk(event)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            shown = event[:SHOWN_BODY_CHARS].decode("utf-8", "replace")
-            raise EngineError(f"the server at {root} sent what is no chat chunk ({error}): {shown!r}") from None
-        if chunk.error is not None:
-            raise refusal(root, 500, event)
-        if chunk.usage is not None:
-            self.usage = TokenUsage(chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
-        if chunk.timings is not None and chunk.timings.predicted_n > 1:
-            # The first token belongs to the prompt's time: llama.cpp counts it at no cost.
-            self.tokens_per_second = chunk.timings.predicted_per_second
-        for choice in chunk.choices[:1]:
-            if choice.delta is not None:
-                piece.thinking += choice.delta.reasoning_content or choice.delta.reasoning or ""
-                piece.content += choice.delta.content or ""
-            if choice.finish_reason is not None:
-                self.finish = choice.finish_reason
-        progress = chunk.prompt_progress
-        return Reading(progress.processed, progress.total) if progress else None
+            chunk = read_chunk(said)
+        except ValueError as error:
+            shown = said[:SHOWN_BODY_CHARS].decode("utf-8", "replace")
+            return EngineError(f"the server at {root} sent what is no chat chunk ({error}): {shown!r}")
+        if chunk.is_fault:
+            return refusal(root, INSIDE_STATUS, said)
+        piece.thinking += self._thinking.feed(chunk.thinking)
+        piece.content += self._content.feed(chunk.content)
+        self.finish = chunk.finish or self.finish
+        if chunk.usage:
+            self.usage = TokenUsage(*chunk.usage)
+        self.tokens_per_second = chunk.tokens_per_second or self.tokens_per_second
+        self._reading = Reading(*chunk.read) if chunk.read else None
+        return None
 
     # -- its end
 

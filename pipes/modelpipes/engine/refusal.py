@@ -33,7 +33,7 @@ def _server_words(body: bytes) -> tuple[str, str, Any]:
         return body.decode("utf-8", "replace")[:SHOWN_BODY_CHARS], "", None
     error = answer.get("error", answer) if isinstance(answer, dict) else answer
     if isinstance(error, dict):
-        message = error.get("message") or error.get("detail") or json.dumps(error)
+        message = error.get("message") or error.get("detail") or error.get("text") or json.dumps(error)
         return str(message), str(error.get("type", "")), error.get("code")
     return str(error), "", None
 
