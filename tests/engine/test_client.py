@@ -409,3 +409,22 @@ def test_the_end_before_any_word_is_no_answer(server: Scripted) -> None:
 def test_half_an_emoji_waits_for_its_other_half(server: Scripted) -> None:
     server.body = events(piece(content="\ud83c"), piece(content="\udf0a blue"), piece("stop"), b"[DONE]")
     assert text_of(Client(server.url).chat(HELLO, silence_s=5)) == ("\U0001f30a blue", "")
+
+
+def test_a_field_of_ours_that_a_server_refuses_is_left_out_and_not_sent_again(server: Scripted) -> None:
+    # As FastAPI says it where extra fields are forbidden.
+    fault = {"detail": [{"type": "extra_forbidden", "loc": ["body", "stream_options"], "msg": "Extra inputs"}]}
+    server.answers = [(422, [json.dumps(fault).encode()])]
+    server.body = events(piece(content="blue"), piece("stop"), b"[DONE]")
+    client = Client(server.url)
+    for _ in range(2):
+        assert text_of(client.chat(HELLO, silence_s=5)) == ("blue", "")
+    assert ["stream_options" in asked for asked in server.asked] == [True, False, False]
+
+
+@pytest.mark.parametrize(("status", "words"), [(422, "temperature is too high"), (500, "stream_options")])
+def test_a_refusal_of_something_else_is_not_asked_again(server: Scripted, status: int, words: str) -> None:
+    server.status, server.body = status, [json.dumps({"error": words}).encode()]
+    with pytest.raises(Refused, match=words):
+        text_of(Client(server.url).chat(HELLO, silence_s=5))
+    assert len(server.asked) == 1

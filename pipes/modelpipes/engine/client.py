@@ -24,6 +24,7 @@ from modelpipes.web.stream import Stream
 CHAT = "/v1/chat/completions"
 DONE = b"[DONE]"
 FAULT = "error"  # a field of older llama-servers for what broke the answer off
+OWN_FIELDS = ("stream_options",)  # of a request: those that nobody asked for, and that an answer can do without
 INSIDE_STATUS = 500  # of an error inside an answer that began with 200, unless it names another
 CONNECT_LIMIT_S = 10.0  # a handshake across any network is over by then
 QUERY_LIMIT_S = 30.0  # counting tokens and the like; llama-server answers them beside a running answer
@@ -65,6 +66,7 @@ class Client:
             self.headers["Authorization"] = f"Bearer {api_key}"
         self._model_name = model_name
         self._is_llama_server: bool | None = None
+        self._refused: set[str] = set()  # fields that the server does not take
         self._lock = threading.Lock()
 
     def chat(
@@ -188,7 +190,18 @@ class Client:
                 if not names:
                     raise EngineError(f"the server at {self.root} has no model: load one there first")
                 self._model_name = names[0]
+            body = {name: value for name, value in body.items() if name not in self._refused}
             return body | {"model": self._model_name} if self._model_name else body
+
+    def leave_out(self, refused: Refused) -> bool:
+        """Whether a field of our own was refused, by its name in the server's words; it is not sent any more."""
+        if refused.status not in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
+            return False
+        named = {field for field in OWN_FIELDS if field in str(refused)}
+        with self._lock:
+            is_new = not named <= self._refused
+            self._refused |= named
+        return is_new
 
     # -- short requests
 
@@ -229,6 +242,7 @@ class ChatStream:
         self._content, self._thinking = HalfJoiner(), HalfJoiner()
         self._reading: Reading | None = None
         self._has_words = False
+        self._is_cancelled = False
         self._stream = Stream(client.site, self._explain)
         self._iterator: Generator[Piece | Reading] = self._iterate()
 
@@ -241,6 +255,7 @@ class ChatStream:
 
     def cancel(self) -> None:
         """End the answer from any thread at any time; who iterates it gets Cancelled at once."""
+        self._is_cancelled = True
         self._stream.cancel()
 
     def close(self) -> None:
@@ -256,6 +271,17 @@ class ChatStream:
         self.close()
 
     def _iterate(self) -> Generator[Piece | Reading]:
+        try:
+            yield from self._ask()
+        except Refused as refused:
+            if self._has_words or not self._client.leave_out(refused):
+                raise
+            self._stream = Stream(self._client.site, self._explain)
+            if self._is_cancelled:  # meanwhile, and so the stream before
+                self._stream.cancel()
+            yield from self._ask()
+
+    def _ask(self) -> Generator[Piece | Reading]:
         limit_s = CONNECT_LIMIT_S if self._silence_s is None else min(CONNECT_LIMIT_S, self._silence_s)
         with self._stream as stream:
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from modelpipes.errors import EngineError
 
@@ -34,6 +34,16 @@ class Site:
     def path(self, page: str) -> str:
         """What is asked for to get a page, `/v1/models`, of this server."""
         return self._path + page
+
+    def follow(self, page: str, location: str) -> bool:
+        """Whether a page has moved to another path of the same server; all pages are then asked for there."""
+        here = f"{self.root.removesuffix(self._path)}{self._path}{page}"
+        there, asked = urlsplit(urljoin(here, location)), urlsplit(here)
+        same = (there.scheme, there.hostname, there.port) == (asked.scheme, asked.hostname, asked.port)
+        if self._socket_path or not same or there.path == asked.path or not there.path.endswith(page):
+            return False
+        self._path = there.path.removesuffix(page)
+        return True
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -10,10 +10,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 
-from modelpipes.errors import Cancelled, PipesError
+from modelpipes.errors import Cancelled, EngineError, PipesError
+from modelpipes.terminal.safetext import make_line
 from modelpipes.values.deadline import Deadline
 from modelpipes.web.site import Site
 
+MOVED = (307, 308)  # to where the same is asked, with the same body
+MOST_MOVES = 5
 READ_BYTES = 65536  # what has come by then is taken at once; pieces that came together go on together
 
 
@@ -34,6 +37,9 @@ class Stream:
         self._connection: http.client.HTTPConnection | None = None
         self._socket: socket.socket | None = None
         self._response: http.client.HTTPResponse | None = None
+        self._again: Callable[[], None] = lambda: None  # send the same
+        self._page = ""
+        self._moves = 0
 
     # -- what goes out
 
@@ -47,15 +53,23 @@ class Stream:
         connect_s: float | None,
         silence_s: float | None,
     ) -> None:
-        """Connect within `connect_s` and send the request; every wait after that lasts `silence_s` at most."""
-        self.check_cancelled()
-        with self._explained():
-            connection = self._connection = self._site.connection(connect_s)
-            connection.connect()
-            self.is_connected = True
-            connection.sock.settimeout(silence_s)
-            self._watch(connection.sock)
-            connection.request(method, self._site.path(page), body, dict(headers))
+        """Connect within `connect_s` and send the request; every wait after that lasts `silence_s` at most.
+
+        A server that answers with another path of its own is asked there, also for its other pages.
+        """
+
+        def send() -> None:
+            self.check_cancelled()
+            with self._explained():
+                connection = self._connection = self._site.connection(connect_s)
+                connection.connect()
+                self.is_connected = True
+                connection.sock.settimeout(silence_s)
+                self._watch(connection.sock)
+                connection.request(method, self._site.path(page), body, dict(headers))
+
+        self._page, self._again = page, send
+        send()
 
     # -- what comes in
 
@@ -101,11 +115,25 @@ class Stream:
 
     def _head(self) -> http.client.HTTPResponse:
         """The answer, waited for until its head is there."""
-        if self._response is None:
+        while self._response is None:
             assert self._connection is not None, "send() comes first"
             with self._explained():
-                self._response = self._connection.getresponse()
+                response = self._connection.getresponse()
+            if response.status in MOVED and (location := response.headers.get("Location")):
+                self._follow(response, location)
+            else:
+                self._response = response
         return self._response
+
+    def _follow(self, response: http.client.HTTPResponse, location: str) -> None:
+        response.close()
+        self.close()
+        self._moves += 1
+        if self._moves > MOST_MOVES or not self._site.follow(self._page, location):
+            raise EngineError(
+                f"the server at {self._site.root} is elsewhere, at {make_line(location)}: name that address"
+            )
+        self._again()
 
     # -- its end
 
