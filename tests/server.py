@@ -19,7 +19,7 @@ class Scripted:
         self.asked: list[dict[str, Any]] = []
         self.authorization: list[str | None] = []
         # Pages beside the chat: JSON for GET, a function of the request for POST.
-        self.pages: dict[str, Any] = {"/v1/models": {"data": [{"id": "qwen"}, {"id": "other"}]}}
+        self.pages: dict[str, Any] = {"/v1/models": {"data": [{"id": "qwen"}]}}
         self.statuses: list[int] = []  # of the next pages, instead of 200
         self.released = threading.Event()
         script = self

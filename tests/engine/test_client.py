@@ -17,7 +17,7 @@ import pytest
 from modelpipes.engine.client import ChatStream, Client, Piece, Reading, TokenUsage, figure_of
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import EngineChoice
-from modelpipes.errors import Cancelled, DeadlineError, EngineError, Refused
+from modelpipes.errors import Cancelled, DeadlineError, EngineError, Refused, UsageError
 from modelpipes.values.deadline import Deadline
 from tests.peers import eventually
 from tests.server import Scripted, events, piece
@@ -240,7 +240,7 @@ def test_a_strange_server_is_asked_only_for_what_it_knows(server: Scripted) -> N
     client = Client(server.url, api_key="secret")
     text_of(client.chat(HELLO, silence_s=5))
     assert "return_progress" not in server.asked[0]
-    assert server.asked[0]["model"] == "qwen"  # the first that it has
+    assert server.asked[0]["model"] == "qwen"  # the only one that it has
     assert server.authorization == ["Bearer secret"]
     assert client.count_tokens(HELLO) is None
     assert client.context_size() is None
@@ -428,3 +428,14 @@ def test_a_refusal_of_something_else_is_not_asked_again(server: Scripted, status
     with pytest.raises(Refused, match=words):
         text_of(Client(server.url).chat(HELLO, silence_s=5))
     assert len(server.asked) == 1
+
+
+def test_of_several_models_none_is_guessed(server: Scripted) -> None:
+    server.pages["/v1/models"] = {"data": [{"id": "text-embedding-nomic"}, {"id": "qwen"}]}
+    server.body = events(piece(content="blue"), piece("stop"), b"[DONE]")
+    with pytest.raises(UsageError, match="has text-embedding-nomic, qwen: name one of these models"):
+        text_of(Client(server.url).chat(HELLO, silence_s=5))
+    assert text_of(Client(server.url, model_name="qwen").chat(HELLO, silence_s=5)) == ("blue", "")
+    server.pages["/v1/models"] = {"data": [{"id": f"m{number}"} for number in range(40)]}
+    with pytest.raises(UsageError, match="m10, m11 and 28 more: name"):
+        text_of(Client(server.url).chat(HELLO, silence_s=5))

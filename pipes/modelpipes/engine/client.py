@@ -15,7 +15,7 @@ from typing import Any
 
 from modelpipes.engine.chunks import ERROR_EVENT, HalfJoiner, read_chunk
 from modelpipes.engine.refusal import SHOWN_BODY_CHARS, refusal
-from modelpipes.errors import DeadlineError, EngineError, PipesError, Refused
+from modelpipes.errors import DeadlineError, EngineError, PipesError, Refused, UsageError
 from modelpipes.web.requests import Response, exchange, explain_transport
 from modelpipes.web.site import Site, root_of
 from modelpipes.web.sse import EventParser, ServerEvent
@@ -26,6 +26,7 @@ DONE = b"[DONE]"
 FAULT = "error"  # a field of older llama-servers for what broke the answer off
 OWN_FIELDS = ("stream_options",)  # of a request: those that nobody asked for, and that an answer can do without
 INSIDE_STATUS = 500  # of an error inside an answer that began with 200, unless it names another
+SHOWN_MODELS = 12  # of those that a server has, in a line
 CONNECT_LIMIT_S = 10.0  # a handshake across any network is over by then
 QUERY_LIMIT_S = 30.0  # counting tokens and the like; llama-server answers them beside a running answer
 
@@ -58,7 +59,7 @@ class Client:
     """Talks to one server; safe to use from several threads at once."""
 
     def __init__(self, base_url: str, *, model_name: str | None = None, api_key: str | None = None) -> None:
-        """`base_url` with or without `/v1`; `model_name` None: the only, or the first, that the server has."""
+        """`base_url` with or without `/v1`; `model_name` None: the only one that the server has."""
         self.root = root_of(base_url)
         self.site = Site(self.root)
         self.headers = {"User-Agent": "modelpipes", "Content-Type": "application/json", "Connection": "close"}
@@ -189,6 +190,8 @@ class Client:
                 names = self.models()
                 if not names:
                     raise EngineError(f"the server at {self.root} has no model: load one there first")
+                if len(names) > 1:  # the first may be one that only embeds
+                    raise UsageError(f"the server at {self.root} has {some(names)}: name one of these models")
                 self._model_name = names[0]
             body = {name: value for name, value in body.items() if name not in self._refused}
             return body | {"model": self._model_name} if self._model_name else body
@@ -381,6 +384,12 @@ class ChatStream:
 
     def _silent(self) -> DeadlineError:
         return DeadlineError(f"the server at {self._client.root} was silent for {self._silence_s:g} s")
+
+
+def some(names: Sequence[str]) -> str:
+    """Names in a line, the first of many."""
+    shown = ", ".join(names[:SHOWN_MODELS])
+    return f"{shown} and {len(names) - SHOWN_MODELS} more" if len(names) > SHOWN_MODELS else shown
 
 
 def figure_of(metrics: str, name: str) -> float | None:

@@ -19,14 +19,14 @@ from modelpipes.chat.voices import Finish
 from modelpipes.chat.voices.engine import EngineVoice, Sampling
 from modelpipes.engine.client import figure_of
 from modelpipes.engine.lifecycle import Engine
-from modelpipes.errors import DeadlineError, EngineError, MessageError, Refused
+from modelpipes.errors import DeadlineError, EngineError, MessageError, Refused, UsageError
 from modelpipes.pipe.message import Heard, Usage
 from modelpipes.values.deadline import Deadline
 from tests import models
 from tests.chat.conftest import Seat
 from tests.chat.voices.conftest import Asked, prepared
 from tests.peers import LIMIT_S, eventually
-from tests.server import Scripted, piece, usage
+from tests.server import Scripted, events, piece, usage
 from tests.serving.pools import SmallPool, gateway
 
 # llama.cpp's threads wait for each other by spinning: beside other tests on few cores, one is faster than two.
@@ -477,6 +477,14 @@ def test_a_wrong_key_is_told_before_the_seat_is_ready(server: Scripted) -> None:
     server.statuses = [401]
     with pytest.raises(Refused):
         voice_at(server)
+
+
+def test_a_server_with_several_models_is_told_before_the_seat_is_ready(server: Scripted) -> None:
+    server.pages["/v1/models"] = {"data": [{"id": "nomic-embed"}, {"id": "qwen"}]}
+    with pytest.raises(UsageError, match=r"^--model-name is missing: the server at \S+ has nomic-embed, qwen$"):
+        voice_at(server)
+    server.body = events(piece(content="Yes."), piece("stop"), b"[DONE]")
+    assert Asked(voice_at(server, model_name="qwen"), "x").content == "Yes."
 
 
 def test_a_server_without_a_list_of_models_is_used_where_one_is_named(server: Scripted) -> None:

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from modelpipes.chat.history import NameStripper, ThoughtSplitter, trim
 from modelpipes.chat.voices import Finish, Work
-from modelpipes.engine.client import ChatStream, Client, Piece
+from modelpipes.engine.client import ChatStream, Client, Piece, some
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.errors import Cancelled, MessageError, Refused, UsageError
 from modelpipes.gateway.lease import Lease, is_gateway
@@ -121,7 +121,9 @@ class EngineVoice:
             self._measure_template(client)
         elif not self._engine:
             try:
-                client.models()  # proves that somebody answers there, and that the key is right
+                names = client.models()  # proves that somebody answers there, and that the key is right
+                if not self._model_name and len(names) > 1:
+                    raise UsageError(f"--model-name is missing: the server at {client.root} has {some(names)}")
             except Refused as refused:
                 if refused.kind != "missing" or not self._model_name:  # some servers have no list
                     raise
