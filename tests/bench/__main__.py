@@ -2,6 +2,7 @@
 
 bin/bench                            everything, some ten minutes; a table, ratios first
 bin/bench --only transport           one part
+bin/bench --beside PATH              round trips only, those of another checkout and C in the same run
 bin/bench --quick                    does it run? Seconds; the figures prove nothing
 bin/bench --output NEW.json          keep the figures (results.py has their shape)
 bin/bench --markdown                 the table as Markdown
@@ -18,7 +19,7 @@ from collections.abc import Callable
 
 from modelpipes.commands.cli.signals import ended_by_signals
 from modelpipes.errors import Ended, PipesError
-from tests.bench import commands, compare, conversation, fairness, promises, results, tables, transport
+from tests.bench import beside, commands, compare, conversation, fairness, promises, results, tables, transport
 from tests.bench.record import Record
 
 PARTS: dict[str, Callable[[Record], None]] = {
@@ -51,6 +52,7 @@ def _arguments() -> argparse.Namespace:
         prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", action="append", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--beside", metavar="PATH", help="instead: round trips of the checkout there and of this one")
     parser.add_argument("--quick", action="store_true", help="a smoke run")
     parser.add_argument("--rounds", type=int, metavar="N", help=f"each rival in turn, N times [{ROUNDS}]")
     parser.add_argument("--cpu", type=int, metavar="N", help="the one core, where it is one [the last we may use]")
@@ -82,9 +84,12 @@ def _run(given: argparse.Namespace) -> int:
 
 def _measure(given: argparse.Namespace) -> results.Results:
     machine, began = results.Machine.here(), results.now()  # the load before we make some
-    rounds = given.rounds or (QUICK_ROUNDS if given.quick else ROUNDS)
+    usual = beside.ROUNDS if given.beside else ROUNDS
+    rounds = given.rounds or (QUICK_ROUNDS if given.quick else usual)
     record = Record(rounds, given.quick, max(os.sched_getaffinity(0)) if given.cpu is None else given.cpu)
-    for name in given.only or PARTS:
+    if given.beside:
+        beside.measure(record, given.beside)
+    for name in [] if given.beside else given.only or PARTS:
         if given.quick and name in NOT_QUICK and not given.only:
             record.skip(name, "a quick run; ask for it with --only")
         else:

@@ -137,7 +137,7 @@ def pairs(programs: Mapping[str, Sequence[str]], cpu: int, folder: str) -> Itera
             if rival in IN_C:
                 for name in ("there", "back"):
                     os.mkfifo(os.path.join(place, name), 0o600)
-            talkers[rival] = stack.enter_context(Talker([*program, place, str(cpu)], ROWS[rival][0]))
+            talkers[rival] = stack.enter_context(Talker([*program, place, str(cpu)], ROWS.get(rival, (rival,))[0]))
         for talker in talkers.values():
             if (said := talker.hear(deadline)) != "ready":
                 raise PipesError(f"a rival of the bench said {said!r} when it should be ready")
