@@ -33,21 +33,21 @@ PONGS_BYTES = MAX_MESSAGE_BYTES  # that wait for a peer that pings and does not 
 bytes(2 << 20)
 
 
-class Arrival(msgspec.Struct, frozen=True):
+class Arrival(msgspec.Struct, frozen=True, gc=False):
     """A line came from a seat."""
 
     sender: str
     item: Message | Plain | Malformed
 
 
-class Lost(msgspec.Struct, frozen=True):
+class Lost(msgspec.Struct, frozen=True, gc=False):
     """The last reader of our pipe to a seat has gone; the pipe is closed, what it held for the reader dropped."""
 
     receiver: str
     unsent_bytes: int
 
 
-class Readable(msgspec.Struct, frozen=True):
+class Readable(msgspec.Struct, frozen=True, gc=False):
     """A watched descriptor can be read."""
 
     fd: int
@@ -59,20 +59,20 @@ Event: TypeAlias = Arrival | Lost | Readable
 class _Inlet:
     """The read end of a pipe that leads to us."""
 
-    __slots__ = ("_splitter", "fd", "keep_fd", "path", "sender")
+    __slots__ = ("fd", "keep_fd", "path", "sender", "splitter")
 
     def __init__(self, sender: str, path: str) -> None:
         self.sender = sender
         self.path = path
         self.fd, self.keep_fd = fifo.open_read(path)
-        self._splitter = LineSplitter()
+        self.splitter = LineSplitter()
 
-    def read(self) -> list[Message | Plain | Malformed]:
-        """What has come, as far as its lines have ended."""
+    def read(self) -> bytes:
+        """What has come; nothing where another took it."""
         try:
-            return self._splitter.feed(os.read(self.fd, READ_BYTES))
+            return os.read(self.fd, READ_BYTES)
         except BlockingIOError:
-            return []
+            return b""
         except OSError as e:
             raise RoomError(f"{self.path}: cannot be read: {e.strerror}") from None
 
@@ -136,8 +136,8 @@ R = TypeVar("R")
 def _alone(method: Callable[Concatenate[Endpoint, P], R]) -> Callable[Concatenate[Endpoint, P], R]:
     """A method that no thread may call while another one is in any of these: it would tear a message in two.
 
-    `post` and `receive` do the same in lines of their own, in a fifth of the time. Python changes threads at calls
-    and loops, of which there is none between the look at the mark and its setting.
+    `post`, `send` and `receive` do the same in lines of their own, in a fifth of the time. Python changes threads at
+    calls and loops, of which there is none between the look at the mark and its setting.
     """
 
     @functools.wraps(method)
@@ -282,20 +282,11 @@ class Endpoint:
             raise self._misuse()
         self._is_in_use = True
         try:
-            return self._post_message(receiver, message)
+            line = encode(message)
+            outlet = self._outlets.get(receiver)
+            return outlet is not None and self._post(outlet, line)
         finally:
             self._is_in_use = False
-
-    def _post_message(self, receiver: str, message: Message) -> bool:
-        line = encode(message)
-        outlet = self._outlets.get(receiver)
-        if outlet is None:
-            return False
-        outlet.closes = None
-        if outlet.is_fresh:
-            outlet.is_fresh = False
-            line = b"\n" + line
-        return self._post(outlet, line)
 
     def _misuse(self) -> MisuseError:
         return MisuseError(f"the endpoint of {self.seat} is in use by another thread: one at a time")
@@ -307,8 +298,7 @@ class Endpoint:
         outlet = self._outlets.get(receiver)
         if not outlet:
             return False
-        outlet.closes = Deadline.after(LINGER_S)
-        return self._post(outlet, line)
+        return self._post(outlet, line, closes=Deadline.after(LINGER_S))
 
     def has_unread(self, sender: str) -> bool:
         """Did a seat write something that is not read yet?"""
@@ -332,7 +322,12 @@ class Endpoint:
                 lingering.remove(outlet)
         return not lingering
 
-    def _post(self, outlet: _Outlet, line: bytes) -> bool:
+    def _post(self, outlet: _Outlet, line: bytes, closes: Deadline | None = None) -> bool:
+        """Write a line, which is plain if the pipe then `closes`; False where nobody reads."""
+        outlet.closes = closes
+        if outlet.is_fresh and closes is None:
+            outlet.is_fresh = False
+            line = b"\n" + line
         if outlet.unsent:
             outlet.add(memoryview(line))
             return True
@@ -348,8 +343,6 @@ class Endpoint:
             outlet.widen()
             outlet.add(memoryview(line)[written:])
             return self._flush(outlet)
-        if outlet.closes:
-            outlet.closes = Deadline.after(LINGER_S)
         return True
 
     def _flush(self, outlet: _Outlet) -> bool:
@@ -364,16 +357,23 @@ class Endpoint:
             outlet.closes = Deadline.after(LINGER_S)
         return True
 
-    @_alone
     def send(self, receiver: str, message: Message, deadline: Deadline) -> None:
         """Send and wait until the pipe took it all; PeerGone where the reader goes, DeadlineError."""
-        is_sent = self._post_message(receiver, message)
-        while is_sent and self._outlets[receiver].unsent:
-            if not self._wait(deadline):
-                raise DeadlineError(f"{receiver} did not read before the deadline")
-            is_sent = self.is_connected(receiver)
-        if not is_sent:
-            raise self.gone(receiver)
+        if self._is_in_use:
+            raise self._misuse()
+        self._is_in_use = True
+        try:
+            line = encode(message)
+            outlet = self._outlets.get(receiver)
+            is_sent = outlet is not None and self._post(outlet, line)
+            while is_sent and self._outlets[receiver].unsent:
+                if not self._wait(deadline):
+                    raise DeadlineError(f"{receiver} did not read before the deadline")
+                is_sent = self.is_connected(receiver)
+            if not is_sent:
+                raise self.gone(receiver)
+        finally:
+            self._is_in_use = False
 
     def gone(self, receiver: str) -> PeerGone:
         """The error that says who no longer reads."""
@@ -391,7 +391,21 @@ class Endpoint:
         try:
             events = self._events
             while not events:
-                if not self._wait(deadline) and not events:
+                timeout_ms = deadline.poll_ms()
+                ready = self._ready(timeout_ms)
+                end = self._by_fd[ready[0][0]] if len(ready) == 1 else None
+                if type(end) is _Inlet:  # as it mostly is, with one message, which passes no queue
+                    data = end.read()
+                    item = end.splitter.whole(data)
+                    if item is None:
+                        self._split(end, data)
+                    elif type(item) is not Ping:
+                        return Arrival(end.sender, item)
+                    else:
+                        self._answer(item, end.sender)
+                else:
+                    self._serve(ready)
+                if timeout_ms == 0 and not events:
                     return None
             return events.popleft()
         finally:
@@ -414,19 +428,18 @@ class Endpoint:
     def _wait(self, deadline: Deadline) -> bool:
         """One poll; what it tells becomes events. False if the deadline had passed before."""
         timeout_ms = deadline.poll_ms()
-        ready = self._ready(timeout_ms)
+        self._serve(self._ready(timeout_ms))
+        return timeout_ms != 0
+
+    def _serve(self, ready: list[tuple[int, int]]) -> None:
+        """What the ends that are ready tell becomes events."""
         if len(ready) > 1:  # poll reports them in one order: let another be the first each time
             self._first = first = (self._first + 1) % len(ready)
             ready = ready[first:] + ready[:first]
         for fd, mask in ready:
             end = self._by_fd.get(fd, -1)
             if type(end) is _Inlet:
-                sender = end.sender
-                for item in end.read():
-                    if type(item) is Ping:
-                        self._answer(item, sender)
-                    else:
-                        self._events.append(Arrival(sender, item))
+                self._split(end, end.read())
             elif type(end) is _Outlet:
                 if mask & (select.POLLERR | select.POLLNVAL):
                     if not self.has_unread(end.receiver):  # what it said before it left comes first
@@ -436,7 +449,15 @@ class Endpoint:
                     self._flush(end)
             elif end is None:
                 self._events.append(Readable(fd))
-        return timeout_ms != 0
+
+    def _split(self, inlet: _Inlet, data: bytes) -> None:
+        """Answer the pings among what came from a seat; the rest becomes events."""
+        sender = inlet.sender
+        for item in inlet.splitter.feed(data):
+            if type(item) is Ping:
+                self._answer(item, sender)
+            else:
+                self._events.append(Arrival(sender, item))
 
     def _answer(self, ping: Ping, sender: str) -> None:
         try:
@@ -446,7 +467,7 @@ class Endpoint:
                     return
                 outlet = self._outlets[sender]
             if outlet.unsent_bytes < PONGS_BYTES:
-                self._post_message(sender, Pong(ping.id, self.seat, sender, ping.content))
+                self._post(outlet, encode(Pong(ping.id, self.seat, sender, ping.content)))
         except (MessageError, RoomError):
             pass  # too large to go back, or no way back: its sender's own doing, who hears nothing
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from math import ceil, inf
 from time import monotonic
 
+import msgspec
+
 from modelpipes.errors import DeadlineError
 
 LONGEST_POLL_MS = 2**31 - 1  # 25 days
 
 
-class Deadline:
+class Deadline(msgspec.Struct, frozen=True, gc=False):
     """A moment on the monotonic clock: `Deadline.after(30)` comes in 30 seconds, `Deadline.never()` does not."""
 
-    __slots__ = ("_moment_s",)
-
-    def __init__(self, moment_s: float) -> None:
-        self._moment_s = moment_s
+    _moment_s: float
 
     @classmethod
     def after(cls, seconds: float | None) -> Deadline:
@@ -42,10 +41,12 @@ class Deadline:
 
     def poll_ms(self) -> int | None:
         """The time left as `select.poll` takes it: whole milliseconds rounded up, None for never."""
+        if self._moment_s == inf:
+            return None
         left_ms = (self._moment_s - monotonic()) * 1000
         if left_ms < LONGEST_POLL_MS:
             return ceil(left_ms) if left_ms > 0 else 0
-        return None if left_ms == inf else LONGEST_POLL_MS
+        return LONGEST_POLL_MS
 
     def check(self, waiting_for: str) -> None:
         """Raise DeadlineError, naming what was waited for, if the moment has passed."""
