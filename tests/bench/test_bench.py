@@ -48,6 +48,27 @@ def test_a_quick_run_measures_everything_and_leaves_nothing(tmp_path: Path) -> N
     assert left(tmp_path) == ([], [])
 
 
+def test_another_checkout_is_measured_beside_this_one_and_leaves_nothing(tmp_path: Path) -> None:
+    bench = start(tmp_path, "--beside", str(ROOT), "--quick", "--output", "found.json")
+    said, progress = bench.communicate(timeout=LIMIT_S)
+    assert bench.returncode == 0, progress
+    found = results.read(str(tmp_path / "found.json"))
+    for does in ("ping", "say and reply", "ping-pipes --self"):
+        for whose in ("this checkout", str(ROOT)):
+            figures = [figure for figure in found.figures if figure.row == f"{whose}, {does}"]
+            assert [figure.column for figure in figures] == ["64 B", "4 KiB", "64 KiB"]
+            assert all(figure.value > 0 for figure in figures)
+            assert f"{whose}, {does}" in said
+    assert left(tmp_path) == ([], [])
+
+
+def test_a_folder_that_is_no_checkout_is_named(tmp_path: Path) -> None:
+    bench = start(tmp_path, "--beside", str(tmp_path))
+    said, why = bench.communicate(timeout=LIMIT_S)
+    assert (bench.returncode, said) == (1, "")
+    assert why == f"bench: {tmp_path}: no checkout of modelpipes; pipes/modelpipes is not there\n"
+
+
 def test_a_kept_run_is_shown_and_compared_without_measuring(tmp_path: Path) -> None:
     kept, slower = str(tmp_path / "kept.json"), str(tmp_path / "slower.json")
     for path, times in ((kept, 1.0), (slower, 2.0)):

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec import Raw
 
 from modelpipes.errors import DeadlineError, MessageError, MisuseError, PeerGone, PipesError, RoomError
 from modelpipes.pipe import fifo
 from modelpipes.pipe.endpoint import Arrival, Endpoint, Event, Lost, Readable
-from modelpipes.pipe.framing import MAX_MESSAGE_BYTES, encode
+from modelpipes.pipe.framing import MAX_MESSAGE_BYTES, LineSplitter, encode
 from modelpipes.pipe.message import Delta, Malformed, Ping, Plain, Pong, Reply, Say, load
 from modelpipes.pipe.room import HUB, Room, star
 from modelpipes.values.deadline import Deadline
@@ -74,6 +76,50 @@ def test_a_message_arrives_with_the_seat_it_came_from(hub: Endpoint, bob: Endpoi
     hub.send("bob", say("line one\nline two\t\0é𝄞"), soon())
     assert bob.receive(soon()) == Arrival(HUB, say("line one\nline two\t\0é𝄞"))
     assert bob.receive(NOW) is None
+
+
+lines = st.one_of(
+    st.text(st.characters(codec="utf-8"), max_size=40).map(lambda text: encode(say(text))),
+    st.binary(max_size=40).map(lambda data: data + b"\n"),
+    st.just(b'{"type":"bye",\n"from":"hub","to":"bob"}\n'),
+)
+
+
+def test_what_is_received_is_what_the_lines_say_however_they_are_written(room: Room, bob: Endpoint) -> None:
+    # One whole message takes a way of its own through the endpoint.
+    writer = fifo.open_write(room.pipe(HUB, "bob"))
+
+    @given(st.lists(st.tuples(st.lists(lines, max_size=4).map(b"".join), st.integers(0, 60))))
+    def check(writes: list[tuple[bytes, int]]) -> None:
+        stream, items = b"", []
+        for data, cut in writes:
+            for part in (data[:cut], data[cut:]):
+                os.write(writer, part)
+                items += arrivals(bob)
+                stream += part
+        assert items == LineSplitter().feed(stream)
+
+    check()
+    os.close(writer)
+
+
+def test_what_another_reader_took_is_no_event_and_no_error(bob: Endpoint) -> None:
+    bob._ready = lambda *limit: [(bob._inlets[HUB].fd, select.POLLIN)]
+    assert bob.receive(NOW) is None
+
+
+def test_a_pipe_that_cannot_be_read_is_named(room: Room, bob: Endpoint, tmp_path: Path) -> None:
+    folder, inlet = os.open(tmp_path, os.O_RDONLY), bob._inlets[HUB]
+    bob._ready = lambda *limit: [(inlet.fd, select.POLLIN)]
+    pipe = os.dup(inlet.fd)
+    os.dup2(folder, inlet.fd)
+    try:
+        with pytest.raises(RoomError, match=rf"{room.pipe(HUB, 'bob')}: cannot be read: Is a directory"):
+            bob.receive(soon())
+    finally:
+        os.dup2(pipe, inlet.fd)
+        os.close(pipe)
+        os.close(folder)
 
 
 def test_messages_keep_their_order_also_those_that_wait_for_room(hub: Endpoint, bob: Endpoint) -> None:

@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import json
 from msgspec.structs import replace
 
 from modelpipes.errors import MessageError, Reason
@@ -55,6 +56,28 @@ def test_how_a_stream_is_cut_does_not_change_what_it_says(lines: list[bytes], da
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=20))
     assert fed(LineSplitter(), stream, cuts) == LineSplitter().feed(stream)
     assert fed(LineSplitter(), stream, list(range(len(stream)))) == LineSplitter().feed(stream)
+
+
+def test_what_is_one_message_on_several_lines_is_none() -> None:
+    # The newlines would be white space to a parser of JSON, and the cuts decide what it is given.
+    pretty = json.format(encode(Say("i", "hub", "bob", "x")).strip(), indent=1) + b"\n"
+    at_once, in_bytes = LineSplitter(), LineSplitter()
+    assert at_once.whole(pretty) is None
+    items = at_once.feed(pretty)
+    assert not any(isinstance(item, Say) for item in items)
+    assert items == fed(in_bytes, pretty, list(range(len(pretty))))
+
+
+@given(messages, st.binary(max_size=40))
+def test_a_message_alone_is_whole_and_one_that_ends_a_line_begun_before_is_not(message: Message, before: bytes) -> None:
+    line = encode(message)
+    assert LineSplitter().whole(line) == message
+    assert LineSplitter().whole(line[:-1]) is None
+    assert LineSplitter().whole(line + line) is None
+    splitter = LineSplitter()
+    splitter.feed(before)
+    if before and not before.endswith(b"\n"):
+        assert splitter.whole(line) is None
 
 
 @given(st.binary())

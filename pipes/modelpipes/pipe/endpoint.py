@@ -67,6 +67,15 @@ class _Inlet:
         self.fd, self.keep_fd = fifo.open_read(path)
         self.splitter = LineSplitter()
 
+    def read(self) -> bytes:
+        """What has come; nothing where another took it."""
+        try:
+            return os.read(self.fd, READ_BYTES)
+        except BlockingIOError:
+            return b""
+        except OSError as e:
+            raise RoomError(f"{self.path}: cannot be read: {e.strerror}") from None
+
     def close(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
@@ -273,20 +282,11 @@ class Endpoint:
             raise self._misuse()
         self._is_in_use = True
         try:
-            return self._post_message(receiver, message)
+            line = encode(message)
+            outlet = self._outlets.get(receiver)
+            return outlet is not None and self._post(outlet, line)
         finally:
             self._is_in_use = False
-
-    def _post_message(self, receiver: str, message: Message) -> bool:
-        line = encode(message)
-        outlet = self._outlets.get(receiver)
-        if outlet is None:
-            return False
-        outlet.closes = None
-        if outlet.is_fresh:
-            outlet.is_fresh = False
-            line = b"\n" + line
-        return self._post(outlet, line)
 
     def _misuse(self) -> MisuseError:
         return MisuseError(f"the endpoint of {self.seat} is in use by another thread: one at a time")
@@ -298,8 +298,7 @@ class Endpoint:
         outlet = self._outlets.get(receiver)
         if not outlet:
             return False
-        outlet.closes = Deadline.after(LINGER_S)
-        return self._post(outlet, line)
+        return self._post(outlet, line, closes=Deadline.after(LINGER_S))
 
     def has_unread(self, sender: str) -> bool:
         """Did a seat write something that is not read yet?"""
@@ -323,7 +322,12 @@ class Endpoint:
                 lingering.remove(outlet)
         return not lingering
 
-    def _post(self, outlet: _Outlet, line: bytes) -> bool:
+    def _post(self, outlet: _Outlet, line: bytes, closes: Deadline | None = None) -> bool:
+        """Write a line, which is plain if the pipe then `closes`; False where nobody reads."""
+        outlet.closes = closes
+        if outlet.is_fresh and closes is None:
+            outlet.is_fresh = False
+            line = b"\n" + line
         if outlet.unsent:
             outlet.add(memoryview(line))
             return True
@@ -339,8 +343,6 @@ class Endpoint:
             outlet.widen()
             outlet.add(memoryview(line)[written:])
             return self._flush(outlet)
-        if outlet.closes:
-            outlet.closes = Deadline.after(LINGER_S)
         return True
 
     def _flush(self, outlet: _Outlet) -> bool:
@@ -361,7 +363,9 @@ class Endpoint:
             raise self._misuse()
         self._is_in_use = True
         try:
-            is_sent = self._post_message(receiver, message)
+            line = encode(message)
+            outlet = self._outlets.get(receiver)
+            is_sent = outlet is not None and self._post(outlet, line)
             while is_sent and self._outlets[receiver].unsent:
                 if not self._wait(deadline):
                     raise DeadlineError(f"{receiver} did not read before the deadline")
@@ -389,13 +393,18 @@ class Endpoint:
             while not events:
                 timeout_ms = deadline.poll_ms()
                 ready = self._ready(timeout_ms)
-                if len(ready) == 1:  # as it mostly is: what came of it needs no queue
-                    ((fd, mask),) = ready
-                    event = self._serve(fd, mask)
-                    if event is not None:
-                        return event
+                end = self._by_fd[ready[0][0]] if len(ready) == 1 else None
+                if type(end) is _Inlet:  # as it mostly is, with one message, which passes no queue
+                    data = end.read()
+                    item = end.splitter.whole(data)
+                    if item is None:
+                        self._split(end, data)
+                    elif type(item) is not Ping:
+                        return Arrival(end.sender, item)
+                    else:
+                        self._answer(item, end.sender)
                 else:
-                    self._serve_all(ready)
+                    self._serve(ready)
                 if timeout_ms == 0 and not events:
                     return None
             return events.popleft()
@@ -419,48 +428,36 @@ class Endpoint:
     def _wait(self, deadline: Deadline) -> bool:
         """One poll; what it tells becomes events. False if the deadline had passed before."""
         timeout_ms = deadline.poll_ms()
-        self._serve_all(self._ready(timeout_ms))
+        self._serve(self._ready(timeout_ms))
         return timeout_ms != 0
 
-    def _serve_all(self, ready: list[tuple[int, int]]) -> None:
+    def _serve(self, ready: list[tuple[int, int]]) -> None:
+        """What the ends that are ready tell becomes events."""
         if len(ready) > 1:  # poll reports them in one order: let another be the first each time
             self._first = first = (self._first + 1) % len(ready)
             ready = ready[first:] + ready[:first]
         for fd, mask in ready:
-            if (event := self._serve(fd, mask)) is not None:
-                self._events.append(event)
+            end = self._by_fd.get(fd, -1)
+            if type(end) is _Inlet:
+                self._split(end, end.read())
+            elif type(end) is _Outlet:
+                if mask & (select.POLLERR | select.POLLNVAL):
+                    if not self.has_unread(end.receiver):  # what it said before it left comes first
+                        self._reader_left(end)
+                else:
+                    self._poll.modify(fd, 0)
+                    self._flush(end)
+            elif end is None:
+                self._events.append(Readable(fd))
 
-    def _serve(self, fd: int, mask: int) -> Event | None:
-        """Do what an end that is ready asks for: the event that it makes; if it makes several, they go to the queue."""
-        end = self._by_fd.get(fd, -1)
-        if type(end) is _Inlet:
-            try:
-                data = os.read(fd, READ_BYTES)
-            except BlockingIOError:  # taken by another
-                return None
-            except OSError as e:
-                raise RoomError(f"{end.path}: cannot be read: {e.strerror}") from None
-            message = end.splitter.whole(data)
-            if message is None:
-                for item in end.splitter.feed(data):
-                    if type(item) is Ping:
-                        self._answer(item, end.sender)
-                    else:
-                        self._events.append(Arrival(end.sender, item))
-            elif type(message) is Ping:
-                self._answer(message, end.sender)
+    def _split(self, inlet: _Inlet, data: bytes) -> None:
+        """Answer the pings among what came from a seat; the rest becomes events."""
+        sender = inlet.sender
+        for item in inlet.splitter.feed(data):
+            if type(item) is Ping:
+                self._answer(item, sender)
             else:
-                return Arrival(end.sender, message)
-        elif type(end) is _Outlet:
-            if mask & (select.POLLERR | select.POLLNVAL):
-                if not self.has_unread(end.receiver):  # what it said before it left comes first
-                    self._reader_left(end)
-            else:
-                self._poll.modify(fd, 0)
-                self._flush(end)
-        elif end is None:
-            return Readable(fd)
-        return None
+                self._events.append(Arrival(sender, item))
 
     def _answer(self, ping: Ping, sender: str) -> None:
         try:
@@ -470,7 +467,7 @@ class Endpoint:
                     return
                 outlet = self._outlets[sender]
             if outlet.unsent_bytes < PONGS_BYTES:
-                self._post_message(sender, Pong(ping.id, self.seat, sender, ping.content))
+                self._post(outlet, encode(Pong(ping.id, self.seat, sender, ping.content)))
         except (MessageError, RoomError):
             pass  # too large to go back, or no way back: its sender's own doing, who hears nothing
 

@@ -10,6 +10,7 @@ from modelpipes.errors import MessageError
 from modelpipes.pipe.message import Malformed, Message, Plain
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # encoded, without the line's end; bounds what one peer can make another hold
+_MAX_LINE_BYTES = MAX_MESSAGE_BYTES + 1
 READ_BYTES = 256 << 10  # at a time: what a widened pipe holds
 _BRACE = ord("{")
 _HEAD_BYTES = 256  # of an unreadable line: enough to find its id, so that its asker can be told
@@ -29,7 +30,7 @@ def encode(message: Message) -> bytes:
         line = _encode_lines([message])  # ends it without another copy
     except UnicodeEncodeError as e:
         raise MessageError(f"the message is not Unicode text: {e.reason}") from None
-    if len(line) > MAX_MESSAGE_BYTES + 1:
+    if len(line) > _MAX_LINE_BYTES:
         raise MessageError(f"the message is {len(line) - 1} bytes encoded; at most {MAX_MESSAGE_BYTES} can travel")
     return line
 
@@ -78,9 +79,9 @@ class LineSplitter:
         self._line = bytearray()  # what came of the line that has not ended yet
 
     def whole(self, data: bytes) -> Message | None:
-        """The message that these bytes are, and nothing else, as it mostly is; None: give them to `feed`.
+        """The message that these bytes are, and nothing else; None where they are more or less: `feed` takes them.
 
-        Nothing is cut out, and nothing looked at twice.
+        So it mostly is, and then nothing is cut out, nothing looked at twice.
         """
         if data and data[0] == _BRACE and not self._line and data.find(b"\n") == len(data) - 1:
             try:
@@ -92,6 +93,8 @@ class LineSplitter:
 
     def feed(self, data: bytes) -> list[Message | Plain | Malformed]:
         """The messages that these bytes complete, in order."""
+        if (message := self.whole(data)) is not None:
+            return [message]
         items: list[Message | Plain | Malformed] = []
         start, size = 0, len(data)
         while start < size:

@@ -21,7 +21,6 @@ MAX_SIZE_BYTES = MAX_MESSAGE_BYTES - 1024  # the envelope needs the rest: two se
 WINDOW = 256  # messages of a flood for which the peer is waited for at once: enough that neither end stands idle
 WINDOW_BYTES = 1 << 20  # their content in all; a peer that does not read leaves that much with us, and no more
 
-_ANSWERS = (Pong, Reply)
 _clock_ns = time.perf_counter_ns
 
 
@@ -154,7 +153,7 @@ def _answer(endpoint: Endpoint, to: str, message_id: str, deadline: Deadline) ->
     while event := endpoint.receive(deadline):
         if type(event) is Arrival:
             item = event.item
-            if isinstance(item, _ANSWERS) and item.reply_to == message_id:
+            if (type(item) is Pong or type(item) is Reply) and item.reply_to == message_id:
                 return item
             if deadline.has_passed():  # a peer may say other things faster than we can drop them
                 return None
