@@ -75,6 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     option("--embedding", "--embeddings", action="store_true", help="serve embeddings only")
     option("--rerank", "--reranking", action="store_true", help="serve reranking only")
     option("--pooling", choices=("none", "mean", "cls", "last", "rank"), help="how embeddings are pooled")
+    option("-lv", "--verbosity", "--log-verbosity", type=int, metavar="N", help="what is logged: 4 is all of a load")
     option("--metrics", action="store_true", help="serve /metrics")
     option("--warmup", action=argparse.BooleanOptionalAction, default=True, help="run once when loaded")
     option("--no-webui", "--no-ui", action="store_true", help="no page for browsers")
@@ -169,6 +170,8 @@ def _server_params(options: argparse.Namespace) -> Any:
     params.embedding = options.embedding or options.rerank
     if options.rerank or options.pooling:
         params.pooling_type = _pooling("rank" if options.rerank else options.pooling)
+    if options.verbosity is not None:
+        params.verbosity = options.verbosity
     if options.slot_save_path:
         params.slot_save_path = os.path.join(options.slot_save_path, "")  # names are appended to it
     params.warmup = options.warmup
