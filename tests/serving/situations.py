@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,6 +143,7 @@ def scenes(draw: st.DrawFn) -> Scene:
                     for number in range(draw(st.integers(0, running)))
                 ),
                 draw(st.sampled_from(CLASSES)),
+                draw(st.sampled_from((math.inf, 40.0, 60.0))) if state == "draining" else math.inf,
             )
         )
     queue = [
