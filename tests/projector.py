@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.fit.shapes import Metadata, Model, Tensor, TensorType, write_model
 
@@ -28,26 +29,27 @@ class Projector:
 
 PROJECTORS = {
     "gemma-3 (SigLIP)": Projector("gemma3", 896, 14, 1152, 4304, 27, 16, 2048),
-    "llava-1.5 (CLIP-L-14)": Projector("mlp", 336, 14, 1024, 4096, 24, 16, 2048),
-    "smolvlm (SigLIP-B-16)": Projector("idefics3", 512, 16, 768, 3072, 12, 12, 2048),
+    "llava-1.5 (CLIP-L)": Projector("mlp", 336, 14, 1024, 4096, 24, 16, 2048),
+    "smolvlm (SigLIP-B)": Projector("idefics3", 512, 16, 768, 3072, 12, 12, 2048),
 }
 
 
 def write_projector(path: Path, shape: Projector) -> Path:
     """The file; the path, for convenience."""
+    grey: Any = [0.5, 0.5, 0.5]  # encoded as any other array
     vision: Metadata = {
         "image_size": shape.image, "patch_size": shape.patch, "embedding_length": shape.n_embd,
         "feed_forward_length": shape.n_ff, "block_count": shape.n_layer, "attention.head_count": shape.n_head,
-        "attention.layer_norm_epsilon": 1e-6, "projection_dim": shape.n_out, "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
+        "attention.layer_norm_epsilon": 1e-6, "projection_dim": shape.n_out, "image_mean": grey,
+        "image_std": grey,
     }  # fmt: skip
     if shape.kind == "idefics3":
         vision["projector.scale_factor"] = 4
     metadata: Metadata = {
         "general.architecture": "clip", "general.alignment": 32, "clip.has_vision_encoder": True,
         "clip.projector_type": shape.kind, "clip.use_gelu": True,
+        **{f"clip.vision.{key}": value for key, value in vision.items()},
     }  # fmt: skip
-    metadata |= {f"clip.vision.{key}": value for key, value in vision.items()}
     tensors = [
         Tensor(name, dims, TensorType.F16 if len(dims) > 1 and "embd" not in name else TensorType.F32)
         for name, dims in _tensors(shape)

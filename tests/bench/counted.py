@@ -32,7 +32,7 @@ from tests.projector import PROJECTORS, write_projector
 MIB = 1 << 20
 LOAD_S = 120.0  # a hole of gigabytes is read as any other file
 LOOK_S = 0.05
-BUFFER = re.compile(r"(CPU\w*) +(model|output|KV|RS|compute) buffer size = +([\d.]+) MiB")
+BUFFER = re.compile(r"\w+: +(CPU\w*) +(model|output|KV|RS|compute) buffer size = +([\d.]+) MiB")
 PICTURES = re.compile(r"\[mtmd\] estimated worst-case memory usage of mmproj is ([\d.]+) MiB")
 IS_LOADED = re.compile(r"load_model: initializing, n_slots|server is listening|exiting due to model loading error")
 
@@ -81,11 +81,13 @@ def spec_in(folder: Path, case: Case) -> EngineSpec:
             write_model(path, SHAPES[name]())
         return str(path)
 
-    arguments = ["-lv", "4", "--no-warmup"]
+    arguments = ["-lv", "4"]
     if case.projector:
         path = folder / f"{case.projector}.mmproj.gguf"
         write_projector(path, PROJECTORS[case.projector])
         arguments += ["--mmproj", str(path)]
+    else:
+        arguments.append("--no-warmup")
     draft = shape(case.draft) if case.draft else None
     return spec_of(shape(case.model), draft=draft, engine_args=arguments, **case.given)
 
@@ -93,10 +95,10 @@ def spec_in(folder: Path, case: Case) -> EngineSpec:
 def predict(spec: EngineSpec) -> Counted:
     """What is counted for it, on the host."""
     spec = placed(spec, 0)
-    whole = EnginePredictor(spec)(spec).host
-    without = replace(spec, projector="", arguments=())
-    weights = EnginePredictor(without)(without).host.model_bytes if spec.projector else whole.model_bytes
-    return Counted(weights, whole.total_bytes - whole.model_bytes, whole.model_bytes - weights)
+    whole = EnginePredictor(spec)(spec).host.total_bytes
+    bare = replace(spec, arguments=(), projector="")
+    host = EnginePredictor(bare)(bare).host
+    return Counted(host.model_bytes, host.total_bytes - host.model_bytes, whole - host.total_bytes)
 
 
 def measure(binary: Binary, spec: EngineSpec) -> Counted:
@@ -114,6 +116,7 @@ def measure(binary: Binary, spec: EngineSpec) -> Counted:
     found = [match for line in lines if (match := BUFFER.search(line))]
     if not found:
         raise EngineError(f"the engine says nothing of its buffers: {lines[-1] if lines else 'it said nothing'}")
+    found = [match for match in found if not match[0].startswith("reserve_compute_meta")]  # it is of the pictures
     weights = sum(float(match[3]) for match in found if match[2] == "model")
     working = sum(float(match[3]) for match in found if match[2] != "model")
     pictures = sum(float(match[1]) for line in lines if (match := PICTURES.search(line)))

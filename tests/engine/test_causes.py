@@ -108,6 +108,27 @@ def test_only_what_would_fail_again_lasts() -> None:
     assert {cause for cause in Cause if cause.is_lasting} == {Cause.FILE, Cause.FLAG, Cause.LIMIT}
 
 
+@pytest.mark.parametrize("said", [NO_HOST_MEMORY, ["  what():  Resource temporarily unavailable"], ["MemoryError"]])
+def test_memory_that_the_limit_of_an_engine_refuses_is_told_apart(said: list[str]) -> None:
+    assert cause_of(-signal.SIGABRT, [*LISTENING, *said], has_data_limit=True) is Cause.LIMIT
+    line = explain("bob", Cause.LIMIT, -6, said, pid=7, port=80, limit="2.0 GiB")
+    assert line.startswith("engine bob (pid 7) ended at its memory_limit of 2.0 GiB (")
+    assert line.endswith(": raise it, or lower ctx_size")
+
+
+def test_what_the_kernel_killed_for_its_group_was_over_its_limit_whatever_it_said() -> None:
+    assert cause_of(-signal.SIGKILL, LISTENING, is_oom_killed=True, is_over_limit=True) is Cause.LIMIT
+    assert explain("bob", Cause.LIMIT, -9, LISTENING, pid=7, port=80, limit="2.0 GiB") == (
+        "engine bob (pid 7) ended at its memory_limit of 2.0 GiB: raise it, or lower ctx_size"
+    )
+
+
+def test_no_limit_of_the_process_is_blamed_for_what_the_card_lacks_nor_for_a_kill() -> None:
+    assert cause_of(1, BEGIN + NO_CARD_MEMORY, has_data_limit=True) is Cause.MEMORY
+    assert cause_of(-signal.SIGKILL, LISTENING, is_oom_killed=True, has_data_limit=True) is Cause.MEMORY
+    assert cause_of(-signal.SIGSEGV, LISTENING, has_data_limit=True) is Cause.CRASHED
+
+
 def test_the_line_names_the_engine_the_end_and_the_cause() -> None:
     assert explain("bob", Cause.MEMORY, 1, NO_HOST_MEMORY, pid=7, port=80) == (
         "engine bob ended with exit code 1: ggml_aligned_malloc: insufficient memory (attempted to allocate 7812.50 MB)"

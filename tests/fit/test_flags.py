@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from modelpipes.fit.spec import EngineSpec, spec_of
 WORDS = st.one_of(
     st.sampled_from(
         ["-c", "--ctx-size", "-ub", "-b", "-np", "--parallel", "-ctk", "-ctv", "-ngl", "-fa", "--cpu-moe", "-ncmoe",
-         "--mmproj", "-md", "-ngld", "--lora", "--lora-scaled", "-ot", "-ts", "-kvu", "512", "0", "-1", "q8_0", "off",
-         "auto", "all", "3,1", "a.gguf", "--ctx-size=2048", "x", ""]
+         "--mmproj", "-md", "-ngld", "--spec-draft-n-max", "--lora", "--lora-scaled", "-ot", "-ts", "-kvu",
+         "512", "0", "-1", "q8_0", "off", "auto", "all", "3,1", "a.gguf", "--ctx-size=2048", "x", ""]
     ),
     st.text(max_size=5),
 )  # fmt: skip
@@ -64,6 +65,21 @@ def test_a_model_that_drafts_has_the_context_of_the_model_and_settings_of_its_ow
     assert (found.draft.n_gpu_layers, found.draft.type_k, found.draft.type_v) == (3, "q8_0", "f16")
 
 
+def test_a_model_that_drafts_is_one_however_it_was_told() -> None:
+    told_so, by_field = told("-md", "d.gguf"), told(draft="d.gguf")
+    assert told_so.draft == by_field.draft
+    later = told("-md", "e.gguf", "-ngld", "3", draft="d.gguf")
+    assert later.draft and (later.draft.model, later.draft.n_gpu_layers) == ("e.gguf", 3)
+    assert told("-ngld", "3", draft="d.gguf").draft == replace(by_field.draft, n_gpu_layers=3)  # type: ignore[type-var]
+
+
+def test_what_was_drafted_is_looked_at_at_once_and_yields_so_many_logits() -> None:
+    assert told(draft="d.gguf", parallel=2).n_outputs == 2 * (1 + 3)
+    assert told("--spec-draft-n-max", "7", draft="d.gguf").n_outputs == 8
+    assert told("--spec-draft-n-max", "7").n_outputs is None
+    assert told("-b", "4", "--spec-draft-n-max", "7", draft="d.gguf").n_outputs == 4  # no more than a batch has
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -83,9 +99,9 @@ def test_what_the_engine_would_refuse_changes_nothing(arguments: tuple[str, ...]
     assert told(*arguments) == spec_of("m.gguf", engine_args=arguments)
 
 
-@given(st.lists(WORDS, max_size=12))
-def test_any_arguments_can_be_read_and_twice_is_once(arguments: list[str]) -> None:
-    found = told(*arguments)
+@given(st.lists(WORDS, max_size=12), st.sampled_from([None, "d.gguf"]))
+def test_any_arguments_can_be_read_and_twice_is_once(arguments: list[str], draft: str | None) -> None:
+    found = told(*arguments, draft=draft)
     assert in_force(found) == found
     assert found.n_ctx_seq >= 0
 

@@ -17,6 +17,7 @@ from modelpipes.fit.shares import Memory
 from modelpipes.fit.spec import EngineSpec
 from modelpipes.gguf.header import read_header
 from tests.fit.shapes import SHAPES, write_model
+from tests.projector import PROJECTORS, write_projector
 
 MIB = 1 << 20
 CARD = EngineSpec(backend="cuda")
@@ -61,6 +62,39 @@ def test_a_projector_lies_on_the_first_device_or_on_the_host_without_one(llama: 
         assert found.estimate == "generic"
 
 
+@pytest.mark.parametrize("name", PROJECTORS)
+def test_what_a_picture_is_computed_in_is_counted_beside_the_projectors_weights(
+    name: str, llama: str, tmp_path: Path
+) -> None:
+    """As b11434 reserves it for these; `tests.bench.counted` measures the same."""
+    projector = str(write_projector(tmp_path / "p.gguf", PROJECTORS[name]))
+    alone, found = (
+        taken(replace(CARD, model=llama, arguments=arguments)) for arguments in ((), ("--mmproj", projector))
+    )
+    more = found.devices[0].compute_bytes - alone.devices[0].compute_bytes
+    assert round(more / MIB, 2) == {"gemma3": 121.25, "mlp": 19.32, "idefics3": 21.0}[PROJECTORS[name].kind]
+
+
+@pytest.mark.parametrize("n_devices", [0, 1, 2])
+def test_a_persons_own_estimate_takes_the_place_of_the_prediction_where_the_engine_computes(
+    llama: str, n_devices: int
+) -> None:
+    spec = replace(CARD, model=llama, n_devices=n_devices, n_gpu_layers=None if n_devices else 0)
+    predicted, own = taken(spec), taken(replace(spec, memory=7 * MIB + 1))
+    assert own.estimate == "own"
+    if n_devices:
+        assert (own.device_bytes, own.host) == (7 * MIB + 1, predicted.host)
+        assert all(share.total_bytes for share in own.devices)
+    else:
+        assert own.host.total_bytes == 7 * MIB + 1
+
+
+def test_with_no_layer_on_the_card_the_own_estimate_is_of_the_host(llama: str) -> None:
+    own = taken(replace(CARD, model=llama, n_gpu_layers=0, memory=7 * MIB))
+    assert own.host.total_bytes == 7 * MIB
+    assert own.devices == taken(replace(CARD, model=llama, n_gpu_layers=0)).devices
+
+
 def test_an_adapter_lies_with_the_weights_that_it_changes(llama: str, tmp_path: Path) -> None:
     names = [f"blk.{layer}.attn_q.weight.lora_{side}" for layer in (0, 15) for side in "ab"]
     adapter = write_tensors(tmp_path / "a.gguf", "llama", dict.fromkeys(names, MIB))
@@ -73,8 +107,12 @@ def test_an_adapter_lies_with_the_weights_that_it_changes(llama: str, tmp_path: 
 def test_a_model_that_drafts_is_counted_whole_but_for_the_runtime_which_is_there_once(llama: str) -> None:
     spec = replace(CARD, model=llama)
     alone, found = taken(spec), taken(replace(spec, arguments=("-md", llama)))
-    overhead = alone.devices[0].overhead_bytes
-    assert found.device_bytes == 2 * alone.device_bytes - overhead
+    one, both = alone.devices[0], found.devices[0]
+    assert (both.model_bytes, both.context_bytes) == (2 * one.model_bytes, 2 * one.context_bytes)
+    # The logits of what was drafted, too.
+    more = both.compute_bytes - 2 * one.compute_bytes
+    assert 0 <= more < one.compute_bytes
+    assert both.overhead_bytes == one.overhead_bytes
 
 
 def test_the_experts_of_the_first_blocks_leave_the_device_and_of_all_blocks_are_all(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ from modelpipes.fit.cuda import OVERHEAD_BYTES
 from modelpipes.fit.spec import Backend, spec_of
 from modelpipes.gguf.header import read_header
 from modelpipes.machine.cards import Card, Cards
-from modelpipes.machine.holdings import Taken
+from modelpipes.machine.holdings import Taken, unshared_bytes
 from modelpipes.machine.memory import available_bytes, read_memory
+from modelpipes.machine.processes import family, resident_bytes
 from modelpipes.serving import budget
 from modelpipes.serving.budget import (
     LOOK_STEP,
@@ -320,6 +321,17 @@ def test_more_sequences_and_a_wider_cache_take_more_and_fewer_layers_take_less(m
     assert some.card < least.card and some.host > least.host
 
 
+def test_ones_own_estimate_is_what_counts_wherever_it_is_charged(model: str, tmp_path: Path) -> None:
+    own = 123 * MIB
+    predicted = predict(model, CARD)
+    assert predict(model, CARD, memory=own) == Bytes.of(own, predicted.host)
+    assert predict(model, CPU, memory=own) == Bytes.of(0, own)
+    assert predict(unplannable(tmp_path), CARD, memory=own) == Bytes.of(own, 0)
+    assert predict(unplannable(tmp_path), CPU, memory=own) == Bytes.of(0, own)
+    demands = [budget.Demand(spec_of(model, memory=memory), CARD) for memory in (own, None)]
+    assert [demand.estimate for demand in demands] == ["own", "exact"]
+
+
 def test_settings_that_the_engine_would_refuse_are_refused(model: str) -> None:
     with pytest.raises(UsageError, match="q9"):
         predict(model, CPU, kv_type="q9")
@@ -329,6 +341,80 @@ def test_what_is_no_model_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     with pytest.raises(FileError):
         predict(str(tmp_path / "m.gguf"), CPU)
+
+
+# A second look
+
+
+def looked(driver: Path, memory: str, ours: str = "pids=(), used=Bytes.of(0, 0), is_steady=True", **fake: str) -> int:
+    """The card's limit after a look, where it was 1 GiB; `memory` are card, host and reserve as the file has them."""
+    script = (
+        f"ours = budget.Ours({ours})\nplace = budget.Place(1, True)\n"
+        f"print(json.dumps(budget.look_again(Bytes.of(1 << 30, 7), ours, place, {memory}).card))"
+    )
+    found: int = with_driver(driver, script, **fake)
+    return found
+
+
+def test_what_others_took_of_the_card_and_left_is_seen(driver: Path) -> None:
+    assert looked(driver, "None, 7, 1 << 30") == (14000 - 1024) * MIB
+    assert looked(driver, "None, 7, 1 << 30", FAKE_USED_MIB="12376") == (4000 - 1024) * MIB
+    assert looked(driver, "None, 7, 1 << 30", FAKE_USED_MIB="16376") == 0
+
+
+def test_a_budget_that_a_person_wrote_is_not_looked_at(driver: Path) -> None:
+    assert looked(driver, "1 << 30, 7, 0") == 1 << 30
+
+
+def test_what_our_engines_hold_is_ours_by_the_drivers_own_figures_also_while_they_load(driver: Path) -> None:
+    pid = os.getpid()
+    ours = f"pids=({pid},), used=Bytes.of(8 << 30, 0), is_steady=False"  # charged with more than it has taken so far
+    held = {"FAKE_PIDS": f"{pid}:3000", "FAKE_USED_MIB": "5376"}
+    assert looked(driver, "None, 7, 0", ours, **held) == (11000 + 3000) * MIB
+
+
+def test_where_the_driver_does_not_say_whose_it_is_nothing_is_concluded_amid_a_load(driver: Path) -> None:
+    hidden = {"FAKE_PIDS": f"{os.getpid()}:-1", "FAKE_USED_MIB": "5376"}
+    for is_steady, limit in ((False, 1 << 30), (True, (11000 + 2000) * MIB)):
+        ours = f"pids=({os.getpid()},), used=Bytes.of(2000 << 20, 0), is_steady={is_steady}"
+        assert looked(driver, "None, 7, 0", ours, **hidden) == limit
+
+
+def test_a_card_that_has_gone_changes_no_budget(driver: Path) -> None:
+    assert looked(driver, "None, 7, 0", FAKE_CARDS="0") == 1 << 30
+
+
+def test_without_a_card_the_hosts_memory_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [8 << 30]
+    monkeypatch.setattr(admission, "available_bytes", lambda: free[0])
+    nobody = budget.Ours((), Bytes.of(0, 0), True)
+
+    def look(limits: Bytes) -> int:
+        return budget.look_again(limits, nobody, CPU, None, None, 1 << 30).host
+
+    assert look(Bytes.of(0, 7 << 30)) == 7 << 30
+    free[0] = 3 << 30  # another program has come
+    assert look(Bytes.of(0, 7 << 30)) == 2 << 30
+    free[0] -= 1  # which is no news
+    assert look(Bytes.of(0, 2 << 30)) == 2 << 30
+
+
+def test_memory_that_engines_allocated_is_theirs_and_pages_of_files_are_anybodys() -> None:
+    held = unshared_bytes([os.getpid()])
+    assert 0 < held <= resident_bytes(os.getpid()) + sum(map(resident_bytes, family(os.getpid())))
+    assert unshared_bytes([]) == 0
+
+
+@given(AMOUNTS, AMOUNTS, AMOUNTS, st.integers(budget.LOOK_STEP, 1 << 30))
+def test_what_is_loaded_stays_for_small_moves_and_a_limit_is_never_far_from_what_was_found(
+    found: int, before: int, used: int, slack: int
+) -> None:
+    limit = budget.settled(found, before, used, slack)
+    assert abs(limit - found) <= max(slack, budget.LOOK_STEP)
+    if found + slack >= used:
+        assert limit >= min(used, found)
+    if used <= before and abs(before - found) < budget.LOOK_STEP and found >= used:
+        assert limit == before
 
 
 # What counts

@@ -51,6 +51,7 @@ class Make:
     file: str
     name: str
     engine_args: tuple[str, ...] = ()
+    load_timeout_s: float = LIMIT_S
 
     def __call__(self, slot_folder: str | None) -> Engine:
         return Engine(
@@ -58,6 +59,7 @@ class Make:
             ctx_size=512,
             engine="embedded",
             engine_args=self.engine_args,
+            load_timeout_s=self.load_timeout_s,
             name=self.name,
             with_key=True,
             slot_folder=slot_folder,
@@ -288,20 +290,67 @@ def test_a_failure_of_what_was_configured_before_is_none_of_what_is_now(files: d
     runs(test)
 
 
-def test_a_load_that_never_ends_is_ended(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelpipes.serving.pool.LATE_S", 0.0)
-
+def test_a_load_that_never_ends_is_ended_after_its_own_time(files: dict[str, str]) -> None:
     async def test() -> None:
-        async with pool_of(replace(servable("alpha", files["alpha"]), load_timeout_s=0.2)) as pool:
+        slow = servable("alpha", files["alpha"])
+        slow = replace(slow, start=Make(files["alpha"], "alpha", load_timeout_s=1.0), load_timeout_s=1.0)
+        async with pool_of(slow) as pool:
             waits = asyncio.ensure_future(pool.acquire("alpha"))
             await eventually_beside(lambda: "alpha" in pool._held and engine_pid(pool, "alpha") > 0, "engine")
             os.kill(engine_pid(pool, "alpha"), signal.SIGSTOP)
-            with pytest.raises(ServingError, match="engine ready") as failed:
+            with pytest.raises(ServingError, match=r"is not loaded after 1s, its load_timeout_s") as failed:
                 await waits
             assert failed.value.code == "model_load_failed"
             assert states(pool) == {}
-            monkeypatch.undo()
+            pool.serve([servable("alpha", files["alpha"])])
             assert await ask(pool, "alpha") == "This is alpha."
+
+    runs(test)
+
+
+def test_a_busy_model_that_has_to_go_may_answer_on_for_its_drain_timeout_and_no_longer(files: dict[str, str]) -> None:
+    async def test() -> None:
+        short = {"alpha": 0.2, "beta": LIMIT_S}
+        async with pool_of(
+            *(servable(name, files[name], drain_timeout_s=short[name]) for name in short), budget=10, max_wait_s=0.0
+        ) as pool:
+            busy = await pool.acquire("alpha")
+            other = asyncio.ensure_future(pool.acquire("beta"))
+            await asyncio.wait_for(busy.drain.wait(), LIMIT_S)
+            was_lost = [busy.is_lost]
+            grant = await other  # although nobody released the first
+            assert [*was_lost, busy.is_lost] == [False, True]
+            assert states(pool) == {"beta": "ready"}
+            assert any("drain_timeout_s is over" in decision.reason for decision in pool.residency().decisions)
+            busy.release()
+            grant.release()
+
+    runs(test)
+
+
+def test_an_unload_waits_no_longer_than_the_drain_timeout(files: dict[str, str]) -> None:
+    async def test() -> None:
+        async with pool_of(servable("alpha", files["alpha"], drain_timeout_s=0.2)) as pool:
+            busy = await pool.acquire("alpha")
+            await pool.unload("alpha")
+            assert busy.is_lost
+            assert states(pool) == {}
+            busy.release()
+
+    runs(test)
+
+
+def test_a_budget_that_was_looked_at_again_counts_for_the_next_load(files: dict[str, str]) -> None:
+    async def test() -> None:
+        async with pool_of(servable("alpha", files["alpha"]), servable("beta", files["beta"]), budget=10) as pool:
+            grant = await pool.acquire("alpha")
+            other = asyncio.ensure_future(pool.acquire("beta"))
+            await eventually_beside(lambda: len(pool.residency().waiting) == 1, "waiting")
+            pool.set_budget(Bytes.of(20))
+            (await other).release()
+            pool.set_budget(Bytes.of(10))  # the idle one makes room for whoever took it
+            await eventually_beside(lambda: states(pool) == {"alpha": "ready"}, "room")
+            grant.release()
 
     runs(test)
 

@@ -232,6 +232,21 @@ def test_the_room_of_a_model_whose_file_was_replaced_is_another_s() -> None:
     assert actions == [("stop", "a")]
 
 
+def test_a_drained_model_is_stopped_with_what_runs_once_its_time_is_over() -> None:
+    """One endless answer kept a model that was to go, and who waited for its room, for ever."""
+    busy = resident("a", 5, "draining", running=1, is_unwanted=True, drained_by=130)
+    waiting = at(100, busy, waiting="b", budget=5)
+    assert told(waiting) == []
+    assert wake_at(waiting) == 130
+    assert told(dataclasses.replace(waiting, now=130)) == [("stop", "a")]
+    claimed = at(200, resident("a", 5, "draining", running=1, drained_by=130), waiting="b", since=100, budget=5)
+    assert told(claimed) == [("stop", "a")]
+
+
+def test_a_drained_model_whose_time_is_over_goes_on_where_nobody_waits_for_its_room() -> None:
+    assert told(at(200, resident("a", 5, "draining", running=1, drained_by=130))) == [("undrain", "a")]
+
+
 def test_idle_models_go_when_the_budget_has_shrunk() -> None:
     pair = resident("a", last_used=2), resident("b", last_used=1)
     assert told(at(100, *pair, budget=6)) == [("stop", "b")]
@@ -317,6 +332,9 @@ def test_no_action_breaks_a_law_in_any_situation(scene: Scene) -> None:
                 assert one is not None and one.state in ("ready", "draining")
                 assert one.running == 0 or (one.state == "draining" and one.drained_by <= situation.now)
                 assert one.is_outdated or not one.is_pinned
+
+                assert one is not None and not one.is_pinned and one.state in ("ready", "draining")
+                assert one.running == 0 or (one.state == "draining" and one.drained_by <= situation.now)
 
 
 @given(scenes())

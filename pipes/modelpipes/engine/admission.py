@@ -133,7 +133,18 @@ def uncounted(spec: EngineSpec) -> Iterator[str]:
     for flag in told.uncounted:
         yield f"what {flag} moves or adds is not counted"
     if told.projector:
-        yield "of --mmproj the weights are counted, not what it computes with"
+        yield _of_projector(told.projector)
+
+
+def _of_projector(path: str) -> str:
+    from modelpipes.fit.pictures import picture_bytes, picture_size
+    from modelpipes.gguf.shards import read_model
+
+    header = read_model(path)
+    if not picture_bytes(header):
+        return "of --mmproj the weights are counted, not what it computes with"
+    side = picture_size(header)
+    return f"of --mmproj what a picture of {side} x {side} pixels takes is counted; a larger one takes more"
 
 
 def _predictor(one: Candidate) -> EnginePredictor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from modelpipes.fit.flags import in_force
 from modelpipes.fit.memory import Predictor
+from modelpipes.fit.pictures import picture_bytes
 from modelpipes.fit.placement import size_of
 from modelpipes.fit.shares import Memory, Share
 from modelpipes.fit.spec import EngineSpec
@@ -48,15 +50,15 @@ class EnginePredictor:
             placed = replace(spec.draft, n_devices=spec.n_devices, backend=spec.backend, n_ctx=spec.n_ctx)
             drafted = self._draft(placed)
             # The runtime's part of each device is there once.
-            memory = _beside(memory, [share.total_bytes - share.overhead_bytes for share in drafted.devices],
-                             drafted.host.total_bytes)  # fmt: skip
+            memory = _beside(memory, [replace(share, overhead_bytes=0) for share in drafted.devices], drafted.host)
         for adapter in self._adapters:
-            memory = _beside(memory, *self._model.place_adapter(adapter, spec))
+            devices, host = self._model.place_adapter(adapter, spec)
+            memory = _beside(memory, [Share(n_bytes) for n_bytes in devices], Share(host))
         if self._projector:
-            # clip.cpp puts all of it on the first device, and makes its compute buffer with the first picture.
-            n_bytes = _weights_bytes(self._projector)
-            first = [n_bytes] if spec.n_devices else []
-            memory = _beside(memory, first + [0] * (spec.n_devices - 1), 0 if first else n_bytes)
+            # clip.cpp puts all of it on the first device.
+            share = Share(_weights_bytes(self._projector), compute_bytes=picture_bytes(self._projector))
+            nothing = [Share()] * (spec.n_devices - 1)
+            memory = _beside(memory, [share, *nothing] if spec.n_devices else [], Share() if spec.n_devices else share)
         return memory if spec.memory is None else own_estimate(memory, spec, spec.memory)
 
 
@@ -77,11 +79,16 @@ def _weights_bytes(header: Header) -> int:
     return sum(size_of(tensor).plain for tensor in header.tensors)
 
 
-def _beside(memory: Memory, device_bytes: list[int], host_bytes: int) -> Memory:
-    """The memory of a model with the weights of something else; then the whole is an estimate."""
-    devices = [_with(share, n_bytes) for share, n_bytes in zip(memory.devices, device_bytes, strict=True)]
-    return Memory(tuple(devices), _with(memory.host, host_bytes), "generic")
+def _beside(memory: Memory, devices: Sequence[Share], host: Share) -> Memory:
+    """The memory of a model with that of something else; then the whole is an estimate."""
+    both = tuple(_sum(ours, theirs) for ours, theirs in zip(memory.devices, devices, strict=True))
+    return Memory(both, _sum(memory.host, host), "generic")
 
 
-def _with(share: Share, n_bytes: int) -> Share:
-    return replace(share, model_bytes=share.model_bytes + n_bytes)
+def _sum(ours: Share, theirs: Share) -> Share:
+    return Share(
+        ours.model_bytes + theirs.model_bytes,
+        ours.context_bytes + theirs.context_bytes,
+        ours.compute_bytes + theirs.compute_bytes,
+        ours.overhead_bytes + theirs.overhead_bytes,
+    )
