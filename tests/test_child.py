@@ -409,3 +409,25 @@ def test_a_child_that_nobody_drains_any_more_ends_and_says_why() -> None:
     with Undrained(["/bin/sh", "-c", "echo one; exec sleep 100"], name="shell") as child:
         assert child.wait(Deadline.after(LIMIT_S)) == -signal.SIGKILL
         assert child.last_lines() == ["its output cannot be read any more: ZeroDivisionError('ours')"]
+
+
+def test_a_child_has_the_cpus_that_are_named_and_its_guard_and_we_have_ours() -> None:
+    ours = os.sched_getaffinity(0)
+    with sh("sleep 100", cpus=(max(ours),)) as child:
+        assert os.sched_getaffinity(child.pid) == {max(ours)}
+        assert os.sched_getaffinity(child._guard_pid) == ours
+    assert os.sched_getaffinity(0) == ours
+
+
+def test_cpus_that_do_not_exist_are_told_and_nothing_is_left() -> None:
+    before = open_descriptors()
+    with pytest.raises(ProgramError, match="shell cannot have the CPUs 8000-8001: Invalid argument"):
+        sh("sleep 100", cpus=(8000, 8001))
+    assert open_descriptors() == before
+
+
+def test_a_child_and_what_it_starts_have_the_memory_that_they_may_have() -> None:
+    script = "while [ -z \"$line\" ]; do line=$(grep '^Max data size.*1000000000' /proc/self/limits); done; echo $line"
+    with sh(script, data_limit_bytes=10**9) as child:
+        assert child.wait(Deadline.after(LIMIT_S)) == 0
+        assert line_of(child).split()[3:5] == ["1000000000", "1000000000"]

@@ -9,7 +9,7 @@ import pytest
 
 from modelpipes.engine import admission, locate
 from modelpipes.engine.admission import Candidate, admit
-from modelpipes.errors import EngineError, FileError
+from modelpipes.errors import EngineError, FileError, UsageError
 from modelpipes.fit.spec import spec_of
 from modelpipes.machine.cards import Card, Cards
 from tests.fit.shapes import SHAPES, write_model
@@ -46,6 +46,23 @@ def test_what_does_not_fit_the_card_is_refused_with_a_context_that_would(llama: 
     asked = [seated("alice", llama, 40000), seated("bob", llama, 4096)]
     with pytest.raises(FileError, match=r"alice .* GiB, bob .* GiB: more than the 12\.0 GiB .* RTX 4080; --ctx-size"):
         admit(asked)
+
+
+def test_an_engine_above_its_own_memory_limit_is_refused_before_it_starts(llama: str) -> None:
+    with pytest.raises(FileError, match=r"alice: it needs .* GiB of host memory, and its memory_limit is 1\.0 GiB"):
+        admit([seated("alice", llama, memory_limit=GIB)], "embedded")
+
+
+def test_ones_own_estimate_wins_and_is_told(llama: str, card: None) -> None:
+    with pytest.raises(FileError, match=r"alice 13\.0 GiB \(own estimate\): more than the 12\.0 GiB"):
+        admit([seated("alice", llama, memory=13 * GIB)])
+    (told,) = admit([seated("alice", llama, 2**18, memory=11 * GIB)])
+    assert told == "alice: 11.0 GiB is your own estimate of its memory, and counts in place of the prediction"
+
+
+def test_what_the_machine_does_not_have_is_refused_with_the_name_of_the_seat(llama: str) -> None:
+    with pytest.raises(UsageError, match=r"^alice: cpu_affinity: 8000 is none of our CPUs"):
+        admit([seated("alice", llama, cpu_affinity="8000")])
 
 
 def test_the_context_that_is_suggested_is_let_through(llama: str, card: None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -15,10 +16,14 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
+from modelpipes.engine import admission
 from modelpipes.pipe.room import Room
+from modelpipes.serving import budget, daemon, sources
+from modelpipes.serving.bytes import Bytes
+from modelpipes.serving.pool import Pool
 from modelpipes.values.deadline import Deadline
-from tests.drill.processes import living
-from tests.peers import eventually
+from tests.drill.processes import command_line, living
+from tests.peers import eventually, eventually_beside
 from tests.serving.daemons import KEY, LIMIT_S, NAMES, Refusal, Served, predicted_bytes, words_of, write_models
 
 
@@ -110,6 +115,71 @@ def test_a_reload_touches_only_what_changed_and_a_wrong_one_nothing(
     assert "nothing was changed" in served.reload("alises is no key: did you mean aliases?")
     assert served.engines() == after
     assert served.ask("first") == "This is alpha."
+
+
+def test_what_a_models_engine_is_given_reaches_it_is_told_and_restarts_only_that_engine(
+    served: Served, files: dict[str, Path]
+) -> None:
+    cpu = max(os.sched_getaffinity(0))
+    limits = f'memory_limit = "1GB"\ncpu_affinity = "{cpu}"\nbatch_size = 48\nthreads = 1'
+    served.write(files, {"alpha": limits, "beta": f'memory = "20MB"\ndraft = "{files["beta"]}"'})
+    served.start("--vram", "1GB")
+    served.said.wait_for("alpha: memory_limit of 953.7 MiB, by the kernel, covers ")
+    served.said.wait_for("beta: 19.1 MiB is your own estimate of its memory, and counts in place of the prediction")
+    listed = {one["id"]: one for one in served.get("/v1/models")["data"]}
+    assert (listed["beta"]["bytes"], listed["beta"]["estimate"]) == (20_000_000, "own")
+    assert listed["alpha"]["bytes"] > 1_000_000 and listed["alpha"]["estimate"] == "exact"
+    served.ask("alpha")
+    question = [{"role": "user", "content": "x"}]
+    answer = served.post("/v1/chat/completions", model="beta", messages=question)
+    assert answer["timings"]["draft_n"] > 0
+    before = served.engines()
+    assert os.sched_getaffinity(before["alpha"]) == {cpu}
+    words = command_line(before["alpha"])
+    assert [words[words.index(flag) + 1] for flag in ("--batch-size", "--ubatch-size")] == ["48", "48"]
+    served.write(files, {"alpha": limits.replace("48", "64"), "beta": f'memory = "20MB"\ndraft = "{files["beta"]}"'})
+    served.reload()
+    served.ask("alpha")
+    served.ask("beta")
+    after = served.engines()
+    assert after["beta"] == before["beta"] and after["alpha"] != before["alpha"]
+
+
+def test_what_a_model_cannot_be_given_leaves_it_out_in_a_line_that_names_the_key_and_the_model(
+    served: Served, files: dict[str, Path]
+) -> None:
+    served.write(
+        files, {"alpha": 'cpu_affinity = "8000"', "beta": 'draft = "/no/such.gguf"', "gamma": 'memory_limit = "2MB"'}
+    )
+    process, said = served.begin("--vram", "1GB")
+    said.wait_for("alpha is left out: cpu_affinity: 8000 is none of our CPUs, which are ")
+    said.wait_for(r"beta is left out: draft: no model file /no/such\.gguf")
+    said.wait_for(r"gamma is left out: it needs .* of host memory, and its memory_limit is 1\.9 MiB: raise it")
+    assert process.wait(LIMIT_S) == 1  # there is no model to serve
+
+
+def test_an_automatic_budget_is_looked_at_again_while_it_serves(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another program took was seen after the next load had failed for it."""
+    config = tmp_path / "models.toml"
+    config.write_text(f'[models.alpha]\nfile = "{files["alpha"]}"\n')
+    free = [8 << 30]
+    monkeypatch.setattr(admission, "available_bytes", lambda: free[0])
+    monkeypatch.setattr(budget, "LOOK_S", 0.01)
+
+    async def test() -> None:
+        made = daemon._Daemon(str(config), (sources.named,), lambda event: None, (), None, None, True)
+        pool = Pool([], Bytes.of(0, 7 << 30))
+        looks = asyncio.ensure_future(made._look_out(pool))
+        free[0] = 3 << 30
+        await eventually_beside(lambda: pool.budget == Bytes.of(0, (3 << 30) - 10**9), "what the other took")
+        free[0] = 8 << 30
+        await eventually_beside(lambda: pool.budget == Bytes.of(0, (8 << 30) - 10**9), "what the other left")
+        looks.cancel()
+        await pool.close()
+
+    asyncio.run(asyncio.wait_for(test(), LIMIT_S))
 
 
 def test_a_pinned_model_that_was_changed_is_loaded_anew(served: Served, files: dict[str, Path]) -> None:

@@ -158,10 +158,9 @@ def _check(name: str, kind: str, arguments: list[str]) -> None:
         given = _parse(name, arguments)
         voices.make_voice(name, given)
         if kind == "model":
-            from modelpipes.engine.confinement import check_machine
             from modelpipes.engine.locate import found
 
-            check_machine(found(voices.spec_of_options(given)))
+            found(voices.spec_of_options(given))
     except click.UsageError as e:
         raise UsageError(f"{name}: {e.format_message()}") from None
     except (UsageError, FileError) as e:

@@ -133,6 +133,7 @@ def make_voice(seat: str, given: dict[str, Any]) -> Voice:
 
 def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> Voice:
     from modelpipes.chat.voices.engine import EngineVoice, Sampling
+    from modelpipes.engine.confinement import check_machine
     from modelpipes.engine.lifecycle import Engine
     from modelpipes.web.site import root_of
 
@@ -164,6 +165,7 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
         if _is_given(given[name.replace("-", "_")]):
             raise UsageError(f"--{name} is for --server")
 
+    check_machine(spec)
     engine: EngineChoice = given["engine"] or "auto"
 
     def start_engine() -> Engine:
