@@ -290,7 +290,7 @@ class Member:
                 pending.asker, pending.say.id, "out-of-step", f"{self.seat} knows turn {turns.have}", turns.have
             )
             return
-        pending.work = Work(turns, lambda _, content, thinking: self._pass_on(pending, content, thinking))
+        pending.work = Work(pending.say, turns, lambda _, content, thinking: self._pass_on(pending, content, thinking))
         self._started.put(pending)
 
     def _answer_pending(self) -> None:

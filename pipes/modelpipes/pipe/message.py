@@ -45,10 +45,29 @@ class Timing(Struct, frozen=True, omit_defaults=True, gc=False):
     tokens_per_second: float | None = None
 
 
+class Cast(Struct, frozen=True, omit_defaults=True, gc=False):
+    """Who else takes part in a conversation, for the member that is told, and whether names stand before their words.
+
+    The same for the whole of a conversation, so that a prompt only ever grows at its end.
+    """
+
+    others: tuple[str, ...] = ()
+    labels: bool = False
+
+
+class Sampling(Struct, frozen=True, omit_defaults=True, gc=False):
+    """How a model chooses its words; None: as the server does."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+
 class Say(Struct, frozen=True, omit_defaults=True, tag="say", gc=False):
     """Speak to a member; in a conversation, tell it what it has not heard and ask for `turn`.
 
-    `after` is the last turn that the member is believed to know; -1: none.
+    `after` is the last turn that the member is believed to know; -1: none. `sampling` goes before the member's own.
     """
 
     id: str
@@ -59,6 +78,8 @@ class Say(Struct, frozen=True, omit_defaults=True, tag="say", gc=False):
     turn: int | None = None
     after: int | None = None
     heard: tuple[Heard, ...] = ()
+    cast: Cast | None = None
+    sampling: Sampling | None = None
 
 
 class Progress(Struct, frozen=True, omit_defaults=True, tag="progress", gc=False):

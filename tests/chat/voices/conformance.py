@@ -16,7 +16,7 @@ import pytest
 
 from modelpipes.chat.voices import Finish, Voice, Work
 from modelpipes.errors import DeadlineError, MessageError, PipesError
-from modelpipes.pipe.message import Heard
+from modelpipes.pipe.message import Heard, Say
 from modelpipes.values.deadline import Deadline
 from tests.chat.voices.conftest import Asked, prepared
 from tests.peers import LIMIT_S, eventually, open_descriptors
@@ -142,7 +142,7 @@ def check_a_cancel_breaks_off_and_the_next_message_is_answered(specimen: Specime
 
 def check_a_cancel_before_the_start_is_obeyed(specimen: Specimen) -> None:
     with ready(specimen.make_endless()) as voice:
-        work = Work([Heard(0, "hub", "Hello")], lambda *_: None)
+        work = Work(Say("1", "hub", "bob"), [Heard(0, "hub", "Hello")], lambda *_: None)
         work.cancel()
         assert voice.answer(work) == Finish()
         assert work.content == []

@@ -10,7 +10,7 @@ import pytest
 
 from modelpipes.chat.voices import Finish, Voice, Work
 from modelpipes.errors import PipesError
-from modelpipes.pipe.message import Heard
+from modelpipes.pipe.message import Heard, Say
 from modelpipes.values.deadline import Deadline
 from tests.peers import LIMIT_S
 
@@ -18,13 +18,13 @@ from tests.peers import LIMIT_S
 class Asked:
     """One message in work, in a thread of its own as in a member."""
 
-    def __init__(self, voice: Voice, turns: Sequence[Heard] | str) -> None:
+    def __init__(self, voice: Voice, turns: Sequence[Heard] | str, say: Say | None = None) -> None:
         self.emitted = threading.Event()
         self.deltas: list[tuple[str, str]] = []
         self.finish: Finish | None = None
         self.error: PipesError | None = None
         heard = [Heard(0, "hub", turns)] if isinstance(turns, str) else turns
-        self.work = Work(heard, self._note)
+        self.work = Work(say or Say("1", "hub", "bob"), heard, self._note)
         self._voice = voice
         self.thread = threading.Thread(target=self._answer)
         self.thread.start()

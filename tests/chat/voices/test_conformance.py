@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from modelpipes.chat.voices import Voice, terminal
-from modelpipes.chat.voices.engine import EngineVoice, Sampling
+from modelpipes.chat.voices.engine import EngineVoice
 from modelpipes.chat.voices.program import ExecVoice, FilterVoice
 from modelpipes.chat.voices.terminal import TerminalVoice
 from modelpipes.engine.lifecycle import Engine
+from modelpipes.pipe.message import Sampling
 from tests.chat.voices.conformance import CHECKS, Specimen
 from tests.chat.voices.conftest import Asked
 from tests.models import scripted_model

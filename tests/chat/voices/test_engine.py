@@ -16,11 +16,11 @@ import pytest
 
 from modelpipes.chat.history import render
 from modelpipes.chat.voices import Finish
-from modelpipes.chat.voices.engine import EngineVoice, Sampling
+from modelpipes.chat.voices.engine import EngineVoice
 from modelpipes.engine.client import figure_of
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.errors import DeadlineError, EngineError, MessageError, Refused, UsageError
-from modelpipes.pipe.message import Heard, Usage
+from modelpipes.pipe.message import Heard, Sampling, Usage
 from modelpipes.values.deadline import Deadline
 from tests import models
 from tests.chat.conftest import Seat

@@ -16,7 +16,7 @@ from modelpipes.chat.voices import Finish, Work
 from modelpipes.chat.voices.program import ExecVoice, FilterVoice, split_command
 from modelpipes.errors import DeadlineError, MessageError, ProgramError, UsageError
 from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
-from modelpipes.pipe.message import Heard
+from modelpipes.pipe.message import Heard, Say
 from modelpipes.values.deadline import Deadline
 from tests.chat.voices.conformance import children_of_ours
 from tests.chat.voices.conftest import Asked, prepared
@@ -187,7 +187,7 @@ def test_a_cancel_after_the_last_word_does_not_wait_for_the_end() -> None:
 
 
 def test_a_cancel_before_the_start_is_obeyed() -> None:
-    work = Work([Heard(0, "hub", "x")], lambda *_: None)
+    work = Work(Say("1", "hub", "bob"), [Heard(0, "hub", "x")], lambda *_: None)
     work.cancel()
     assert ExecVoice("sleep 100").answer(work) == Finish()
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from modelpipes.errors import MessageError
 from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
-from modelpipes.pipe.message import Heard, Phase, Stop, Usage
+from modelpipes.pipe.message import Heard, Phase, Say, Stop, Usage
 from modelpipes.values.deadline import Deadline
 
 LEAVING_S = 3.0  # for a member that said it leaves, and its engine, to be gone
@@ -32,9 +32,10 @@ class Finish(Struct, frozen=True):
 
 
 class Work:
-    """One message in work: what was heard, and where the voice puts its answer."""
+    """One message in work: the `say` that asks, all turns heard, and where the voice puts its answer."""
 
-    def __init__(self, turns: Sequence[Heard], notify: Callable[[Work, str, str], None]) -> None:
+    def __init__(self, say: Say, turns: Sequence[Heard], notify: Callable[[Work, str, str], None]) -> None:
+        self.say = say
         self.turns = turns
         self.content: list[str] = []
         self.thinking: list[str] = []

@@ -6,15 +6,13 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from msgspec import Struct
-
 from modelpipes.chat.history import NameStripper, ThoughtSplitter, trim
 from modelpipes.chat.voices import Finish, Work
 from modelpipes.engine.client import ChatStream, Client, Piece, some
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.errors import Cancelled, MessageError, Refused, UsageError
 from modelpipes.gateway.lease import Lease, is_gateway
-from modelpipes.pipe.message import Stop, Usage
+from modelpipes.pipe.message import Sampling, Stop, Usage
 from modelpipes.values.deadline import Deadline
 
 HISTORY_BYTES_PER_TOKEN = 16  # four times what text has: more than this never fits a prompt
@@ -33,15 +31,6 @@ LOADING_LIMIT_S = 600.0  # a server that says it loads its model is waited for; 
 LOADING_INTERVAL_S = 0.1
 
 Messages = Sequence[dict[str, str]]
-
-
-class Sampling(Struct, frozen=True):
-    """How a model chooses its words; None: as the server does."""
-
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
 
 
 class EngineVoice:

@@ -132,9 +132,10 @@ def make_voice(seat: str, given: dict[str, Any]) -> Voice:
 
 
 def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> Voice:
-    from modelpipes.chat.voices.engine import EngineVoice, Sampling
+    from modelpipes.chat.voices.engine import EngineVoice
     from modelpipes.engine.confinement import check_machine
     from modelpipes.engine.lifecycle import Engine
+    from modelpipes.pipe.message import Sampling
     from modelpipes.web.site import root_of
 
     spec = spec_of_options(given)
