@@ -6,7 +6,8 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from modelpipes.chat.history import NameStripper, ThoughtSplitter, trim
+from modelpipes.chat.history import trim
+from modelpipes.chat.speech import NameStripper, ThoughtSplitter
 from modelpipes.chat.voices import Finish, Work
 from modelpipes.engine.client import ChatStream, Client, Piece, some
 from modelpipes.engine.lifecycle import Engine
