@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from modelpipes.chat.speech import NameStripper, ThoughtSplitter
+from modelpipes.chat.speech import LabelCutter, NameStripper, ThoughtSplitter
 
 
 def pieces(text: str, cuts: list[int]) -> list[str]:
@@ -84,3 +84,59 @@ def test_leading_thoughts_are_parted_from_the_answer(text: str, content: str, th
 def test_an_answer_without_thoughts_is_not_held_back(text: str) -> None:
     assume(text[0] != "<" and not text[0].isspace())
     assert ThoughtSplitter().feed(text) == (text, "")
+
+
+# --- LabelCutter
+
+
+def cut_labels(text: str, cuts: list[int]) -> tuple[str, bool]:
+    cutter = LabelCutter(["bob", "carol", "hub"])
+    said = "".join(cutter.feed(piece) for piece in pieces(text, cuts))
+    return said + cutter.flush(), cutter.is_cut
+
+
+LABEL_LIKE = st.lists(
+    st.sampled_from(["bob", "Carol", "hub", "alice", ":", " :", "**", "*", " ", "\n", "\n\n", "b", "hi"])
+).map("".join)
+
+
+@given(LABEL_LIKE, CUTS)
+def test_cuts_in_the_stream_do_not_matter_to_labels(text: str, cuts: list[int]) -> None:
+    assert cut_labels(text, cuts) == cut_labels(text, [])
+
+
+@pytest.mark.parametrize(
+    "label", ["bob:", "Bob: ", "CAROL :", "**hub:** ", "**Bob**: ", "*carol:* ", "  bob: ", "\tbob:"]
+)
+@given(cuts=CUTS)
+def test_words_that_are_put_into_anothers_mouth_are_cut(label: str, cuts: list[int]) -> None:
+    assert cut_labels(f"I am for it. \n\n{label}I am against it.\n\nhub: Stop.", cuts) == ("I am for it.", True)
+
+
+@given(cuts=CUTS)
+def test_an_answer_that_begins_in_anothers_name_is_none(cuts: list[int]) -> None:
+    assert cut_labels("\n bob: I am against it.", cuts) == ("", True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I told bob: no.", "bobby: x", "\nbob is here", "alice: hi", "a\nalice: hi", "- bob: he", "x\ncarol", "x\n", "",
+        "**b**", "b", "x\n\n**carol** is", "hub", "  hi ",
+    ],
+)  # fmt: skip
+@given(cuts=CUTS)
+def test_an_answer_that_only_speaks_of_others_stays_as_it_is(text: str, cuts: list[int]) -> None:
+    assert cut_labels(text, cuts) == (text, False)
+
+
+@given(st.text(), CUTS)
+def test_without_names_nothing_is_cut_nor_held_back(text: str, cuts: list[int]) -> None:
+    cutter = LabelCutter([])
+    assert [cutter.feed(piece) for piece in pieces(text, cuts)] == pieces(text, cuts)
+
+
+@given(LABEL_LIKE, CUTS)
+def test_no_line_of_an_answer_begins_with_anothers_name(text: str, cuts: list[int]) -> None:
+    said, _ = cut_labels(text, cuts)
+    assert not any(line.lstrip().lower().startswith(("bob:", "carol:", "hub:", "bob :")) for line in said.split("\n"))

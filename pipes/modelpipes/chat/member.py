@@ -387,6 +387,7 @@ class Member:
             usage=finish.usage,
             timing=_timing(pending, finish),
             dropped=finish.dropped,
+            is_cut=finish.is_cut,
         )
         try:
             size = len(encode(reply))
@@ -436,7 +437,8 @@ class Member:
     def _show_state(self) -> None:
         state: State = "loading" if not self._is_ready else "busy" if self._pending.working else "ready"
         kind, command = (text.encode("utf-8", "replace").decode() for text in (self.voice.kind, self._command))
-        who = Sitting(self.seat, state, os.getpid(), kind, len(self._pending.waiting), self._answers, command)
+        about = self.voice.about() if self._is_ready else None
+        who = Sitting(self.seat, state, os.getpid(), kind, len(self._pending.waiting), self._answers, command, about)
         if who != self._shown:
             self._shown = who
             self._lock.write(msgspec.json.encode(who) + b"\n")

@@ -24,7 +24,7 @@ from modelpipes.web.stream import Stream
 CHAT = "/v1/chat/completions"
 DONE = b"[DONE]"
 FAULT = "error"  # a field of older llama-servers for what broke the answer off
-OWN_FIELDS = ("stream_options",)  # of a request: those that nobody asked for, and that an answer can do without
+OWN_FIELDS = ("stream_options", "stop")  # of a request: those that nobody asked for, and that an answer can do without
 INSIDE_STATUS = 500  # of an error inside an answer that began with 200, unless it names another
 SHOWN_MODELS = 12  # of those that a server has, in a line
 CONNECT_LIMIT_S = 10.0  # a handshake across any network is over by then
@@ -53,6 +53,7 @@ class TokenUsage:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int | None = None  # of the prompt, read before
 
 
 class Client:
@@ -79,6 +80,7 @@ class Client:
         temperature: float | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        stop: Sequence[str] = (),
     ) -> ChatStream:
         """The answer to `messages` as a stream; nothing is sent before it is iterated.
 
@@ -91,6 +93,8 @@ class Client:
         }
         given = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
         body |= {key: value for key, value in given.items() if value is not None}
+        if stop:
+            body["stop"] = list(stop)
         return ChatStream(self, body, silence_s)
 
     def is_llama_server(self) -> bool:
@@ -101,12 +105,18 @@ class Client:
                 self._is_llama_server = isinstance(answer, dict) and "default_generation_settings" in answer
             return self._is_llama_server
 
+    def build(self) -> str:
+        """Which build of llama.cpp a llama-server is, as `b11434-0d47e77d2`; empty where it does not say."""
+        said = self._props().get("build_info")
+        return said if isinstance(said, str) else ""
+
+    def _props(self) -> dict[str, Any]:
+        answer = self.get("/props", missing_is_none=True) if self.is_llama_server() else None
+        return answer if isinstance(answer, dict) else {}
+
     def context_size(self) -> int | None:
         """The tokens that one conversation may have; None where the server does not say."""
-        if not self.is_llama_server():
-            return None
-        answer = self.get("/props", missing_is_none=True)
-        settings = answer.get("default_generation_settings") if isinstance(answer, dict) else None
+        settings = self._props().get("default_generation_settings")
         size = settings.get("n_ctx") if isinstance(settings, dict) else None
         return size if isinstance(size, int) and size > 0 else None
 

@@ -67,7 +67,7 @@ def describe(contents: Contents) -> list[str]:
     """The conversation in a few safe lines: who, how much, how it was led, whose voices; the first is a title."""
     header = contents.header
     members = (header.members if header else ()) or speakers(contents)
-    count = sum(turn.turn > 0 for turn in contents.turns)
+    count = sum(not turn.is_opening for turn in contents.turns)
     numbers = [f"{count} turn{'s' * (count != 1)}"]
     if tokens := sum(_count(turn.usage.completion_tokens) for turn in contents.turns if turn.usage):
         numbers.append(f"{tokens} tokens")

@@ -16,6 +16,7 @@ from msgspec import Struct
 from modelpipes.errors import MessageError
 from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
 from modelpipes.pipe.message import Heard, Phase, Say, Stop, Usage
+from modelpipes.pipe.room import About
 from modelpipes.values.deadline import Deadline
 
 LEAVING_S = 3.0  # for a member that said it leaves, and its engine, to be gone
@@ -29,6 +30,7 @@ class Finish(Struct, frozen=True):
     usage: Usage | None = None
     tokens_per_second: float | None = None
     dropped: tuple[int, int] | None = None  # first and last turn left out of the prompt
+    is_cut: bool = False  # before words that were another's
 
 
 class Work:
@@ -96,6 +98,9 @@ class Voice(Protocol):
 
     def prepare(self, deadline: Deadline) -> None:
         """Load what answers; raises a PipesError that says why it cannot."""
+
+    def about(self) -> About | None:
+        """What is known of the model that answers, once it is prepared; None where it is none."""
 
     def answer(self, work: Work) -> Finish:
         """Answer the last turn, emitting words.
