@@ -67,7 +67,7 @@ def test_figures_cost_no_words(usage: Any, counted: tuple[int, int] | None) -> N
 @pytest.mark.parametrize("choices", [None, [], {}, "none", [None], [{"delta": 3}], [[]]])
 def test_choices_that_are_none_add_nothing(choices: Any) -> None:
     data = json.dumps({"choices": choices, "usage": {"prompt_tokens": 1, "completion_tokens": 2}}).encode()
-    assert read_chunk(data) == Chunk(usage=(1, 2))
+    assert read_chunk(data) == Chunk(usage=(1, 2, None))
 
 
 @pytest.mark.parametrize(
