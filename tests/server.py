@@ -7,6 +7,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+STEP_LIMIT_S = 30.0  # for a client that never takes the next step
+
 
 class Scripted:
     """Not a llama-server, unless `pages` make it one."""
@@ -15,6 +17,7 @@ class Scripted:
         self.status = 200
         self.body: list[bytes] = []
         self.answers: list[tuple[int, list[bytes]]] = []  # status and body of the next answers, before those above
+        self.step: threading.Semaphore | None = None  # each part of an answer waits for it
         self.hold = False  # after the body: the connection stays open, with pings
         self.asked: list[dict[str, Any]] = []
         self.authorization: list[str | None] = []
@@ -50,6 +53,8 @@ class Scripted:
                 self.send_header("Content-Type", kind)
                 self.end_headers()
                 for part in parts:
+                    if script.step and kind == "text/event-stream":
+                        script.step.acquire(timeout=STEP_LIMIT_S)
                     self.wfile.write(part)
                     self.wfile.flush()
 

@@ -430,6 +430,77 @@ def test_a_refusal_of_something_else_is_not_asked_again(server: Scripted, status
     assert len(server.asked) == 1
 
 
+THOUGHTS_WITHOUT_BEGINNING = events(
+    piece(content="The user asks of the sea."),
+    piece(content="\n</think>\n\n"),
+    piece("stop", content="Blue."),
+    b"[DONE]",
+)
+
+
+def stepwise(server: Scripted, client: Client) -> list[Piece | Reading]:
+    """The pieces of an answer whose every part is read before the next one is sent."""
+    server.step = threading.Semaphore(1)
+    with client.chat(HELLO, silence_s=LIMIT_S) as stream:
+        pieces = []
+        while piece := next(stream, None):
+            pieces.append(piece)
+            server.step.release()
+        server.step = None
+        return pieces
+
+
+def test_words_that_turn_out_to_be_thoughts_are_told_anew_and_are_thoughts_from_then_on(server: Scripted) -> None:
+    # Where the template opens <think> in the prompt, the answer has only </think>: all of it was taken for words.
+    server.body = THOUGHTS_WITHOUT_BEGINNING
+    client = Client(server.url)
+    assert stepwise(server, client) == [
+        Piece("The user asks of the sea."),
+        Piece("\n"),
+        Piece("Blue.", "The user asks of the sea.\n", anew=True),
+    ]
+    assert stepwise(server, client) == [
+        Piece(thinking="The user asks of the sea."),
+        Piece(thinking="\n"),
+        Piece("Blue."),
+    ]
+
+
+def test_a_model_that_did_not_think_this_time_is_told_anew_and_taken_at_its_word_again(server: Scripted) -> None:
+    client = Client(server.url)
+    server.body = THOUGHTS_WITHOUT_BEGINNING
+    text_of(client.chat(HELLO, silence_s=5))
+    server.say(piece(content="Still "), piece("stop", content="blue."), b"[DONE]")
+    assert stepwise(server, client) == [
+        Piece(thinking="Still "),
+        Piece(thinking="blue."),
+        Piece("Still blue.", anew=True),
+    ]
+    assert stepwise(server, client) == [Piece("Still "), Piece("blue.")]
+
+
+def test_thoughts_cut_for_their_length_never_become_words(server: Scripted) -> None:
+    client = Client(server.url)
+    server.body = THOUGHTS_WITHOUT_BEGINNING
+    text_of(client.chat(HELLO, silence_s=5))
+    server.say(piece(content="The user "), piece("length", content="asks of"), b"[DONE]")
+    assert text_of(client.chat(HELLO, silence_s=5)) == ("", "The user asks of")
+
+
+def test_where_a_server_parts_the_thoughts_its_words_are_left_alone(server: Scripted) -> None:
+    server.say(piece(reasoning_content="Hm."), piece("stop", content="It ends with </think> always."), b"[DONE]")
+    assert text_of(Client(server.url).chat(HELLO, silence_s=5)) == ("It ends with </think> always.", "Hm.")
+
+
+def test_a_stream_that_is_left_early_is_closed(server: Scripted) -> None:
+    server.say(piece(content="x"))
+    server.hold = True
+    with Client(server.url).chat(HELLO, silence_s=5) as stream:
+        next(stream)
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
 def test_of_several_models_none_is_guessed(server: Scripted) -> None:
     server.pages["/v1/models"] = {"data": [{"id": "text-embedding-nomic"}, {"id": "qwen"}]}
     server.body = events(piece(content="blue"), piece("stop"), b"[DONE]")

@@ -15,6 +15,7 @@ from typing import Any
 
 from modelpipes.engine.chunks import ERROR_EVENT, HalfJoiner, read_chunk
 from modelpipes.engine.refusal import SHOWN_BODY_CHARS, refusal
+from modelpipes.engine.thoughts import ThoughtSplitter
 from modelpipes.errors import DeadlineError, EngineError, PipesError, Refused, UsageError
 from modelpipes.web.requests import Response, exchange, explain_transport
 from modelpipes.web.site import Site, root_of
@@ -33,10 +34,14 @@ QUERY_LIMIT_S = 30.0  # counting tokens and the like; llama-server answers them 
 
 @dataclass
 class Piece:
-    """A piece of the answer, or of the thoughts before it."""
+    """A piece of the answer, or of the thoughts before it.
+
+    `anew`: the pieces before it do not count; what they had is told again here, as what it is.
+    """
 
     content: str = ""
     thinking: str = ""
+    anew: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class Client:
         self._model_name = model_name
         self._is_llama_server: bool | None = None
         self._refused: set[str] = set()  # fields that the server does not take
+        self._begins_in_thoughts = False  # an answer of the model, without a tag that says so
         self._lock = threading.Lock()
 
     def chat(
@@ -206,6 +212,14 @@ class Client:
             self._refused |= named
         return is_new
 
+    def splitter(self) -> ThoughtSplitter:
+        """What parts the thoughts from the next answer."""
+        return ThoughtSplitter(begins_in_thoughts=self._begins_in_thoughts)
+
+    def learn(self, splitter: ThoughtSplitter) -> None:
+        """How answers begin, from the one that this parted."""
+        self._begins_in_thoughts = splitter.begins_in_thoughts
+
     # -- short requests
 
     def _apply_template(self, messages: Sequence[Mapping[str, str]], limit_s: float = QUERY_LIMIT_S) -> str | None:
@@ -247,7 +261,7 @@ class ChatStream:
         self._has_words = False
         self._is_cancelled = False
         self._stream = Stream(client.site, self._explain)
-        self._iterator: Generator[Piece | Reading] = self._iterate()
+        self._iterator: Generator[Piece | Reading] = self._part()
 
     def __iter__(self) -> ChatStream:
         return self
@@ -273,7 +287,25 @@ class ChatStream:
     ) -> None:
         self.close()
 
-    def _iterate(self) -> Generator[Piece | Reading]:
+    def _part(self) -> Generator[Piece | Reading]:
+        """What comes, the thoughts parted from the words."""
+        splitter = self._client.splitter()
+        with contextlib.closing(self._ask_or_again()) as coming:
+            for came in coming:
+                if isinstance(came, Reading):
+                    yield came
+                    continue
+                if came.thinking:
+                    splitter.pass_content()
+                content, thinking, anew = splitter.feed(came.content)
+                if content or thinking or came.thinking:
+                    yield Piece(content, came.thinking + thinking, anew)
+        content, thinking, anew = splitter.flush(is_whole=self.finish != "length")
+        self._client.learn(splitter)
+        if content or thinking:
+            yield Piece(content, thinking, anew)
+
+    def _ask_or_again(self) -> Generator[Piece | Reading]:
         try:
             yield from self._ask()
         except Refused as refused:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from modelpipes.chat.history import trim
-from modelpipes.chat.speech import NameStripper, ThoughtSplitter
+from modelpipes.chat.speech import NameStripper
 from modelpipes.chat.voices import Finish, Work
 from modelpipes.engine.client import ChatStream, Client, Piece, some
 from modelpipes.engine.lifecycle import Engine
@@ -198,17 +198,18 @@ class EngineVoice:
 
     def _pass_on(self, stream: ChatStream, work: Work) -> float:
         """Emit what comes; returns when the first piece came."""
-        thoughts, name = ThoughtSplitter(), NameStripper(self._seat)
+        name = NameStripper(self._seat)
         first_s = 0.0
         for piece in stream:
             if isinstance(piece, Piece):
                 first_s = first_s or time.monotonic()
-                content, thinking = thoughts.feed(piece.content)
-                work.emit(name.feed(content), piece.thinking + thinking)
+                if piece.anew:
+                    name = NameStripper(self._seat)
+                    work.begin_anew()
+                work.emit(name.feed(piece.content), piece.thinking)
             else:
                 work.show_life("reading")
-        content, thinking = thoughts.flush()
-        work.emit(name.feed(content) + name.flush(), thinking)
+        work.emit(name.flush())
         return first_s
 
     def _finish(
