@@ -182,7 +182,7 @@ def test_a_deadline_that_passes_on_what_was_cancelled_is_no_fault(monkeypatch: p
     client = Client("http://127.0.0.1:9")
     stream = client.chat(HELLO, silence_s=1)
 
-    def be_silent(body: dict[str, Any]) -> dict[str, Any]:
+    def be_silent(*_: dict[str, Any]) -> dict[str, Any]:
         stream.cancel()
         raise DeadlineError("the server did not answer /props for 30 s")
 
@@ -411,23 +411,69 @@ def test_half_an_emoji_waits_for_its_other_half(server: Scripted) -> None:
     assert text_of(Client(server.url).chat(HELLO, silence_s=5)) == ("\U0001f30a blue", "")
 
 
-def test_a_field_of_ours_that_a_server_refuses_is_left_out_and_not_sent_again(server: Scripted) -> None:
-    # As FastAPI says it where extra fields are forbidden.
-    fault = {"detail": [{"type": "extra_forbidden", "loc": ["body", "stream_options"], "msg": "Extra inputs"}]}
-    server.answers = [(422, [json.dumps(fault).encode()])]
+NOT_PERMITTED = {"type": "extra_forbidden", "msg": "Extra inputs are not permitted"}
+
+
+@pytest.mark.parametrize("field", ["stream_options", "stop"])
+@pytest.mark.parametrize(
+    ("status", "fault"),
+    [
+        (422, {"detail": [NOT_PERMITTED | {"loc": ["body", "FIELD"]}]}),  # FastAPI, where extra fields are forbidden
+        (400, {"error": {"message": "[{'loc': ('body', 'FIELD'), 'msg': 'Extra inputs are not permitted'}]"}}),  # vLLM
+        (400, {"error": {"message": "Unrecognized request argument supplied: FIELD"}}),
+        (400, {"error": {"message": "body.FIELD: unexpected", "code": 400}}),
+        (400, {"error": {"message": "Unsupported parameter.", "param": "FIELD"}}),
+        (400, {"message": "Additional properties are not allowed ('FIELD' was unexpected)"}),
+        (400, {"error": "property `FIELD` is unsupported"}),
+        (422, {"error": "unknown field `FIELD`, expected one of `model`, `messages`, `stream_options`, `stop`"}),
+        (400, {"error": {"message": "openai does not support parameters: ['FIELD'], for model=tiny"}}),
+    ],
+)
+def test_a_field_of_ours_that_a_server_refuses_is_left_out_and_not_sent_again(
+    server: Scripted, field: str, status: int, fault: object
+) -> None:
+    server.answers = [(status, [json.dumps(fault).replace("FIELD", field, 1).encode()])]
     server.body = events(piece(content="blue"), piece("stop"), b"[DONE]")
     client = Client(server.url)
     for _ in range(2):
-        assert text_of(client.chat(HELLO, silence_s=5)) == ("blue", "")
-    assert ["stream_options" in asked for asked in server.asked] == [True, False, False]
+        assert text_of(client.chat(HELLO, silence_s=5, may_stop=["\nalice:"])) == ("blue", "")
+    assert [field in asked for asked in server.asked] == [True, False, False]
+    other = {"stop", "stream_options"} - {field}
+    assert all(other <= set(asked) for asked in server.asked)
 
 
-@pytest.mark.parametrize(("status", "words"), [(422, "temperature is too high"), (500, "stream_options")])
+def test_fields_of_ours_that_are_refused_one_after_the_other_are_all_left_out(server: Scripted) -> None:
+    server.answers = [(400, [b"unknown field stream_options"]), (400, [b"unknown field stop"])]
+    server.body = events(piece(content="blue"), piece("stop"), b"[DONE]")
+    assert text_of(Client(server.url).chat(HELLO, silence_s=5, may_stop=["\nalice:"])) == ("blue", "")
+    assert set(server.asked[2]) == {"messages", "stream", "model"}
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (422, "temperature is too high"),
+        (500, "stream_options"),
+        (400, "unstoppable"),
+        (400, "the prompt is longer than the context size; stop"),
+        (422, "unknown field `seed`, expected one of `stream_options`, `stop`"),
+    ],
+)
 def test_a_refusal_of_something_else_is_not_asked_again(server: Scripted, status: int, words: str) -> None:
     server.status, server.body = status, [json.dumps({"error": words}).encode()]
     with pytest.raises(Refused, match=words):
-        text_of(Client(server.url).chat(HELLO, silence_s=5))
+        text_of(Client(server.url).chat(HELLO, silence_s=5, may_stop=["\nalice:"]))
     assert len(server.asked) == 1
+
+
+def test_a_field_that_was_asked_for_is_never_left_out(server: Scripted) -> None:
+    server.status, server.body = 400, [b'{"error": {"message": "stop is not supported"}}']
+    with pytest.raises(Refused, match="stop is not supported"):
+        text_of(Client(server.url).chat(HELLO, silence_s=5, stop=["END"], may_stop=["\nalice:"]))
+    assert [asked["stop"] for asked in server.asked] == [["END", "\nalice:"]]
+    server.body = [b'{"detail": [{"loc": ["body", "temperature"], "msg": "Input should be less than 2"}]}']
+    with pytest.raises(Refused, match=r"refuses: body.temperature: Input should be less than 2$"):
+        text_of(Client(server.url).chat(HELLO, silence_s=5, temperature=9))
 
 
 THOUGHTS_WITHOUT_BEGINNING = events(
