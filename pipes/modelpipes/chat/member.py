@@ -290,7 +290,7 @@ class Member:
                 pending.asker, pending.say.id, "out-of-step", f"{self.seat} knows turn {turns.have}", turns.have
             )
             return
-        pending.work = Work(pending.say, turns, lambda _, content, thinking: self._pass_on(pending, content, thinking))
+        pending.work = Work(pending.say, turns, lambda _, *piece: self._pass_on(pending, *piece))
         self._started.put(pending)
 
     def _answer_pending(self) -> None:
@@ -332,11 +332,11 @@ class Member:
     def _death(self) -> EngineError:
         return EngineError(f"{self.seat}: {self.voice.last_words()}")
 
-    def _pass_on(self, pending: Pending, content: str, thinking: str) -> None:
+    def _pass_on(self, pending: Pending, content: str, thinking: str, anew: bool) -> None:
         """In the voice's thread: pieces that come faster than they go travel together."""
         if pending.is_plain:
             return
-        pending.pieces.append((content, thinking))
+        pending.pieces.append((content, thinking, anew))
         if not pending.is_posting:
             pending.is_posting = True
             self._hand_over(lambda: self._out.post_soon(pending))

@@ -95,13 +95,14 @@ class Progress(Struct, frozen=True, omit_defaults=True, tag="progress", gc=False
 
 
 class Delta(Struct, frozen=True, omit_defaults=True, tag="delta", gc=False):
-    """A piece of an answer, or of the thoughts before it."""
+    """A piece of an answer, or of the thoughts before it. `anew`: the pieces before it do not count any more."""
 
     reply_to: str
     sender: str = field(name="from")
     to: str
     content: str = ""
     thinking: str = ""
+    anew: bool = False
 
 
 class Reply(Struct, frozen=True, omit_defaults=True, tag="reply", gc=False):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from msgspec.structs import replace
 
 from modelpipes.chat.prompt import Manner, Messages, labels_of, told_to, trim
-from modelpipes.chat.speech import LabelCutter, NameStripper, ThoughtSplitter
+from modelpipes.chat.speech import LabelCutter, NameStripper
 from modelpipes.chat.voices import Finish, Work
 from modelpipes.engine.client import ChatStream, Client, Piece, some
 from modelpipes.engine.lifecycle import Engine
@@ -186,15 +186,14 @@ class EngineVoice:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=sampling.seed,
-            stop=[f"\n{name}:" for name in names],
+            may_stop=[f"\n{name}:" for name in names],
         ) as stream:
             work.when_cancelled(stream.cancel)
-            cutter = LabelCutter(names)
             try:
-                first_s = self._pass_on(stream, cutter, work)
+                first_s, is_cut = self._pass_on(stream, names, work)
             finally:
                 work.when_cancelled(None)
-        return replace(self._finish(stream, first_s, messages), is_cut=cutter.is_cut)
+        return replace(self._finish(stream, first_s, messages), is_cut=is_cut)
 
     @contextlib.contextmanager
     def _engine_of(self, work: Work) -> Iterator[Client]:
@@ -213,22 +212,23 @@ class EngineVoice:
                 self._learn(client, lease.identity)
             yield client
 
-    def _pass_on(self, stream: ChatStream, cutter: LabelCutter, work: Work) -> float:
-        """Emit what comes; returns when the first piece came."""
-        thoughts, name = ThoughtSplitter(), NameStripper(self._seat)
+    def _pass_on(self, stream: ChatStream, names: Sequence[str], work: Work) -> tuple[float, bool]:
+        """Emit what comes; when the first piece came, and whether the rest was cut off at one of these names."""
+        name, cutter = NameStripper(self._seat), LabelCutter(names)
         first_s = 0.0
         for piece in stream:
             if isinstance(piece, Piece):
                 first_s = first_s or time.monotonic()
-                content, thinking = thoughts.feed(piece.content)
-                work.emit(cutter.feed(name.feed(content)), piece.thinking + thinking)
+                if piece.anew:
+                    name, cutter = NameStripper(self._seat), LabelCutter(names)
+                    work.begin_anew()
+                work.emit(cutter.feed(name.feed(piece.content)), piece.thinking)
                 if cutter.is_cut:
-                    return first_s
+                    return first_s, True
             else:
                 work.show_life("reading")
-        content, thinking = thoughts.flush()
-        work.emit(cutter.feed(name.feed(content) + name.flush()) + cutter.flush(), thinking)
-        return first_s
+        work.emit(cutter.feed(name.flush()) + cutter.flush())
+        return first_s, cutter.is_cut
 
     def _finish(self, stream: ChatStream, first_s: float, messages: Messages) -> Finish:
         usage, rate = stream.usage, stream.tokens_per_second

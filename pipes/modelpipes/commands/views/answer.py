@@ -71,6 +71,8 @@ class Printer:
         reply: Reply | None = None
         for answer in answers:
             if isinstance(answer, Delta) and not self._waits:
+                if answer.anew:
+                    text.void()
                 text.say(answer.content, answer.thinking)
             elif isinstance(answer, Reply):
                 reply = answer
