@@ -7,7 +7,6 @@ import click
 from modelpipes.chat.contents import read
 from modelpipes.chat.rendering.exact import to_json
 from modelpipes.chat.rendering.markdown import to_markdown
-from modelpipes.chat.rendering.page import to_html
 from modelpipes.chat.rendering.text import to_text
 from modelpipes.commands.cli import options, reading, values
 from modelpipes.errors import FileError
@@ -47,6 +46,8 @@ def command(ctx: click.Context, transcript: str, form: str, show_thinking: bool,
         case "json":
             output.write_json(to_json(contents, show_thinking=show_thinking))
         case "html":
+            from modelpipes.chat.rendering.page import to_html  # lazily: it renders Markdown, 40 ms to load
+
             output.write_text(to_html(contents, show_thinking=show_thinking))
         case "markdown":
             output.write_text(to_markdown(contents, show_thinking=show_thinking))
