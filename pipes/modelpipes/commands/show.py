@@ -8,7 +8,6 @@ from modelpipes.chat.contents import Contents, read
 from modelpipes.chat.preview import Prompt, prompt_for
 from modelpipes.chat.rendering.exact import to_json
 from modelpipes.chat.rendering.markdown import to_markdown
-from modelpipes.chat.rendering.page import to_html
 from modelpipes.chat.rendering.text import to_text
 from modelpipes.commands.cli import options, reading, values
 from modelpipes.commands.views import prompts
@@ -58,6 +57,8 @@ def command(
         case "json":
             output.write_json(to_json(contents, show_thinking=show_thinking))
         case "html":
+            from modelpipes.chat.rendering.page import to_html  # lazily: it renders Markdown, 40 ms to load
+
             output.write_text(to_html(contents, show_thinking=show_thinking))
         case "markdown":
             output.write_text(to_markdown(contents, show_thinking=show_thinking))

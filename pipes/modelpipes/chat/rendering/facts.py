@@ -16,6 +16,9 @@ from modelpipes.terminal.safetext import make_lines
 BAR_COLUMNS = 24  # beside the longest caption it fits 80 columns
 PHASES = ("queue", "first token", "generation")
 MARKS = "░▒█"
+# Of the voices that a header tells of: what they say is no Markdown, and an asterisk of theirs is one.
+PROGRAMS = ("exec ", "filter ")
+PERSON = "the terminal"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,18 @@ def in_order(contents: Contents) -> Iterator[tuple[Turn | None, Ended | None]]:
 def speakers(contents: Contents) -> list[str]:
     """All who spoke, in the order in which they first did."""
     return list(dict.fromkeys(turn.sender for turn in contents.turns))
+
+
+def writes_markdown(contents: Contents, sender: str) -> bool:
+    """Is it a model who speaks? Not the hub, nor a program or a person, as far as the header tells.
+
+    Where there is no header nobody tells, and anybody may be one.
+    """
+    header = contents.header
+    if header is None:
+        return True
+    voice = header.voices.get(sender, "")
+    return sender in header.members and voice != PERSON and not voice.startswith(PROGRAMS)
 
 
 def describe(contents: Contents) -> list[str]:
