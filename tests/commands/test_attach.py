@@ -355,7 +355,7 @@ def test_a_server_with_a_certificate_of_its_own_answers_where_that_is_named(run:
         run.attach("bob", "--server", server.url, SSL_CERT_FILE=str(path))
         assert run("ask", "bob", "How?").stdout == "Safely.\n"
         assert run("setup", "alice").code == 0
-        refused = run("attach", "alice", "--server", server.url)
+        refused = run("attach", "alice", "--server", server.url, SSL_CERT_FILE="")
         assert (refused.code, refused.stdout) == (1, "")
         assert "is signed by nobody trusted here (self-signed certificate): name the file" in refused.stderr
     finally:

@@ -74,7 +74,7 @@ def test_a_certificate_that_nobody_signed_is_told_with_what_to_do(
     (tmp_path / "other").mkdir()
     other, _ = certificate(tmp_path / "other")
     monkeypatch.setenv("SSL_CERT_FILE", str(other))
-    assert refused(trusted) == told + f"$SSL_CERT_FILE, {other}, does not have it"
+    assert refused(trusted) == told + f"$SSL_CERT_FILE names {other}, which does not have it: name one that does"
 
 
 def test_a_certificate_for_another_name_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

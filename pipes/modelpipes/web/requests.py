@@ -79,7 +79,7 @@ def _explain_certificate(root: str, error: ssl.SSLCertVerificationError) -> str:
     if named and not os.path.isfile(named):  # which OpenSSL passes over
         advice = f"$SSL_CERT_FILE names {make_line(named)}, which is no file"
     elif named:
-        advice = f"$SSL_CERT_FILE, {make_line(named)}, does not have it"
+        advice = f"$SSL_CERT_FILE names {make_line(named)}, which does not have it: name one that does"
     else:
         advice = "name the file of the certificate, or of its CA, in $SSL_CERT_FILE"
     return f"the certificate of the server at {root} is signed by nobody trusted here ({why}): {advice}"
