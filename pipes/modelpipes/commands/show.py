@@ -41,7 +41,7 @@ def command(
       modelpipes show talk.jsonl
       modelpipes show talk.jsonl --format html > talk.html
       modelpipes show - --format json < talk.jsonl
-      modelpipes show talk.jsonl --as bob --turn 4
+      modelpipes show talk.jsonl --as bob --turn 2
     """
     name = "stdin" if transcript == "-" else transcript
     limit = Deadline.after(options.bounded(max_seconds))

@@ -34,7 +34,7 @@ class Members(Struct, frozen=True):
 
     def overrides(self, header: Header) -> Iterator[str]:
         """What is not as the conversation that is continued has it, a line each."""
-        for name, arguments in self.commands.items():
+        for name, arguments in self.commands.items() if header.commands else ():
             if name not in header.commands:
                 yield f"{name} is seated here now; the transcript has {header.voices.get(name) or 'no voice'}"
                 continue

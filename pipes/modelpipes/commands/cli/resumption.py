@@ -27,7 +27,8 @@ def header_of(path: str) -> Header | None:
     """How the conversation in a file was begun; None where it was not. Whoever opens it tells what is wrong with it."""
     from modelpipes.chat.contents import read
 
-    return read(read_transcript(path)).header if os.path.isfile(path) else None
+    contents = read(read_transcript(path)) if os.path.isfile(path) else None
+    return contents.header if contents and not contents.refusal else None
 
 
 def take_settings(ctx: click.Context, given: dict[str, Any], header: Header) -> Iterator[str]:
