@@ -11,6 +11,7 @@ those that do. Both builds are given the same engines, one after the other.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -29,6 +30,7 @@ from modelpipes.engine.locate import EngineChoice
 from modelpipes.errors import EngineError
 from modelpipes.values.deadline import Deadline
 from tests.bench.relay import Asked, relay
+from tests.models import scripted_model
 from tests.shell import CHECKOUT
 
 SEATS = ("alice", "bob", "carol")
@@ -37,6 +39,9 @@ QUICK = (6, 1, 4, 12)
 EARLY = 5  # the turn that a late one is compared with
 CTX_SIZE = 1024  # all that tiny-chat was trained for: 30 turns of at most 20 tokens
 MAX_TOKENS = 20
+# Of tiny-chat a third of the work is attention, which grows with what was said; of real models a few hundredths.
+PAD_MIB = 64
+REPLY = "I have heard all this before and still I say that one more word would do no harm to it."
 LIMIT_S = 600.0
 TINY_CHAT = CHECKOUT / "examples" / "tiny-chat"
 
@@ -45,13 +50,17 @@ def main() -> int:
     given = _arguments()
     builds = [("this build", CHECKOUT)] + ([("the other build", Path(given.beside).resolve())] if given.beside else [])
     turns, runs, cases, long = QUICK if given.quick else (TURNS, RUNS, CASES, LONG)
-    for choice in ("llama-server", "embedded"):
-        print(f"\n{turns} turns of three members on {choice}, medians of {runs} runs", flush=True)
-        for name, checkout in builds:
-            try:
-                print(_cost(checkout, choice, turns, runs).told(name), flush=True)
-            except EngineError as error:
-                print(f"  {name}: {error}")
+    with tempfile.TemporaryDirectory(prefix="modelpipes-bench-") as folder:
+        weighty = str(scripted_model(Path(folder, "weighty.gguf"), REPLY, pad_mib=PAD_MIB))
+        engines: tuple[EngineChoice, ...] = ("llama-server", "embedded")
+        for choice, model in itertools.product(engines, ("tiny-chat", weighty)):
+            what = "tiny-chat" if model == "tiny-chat" else f"a model of {PAD_MIB} MiB of weights"
+            print(f"\n{turns} turns of three members on {choice}, {what}, {runs} runs", flush=True)
+            for name, checkout in builds:
+                try:
+                    print(_cost(checkout, choice, model, turns, runs).told(name), flush=True)
+                except EngineError as error:
+                    print(f"  {name}: {error}")
     print(f"\ntiny-chat through chat-models, {cases} questions of each kind", flush=True)
     for name, checkout in builds:
         print(f"  {name}: {_check(checkout, cases)}", flush=True)
@@ -103,22 +112,25 @@ class Cost:
         return [ms for near in (turn - 1, turn, turn + 1) for ms in self.first_ms.get(near, [])]
 
 
-def _cost(checkout: Path, choice: EngineChoice, turns: int, runs: int) -> Cost:
+def _cost(checkout: Path, choice: EngineChoice, model: str, turns: int, runs: int) -> Cost:
     cost = Cost()
     for run in range(runs):
-        with _engines(choice) as (urls, asked):
+        with _engines(choice, model) as (urls, asked):
             _chat(checkout, urls, turns // len(SEATS), run)
             cost.add(asked)
     return cost
 
 
 @contextmanager
-def _engines(choice: EngineChoice, *, drops_stop: bool = False) -> Iterator[tuple[dict[str, str], list[list[Asked]]]]:
+def _engines(
+    choice: EngineChoice, model: str = "tiny-chat", *, drops_stop: bool = False
+) -> Iterator[tuple[dict[str, str], list[list[Asked]]]]:
+    ctx_size = CTX_SIZE if model == "tiny-chat" else 2 * CTX_SIZE
     with ExitStack() as stack:
         urls: dict[str, str] = {}
         asked = []
         for seat in SEATS:
-            engine = stack.enter_context(Engine("tiny-chat", ctx_size=CTX_SIZE, threads=1, engine=choice))
+            engine = stack.enter_context(Engine(model, ctx_size=ctx_size, threads=1, engine=choice))
             engine.be_ready(Deadline.after(LIMIT_S))
             urls[seat], requests = stack.enter_context(relay(engine.base_url, engine.api_key, drops_stop=drops_stop))
             asked.append(requests)
