@@ -403,7 +403,7 @@ class ChatStream:
         piece.thinking += self._thinking.feed(chunk.thinking)
         piece.content += self._content.feed(chunk.content)
         self.finish = chunk.finish or self.finish
-        if chunk.usage:
+        if chunk.usage and any(chunk.usage):  # some that do not count say 0
             self.usage = TokenUsage(*chunk.usage)
         self.tokens_per_second = chunk.tokens_per_second or self.tokens_per_second
         self._reading = Reading(*chunk.read) if chunk.read else None
