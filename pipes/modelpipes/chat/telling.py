@@ -26,7 +26,10 @@ def ask_next(transcript: Transcript, asker: Asker, message: str, hear: Callable[
     """Ask as the next turn of a conversation; question and answer are written once `hear` has heard the answer out."""
     question = Turn(transcript.last + 1, asker.seat, message, at=moment())
     number = question.turn + 1
-    say = Say(new_id(), asker.seat, asker.to, conversation=transcript.header.id, turn=number)
+    header = transcript.header
+    # In a conversation that others have led it is told as it was there; one of our own is between the two of us.
+    cast = cast_of(asker.to, header, transcript.opener) if header.labels is not None else None
+    say = Say(new_id(), asker.seat, asker.to, conversation=header.id, turn=number, cast=cast)
     reply = hear(tell(asker, say, lambda turn: [*transcript.after(turn), question], transcript.known_by(asker.to)))
     transcript.append(question, turn_of(number, reply))
 
