@@ -15,7 +15,8 @@ def show_arriving(waiting: Waiting) -> Callable[[Arriving | None], None]:
         if arriving is None:
             waiting.done()
             return
-        share = arriving.loading and arriving.loading.done_bytes / arriving.loading.total_bytes
+        loading = arriving.loading
+        share = loading.done_bytes / loading.total_bytes if loading else None
         # One that was lost may have been in the middle of a line, which a line in place would wipe.
         waiting.show(str(arriving), share, may_wipe=arriving.number > 0)
 
