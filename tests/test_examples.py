@@ -15,6 +15,7 @@ EXPECTED = {
     "basic.sh": ["It is 7.", '{"from":"bob","to":"hub",…', "alice  ready …", "bob    ready …"],
     "multi-round.sh": ["alice, round 1: …", "bob, round 2: …", "hub: …", "alice: …", "bob: …"],
     "critic.sh": ["hub: …", "alice: …", "bob: …", "critic: …", "verdict: …"],
+    "debate.sh": ["turn 1, alice", "hub: …", "alice: …", "bob: …", "carol: …", "chosen by the moderator: 6 of 6"],
     "pipeline.sh": ["alice: …", "bob: …", "What is 5 and 6?\tIt is 11."],
     "non-model-member.sh": ["That makes 19", "5 words", "Dear friend, … Yours truly.", "counter: … words"],
     "find_gpu_models.sh": ["name …path", "tiny-chat …/tiny-chat.gguf", "largest that fits: tiny-chat", "It is 7."],

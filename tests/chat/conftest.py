@@ -37,6 +37,9 @@ class ScriptedVoice:
         self.heard.append([(turn.sender, turn.content) for turn in work.turns])
         return self.script(work) or Finish()
 
+    def about(self) -> None:
+        return None
+
     def death_fd(self) -> int:
         return -1
 

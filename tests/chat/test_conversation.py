@@ -12,12 +12,12 @@ import pytest
 
 from modelpipes.chat import telling
 from modelpipes.chat.conversation import MODERATOR_TRIES, Conversation
-from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
+from modelpipes.chat.telling import cast_of
+from modelpipes.chat.transcript import VERSION, Choice, Header, Transcript, Turn
 from modelpipes.chat.turns import Random, RoundRobin, StopRules
 from modelpipes.chat.voices import Finish, Work
 from modelpipes.errors import DeadlineError, MessageError, PeerError, PeerFailed, PeerGone, ProgramError
-from modelpipes.pipe.asker import Answer, Asker
-from modelpipes.pipe.message import Say
+from modelpipes.pipe.message import Cast, new_id
 from modelpipes.pipe.room import Room, star
 from modelpipes.values.deadline import Deadline
 from tests.chat.conftest import ScriptedVoice, Seat, Seated
@@ -33,6 +33,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.events: list[tuple[str, Any]] = []
+        self.choices: list[Choice] = []
 
     def starts(self, speaker: str, turn: int) -> None:
         self.events.append(("starts", (speaker, turn)))
@@ -42,6 +43,9 @@ class Recorder:
 
     def ends(self, turn: Turn) -> None:
         self.events.append(("ends", turn.turn))
+
+    def chose(self, choice: Choice) -> None:
+        self.choices.append(choice)
 
 
 def unseated(seat: str, why: PeerError, limit: Deadline) -> None:
@@ -66,10 +70,16 @@ def lead(room: Room, path: str) -> Iterator[Lead]:
         silence_s: float = LIMIT_S,
         bring_back: Callable[[str, PeerError, Deadline], None] = unseated,
         listener: Recorder | None = None,
+        moderator: str | None = None,
+        moderator_speaks: bool = False,
+        opening: str | None = "Hello.",
         **options: Any,
     ) -> str:
-        taking = RoundRobin(members) if seed is None else Random(members, seed)
-        with Transcript.resume(path, Header(VERSION, "c" * 32, members)) as transcript:
+        debates = moderator_speaks or not moderator
+        speaking = tuple(name for name in members if debates or name != moderator)
+        taking = RoundRobin(speaking) if seed is None else Random(speaking, seed)
+        header = Header(VERSION, "c" * 32, members, moderator=moderator or "", debates=debates)
+        with Transcript.resume(path, header) as transcript:
             conversation = Conversation(
                 room,
                 members,
@@ -80,16 +90,18 @@ def lead(room: Room, path: str) -> Iterator[Lead]:
                 limit=Deadline.after(max_s),
                 bring_back=bring_back,
                 silence_s=silence_s,
+                moderator=moderator,
+                moderator_speaks=moderator_speaks,
                 **options,
             )
-            return conversation.lead("Hello.")
+            return conversation.lead(opening)
 
     yield start
 
 
 def turns_in(path: str) -> list[tuple[int, str, str]]:
     lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
-    return [(line["turn"], line["from"], line["content"]) for line in lines if "turn" in line]
+    return [(line["turn"], line["from"], line["content"]) for line in lines if "from" in line]
 
 
 def speakers_in(path: str) -> list[str]:
@@ -148,6 +160,19 @@ def test_a_listener_hears_the_turn_begin_its_pieces_and_its_end(seat: Seat, lead
     listener = Recorder()
     lead("alice", "bob", rounds=1, listener=listener)
     assert listener.events[:4] == [("ends", 0), ("starts", ("alice", 1)), ("says", "Hello."), ("ends", 1)]
+
+
+def test_words_that_turned_out_to_be_thoughts_are_told_to_nobody(seat: Seat, lead: Lead) -> None:
+    def think_aloud(work: Work) -> None:
+        work.emit("The user asks of the sea.")
+        work.begin_anew(thinking="The user asks of the sea.")
+        work.emit("Blue.")
+
+    bob = ScriptedVoice()
+    seat(ScriptedVoice(think_aloud), "alice")
+    seat(bob, "bob")
+    lead("alice", "bob", rounds=1)
+    assert [words for _, words in bob.heard[0]][-1] == "Blue."
 
 
 def test_random_turns_go_on_alike_after_a_resume(seat: Seat, lead: Lead, path: str) -> None:
@@ -471,16 +496,12 @@ def test_a_member_that_is_silent_ends_it_with_its_name(room: Room, seat: Seat, l
 # -- the moderator
 
 
-def asked_alone(work: Work) -> bool:
-    return work.turns[-1].content.endswith("Answer with one name only.")
-
-
 def moderated(answer: Callable[[Work], Finish | None]) -> tuple[ScriptedVoice, list[str]]:
     """A moderator that answers so, and what it was asked."""
     asked: list[str] = []
 
     def script(work: Work) -> Finish | None:
-        if not asked_alone(work):
+        if work.say.conversation:
             work.emit("as a member")
             return None
         asked.append(work.turns[-1].content)
@@ -489,72 +510,133 @@ def moderated(answer: Callable[[Work], Finish | None]) -> tuple[ScriptedVoice, l
     return ScriptedVoice(script), asked
 
 
-def test_the_moderator_says_who_speaks_next(room: Room, seat: Seat, lead: Lead, path: str) -> None:
-    room.make_pipes(star("hub", ["carol"]))
-    named = iter(["Bob, please", "carol", "**alice**", "I would like to hear bob.", "alice", "carol"])
+def lines_in(path: str, kind: str) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
+    return [line for line in lines if line.get("type") == kind]
+
+
+@pytest.fixture
+def moderate(room: Room, seat: Seat, lead: Lead) -> Callable[..., str]:
+    """Let a moderator `mod` lead alice and bob."""
+    room.make_pipes(star("hub", ["mod"]))
+
+    def start(moderator: ScriptedVoice, **how: object) -> str:
+        seat(moderator, "mod")
+        seat(numbered("alice"), "alice")
+        seat(numbered("bob"), "bob")
+        return lead("alice", "bob", "mod", moderator="mod", **how)
+
+    return start
+
+
+def test_the_moderator_says_who_speaks_next_and_does_not_speak(moderate: Callable[..., str], path: str) -> None:
+    named = iter(["Bob, please", "**alice**", "I would like to hear bob.", "alice"])
     moderator, asked = moderated(lambda work: work.emit(next(named)))
-    seat(moderator, "carol")
-    seat(numbered("alice"), "alice")
+    assert moderate(moderator, rounds=2) == "rounds"
+    assert speakers_in(path) == ["hub", "bob", "alice", "bob", "alice"]
+    assert asked[0].startswith(
+        "You moderate a conversation of alice and bob.\nHow often each has spoken: alice 0, bob 0"
+    )
+    assert "hub: Hello.\n\nWho should speak next: alice or bob?" in asked[0]
+    assert "alice 0, bob 1" in asked[1]
+    assert "Who should speak next: alice? " in asked[1]  # bob has just spoken
+    assert lines_in(path, "choice")[0] == {"type": "choice", "turn": 1, "by": "mod", "chose": "bob", "tries": 1}
+
+
+def test_a_moderator_that_speaks_as_well_is_one_of_those_to_choose(
+    room: Room, seat: Seat, lead: Lead, path: str
+) -> None:
+    named = iter(["alice", "bob", "alice", "bob"])
+    moderator, asked = moderated(lambda work: work.emit(next(named)))
+    seat(moderator, "alice")
     seat(numbered("bob"), "bob")
-    lead("alice", "bob", "carol", rounds=2, moderator="carol")
-    assert speakers_in(path)[1:] == ["bob", "carol", "alice", "bob", "alice", "carol"]
-    assert asked[0] == "hub: Hello.\nWho should speak next: alice, bob or carol? Answer with one name only."
-    assert "alice or carol" in asked[1]  # bob has just spoken
+    lead("alice", "bob", rounds=2, moderator="alice", moderator_speaks=True)
+    assert speakers_in(path)[1:] == ["alice", "bob", "alice", "bob"]
+    assert "alice or bob" in asked[0]
 
 
-@pytest.mark.parametrize("rubbish", ["", "nobody at all", "alicebob", "alice-2", "🙂"])
-def test_a_moderator_that_names_nobody_is_asked_again_and_then_the_round_goes_on(
-    seat: Seat, lead: Lead, path: str, rubbish: str
+@pytest.mark.parametrize("rubbish", ["", "nobody at all", "alicebob", "alice-2", "🙂", "mod", "<think>bob</think>"])
+def test_where_a_moderator_names_nobody_the_round_goes_on_and_it_is_told(
+    moderate: Callable[..., str], path: str, rubbish: str
 ) -> None:
     moderator, asked = moderated(lambda work: work.emit(rubbish))
-    seat(moderator, "alice")
-    seat(numbered("bob"), "bob")
-    assert lead("alice", "bob", rounds=2, moderator="alice") == "rounds"
+    heard = Recorder()
+    assert moderate(moderator, rounds=2, listener=heard) == "rounds"
     assert speakers_in(path)[1:] == ["alice", "bob", "alice", "bob"]
     assert len(asked) == 4 * MODERATOR_TRIES
+    why = "mod named nobody of them"
+    assert [(choice.by, choice.why) for choice in heard.choices] == [("hub", why)] * 4
+    assert lines_in(path, "choice")[0] == {
+        "type": "choice", "turn": 1, "by": "hub", "chose": "alice", "tries": MODERATOR_TRIES, "why": why,
+    }  # fmt: skip
 
 
-def test_a_moderator_that_names_who_just_spoke_stops_nothing(seat: Seat, lead: Lead, path: str) -> None:
-    moderator, _ = moderated(lambda work: work.emit("bob"))
-    seat(moderator, "alice")
-    seat(numbered("bob"), "bob")
-    lead("alice", "bob", rounds=2, moderator="alice")
-    assert speakers_in(path)[1:] == ["bob", "alice", "bob", "alice"]
+def test_a_moderator_that_names_one_and_the_same_starves_nobody(room: Room, seat: Seat, lead: Lead, path: str) -> None:
+    room.make_pipes(star("hub", ["carol", "mod"]))
+    turn = itertools.count()
+    moderator, _ = moderated(lambda work: work.emit(("alice", "bob")[next(turn) % 2]))
+    for name in ("alice", "bob", "carol"):
+        seat(numbered(name), name)
+    seat(moderator, "mod")
+    lead("alice", "bob", "carol", "mod", rounds=5, moderator="mod")
+    spoke = speakers_in(path)[1:]
+    assert spoke.index("carol") == 6
+    assert [line["why"] for line in lines_in(path, "choice") if "why" in line] == ["it was passed over too often"] * 2
 
 
-def test_a_moderator_that_fails_stops_nothing(seat: Seat, lead: Lead, path: str) -> None:
+def test_a_moderator_may_end_the_conversation(moderate: Callable[..., str], path: str) -> None:
+    named = iter(["alice", "<think>They agree.</think>END."])
+    moderator, _ = moderated(lambda work: work.emit(next(named)))
+    assert moderate(moderator, rounds=9) == "moderator"
+    assert speakers_in(path) == ["hub", "alice"]
+    assert lines_in(path, "choice")[-1]["chose"] == "END"
+    assert lines_in(path, "end") == [{"type": "end", "why": "moderator"}]
+
+
+def test_a_conversation_that_a_moderator_ended_can_be_resumed(
+    moderate: Callable[..., str], lead: Lead, path: str
+) -> None:
+    named = iter(["END", "bob", "alice"])
+    moderator, _ = moderated(lambda work: work.emit(next(named)))
+    assert moderate(moderator, rounds=1) == "moderator"
+    assert lead("alice", "bob", "mod", moderator="mod", rounds=1) == "rounds"
+    assert speakers_in(path) == ["hub", "bob", "alice"]
+
+
+def test_who_was_chosen_before_the_leader_died_speaks_next_and_is_not_chosen_again(
+    moderate: Callable[..., str], path: str
+) -> None:
+    header = Header(VERSION, new_id(), ("alice", "bob", "mod"), moderator="mod", debates=False)
+    with Transcript.create(path, header) as transcript:
+        transcript.append(Turn(0, "hub", "Hello."))
+        transcript.choose(Choice(1, "mod", "bob", 1))
+    moderator, asked = moderated(lambda work: work.emit("alice"))
+    moderate(moderator, rounds=1)
+    assert speakers_in(path) == ["hub", "bob", "alice"]
+    assert len(asked) == 1
+
+
+def test_a_moderator_that_fails_stops_nothing(moderate: Callable[..., str], path: str) -> None:
     def fail(work: Work) -> None:
         raise ProgramError("broken")
 
     moderator, asked = moderated(fail)
-    seat(moderator, "alice")
-    seat(numbered("bob"), "bob")
-    lead("alice", "bob", rounds=2, moderator="alice")
+    moderate(moderator, rounds=2)
     assert speakers_in(path)[1:] == ["alice", "bob", "alice", "bob"]
     assert len(asked) == 4
+    assert lines_in(path, "choice")[0]["why"] == "mod: broken"
 
 
-def test_a_moderator_that_is_silent_stops_nothing_and_is_waited_for_once_a_turn(
-    room: Room, seat: Seat, lead: Lead, path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    room.make_pipes(star("hub", ["carol"]))
+def test_a_moderator_whose_seat_nobody_takes_stops_nothing(room: Room, seat: Seat, lead: Lead, path: str) -> None:
+    room.make_pipes(star("hub", ["mod"]))
     seat(numbered("alice"), "alice")
     seat(numbered("bob"), "bob")
-    waited_for: list[str] = []
-    wait = Asker.ask
-
-    def ask(self: Asker, say: Say) -> Iterator[Answer]:
-        waited_for.append(self.to)
-        return wait(self, say)
-
-    monkeypatch.setattr(Asker, "ask", ask)
-    with pytest.raises(DeadlineError, match="carol: nobody took the seat"):
-        lead("alice", "bob", "carol", rounds=1, moderator="carol", silence_s=SILENCE_S)
+    lead("alice", "bob", "mod", rounds=1, moderator="mod", silence_s=SILENCE_S)
     assert speakers_in(path) == ["hub", "alice", "bob"]
-    assert waited_for == ["carol", "alice", "carol", "bob", "carol", "carol"]
+    assert "mod: nobody took the seat" in str(lines_in(path, "choice")[0]["why"])
 
 
-def test_a_moderator_that_never_stops_talking_is_broken_off(seat: Seat, lead: Lead, path: str) -> None:
+def test_a_moderator_that_never_stops_talking_is_broken_off(moderate: Callable[..., str], path: str) -> None:
     def endless(work: Work) -> None:
         for _ in range(100_000):
             if work.is_cancelled:
@@ -563,30 +645,88 @@ def test_a_moderator_that_never_stops_talking_is_broken_off(seat: Seat, lead: Le
             time.sleep(0.001)
 
     moderator, asked = moderated(endless)
-    seat(moderator, "alice")
-    seat(numbered("bob"), "bob")
-    lead("alice", "bob", rounds=1, moderator="alice")
+    moderate(moderator, rounds=1)
     assert speakers_in(path)[1:] == ["alice", "bob"]
     assert len(asked) == 2 * MODERATOR_TRIES
 
 
-def test_a_dead_moderator_is_brought_back_when_its_own_turn_comes(seat: Seat, lead: Lead, path: str) -> None:
+def test_a_dead_moderator_is_brought_back_for_the_next_choice(room: Room, seat: Seat, lead: Lead, path: str) -> None:
+    room.make_pipes(star("hub", ["mod"]))
+
     def leave(work: Work) -> None:
         leave_amid(work, seated)
 
     moderator, asked = moderated(leave)
-    seated = seat(moderator, "alice")
+    seated = seat(moderator, "mod")
+    seat(numbered("alice"), "alice")
     seat(numbered("bob"), "bob")
-    again, _ = moderated(lambda work: work.emit("bob"))
+    again, asked_again = moderated(lambda work: work.emit("bob"))
 
     def bring_back(name: str, why: PeerError, limit: Deadline) -> None:
-        assert isinstance(why, PeerGone)
         seated.join()
         seat(again, name)
 
-    lead("alice", "bob", rounds=2, moderator="alice", bring_back=bring_back)
+    lead("alice", "bob", "mod", rounds=2, moderator="mod", bring_back=bring_back)
+    assert len(speakers_in(path)) == 5
+    assert len(asked) == 1
+    assert asked_again
+
+
+def test_a_moderator_that_is_lost_for_good_stops_nothing(room: Room, seat: Seat, lead: Lead, path: str) -> None:
+    room.make_pipes(star("hub", ["mod"]))
+    moderator, asked = moderated(lambda work: leave_amid(work, seated))
+    seated = seat(moderator, "mod")
+    seat(numbered("alice"), "alice")
+    seat(numbered("bob"), "bob")
+    lead("alice", "bob", "mod", rounds=2, moderator="mod")
     assert speakers_in(path)[1:] == ["alice", "bob", "alice", "bob"]
     assert len(asked) == 1
+
+
+# -- what members are told
+
+
+def told_in(room: Room, seat: Seat, lead: Lead, *names: str, **how: object) -> dict[str, Cast | None]:
+    casts: dict[str, Cast | None] = {}
+
+    def listening(name: str) -> ScriptedVoice:
+        def script(work: Work) -> None:
+            assert casts.setdefault(name, work.say.cast) == work.say.cast  # the same for the whole conversation
+            work.emit("I see.")
+
+        return ScriptedVoice(script)
+
+    room.make_pipes([pair for pair in star("hub", names) if pair not in room.pipes()])
+    for name in names:
+        seat(listening(name), name)
+    lead(*names, rounds=2, **how)
+    return casts
+
+
+def test_two_who_heard_an_opening_are_told_names(room: Room, seat: Seat, lead: Lead) -> None:
+    assert told_in(room, seat, lead, "alice", "bob") == {
+        "alice": Cast(("bob",), labels=True),
+        "bob": Cast(("alice",), labels=True),
+    }
+
+
+def test_two_of_whom_one_opens_are_told_no_names(room: Room, seat: Seat, lead: Lead, path: str) -> None:
+    assert told_in(room, seat, lead, "alice", "bob", opening=None) == {"alice": Cast(("bob",)), "bob": Cast(("alice",))}
+    assert speakers_in(path) == ["alice", "bob", "alice", "bob"]
+
+
+def test_three_are_told_names_whoever_opens(room: Room, seat: Seat, lead: Lead) -> None:
+    casts = told_in(room, seat, lead, "alice", "bob", "carol", opening=None)
+    assert casts["carol"] == Cast(("alice", "bob"), labels=True)
+
+
+def test_a_moderator_that_only_chooses_is_no_voice_that_is_heard(
+    moderate: Callable[..., str], room: Room, path: str
+) -> None:
+    header = Header(VERSION, new_id(), ("alice", "bob", "mod"), moderator="mod", debates=False)
+    assert cast_of("alice", header, "") == Cast(("bob",))
+    assert cast_of("alice", header, "hub") == Cast(("bob",), labels=True)
+    assert cast_of("mod", header, "hub").others == ("alice", "bob")
 
 
 def test_the_room_is_free_for_others_between_two_turns(room: Room, seat: Seat, lead: Lead) -> None:

@@ -106,6 +106,32 @@ def test_an_answer_comes_in_pieces_and_then_whole_with_its_times(room: Room, sea
     assert 0 <= reply.timing.queued_ms <= reply.timing.total_ms
 
 
+def test_words_that_turn_out_to_be_thoughts_are_told_anew_on_the_wire(room: Room, seat: Seat) -> None:
+    gate = Gate()
+
+    def script(work: Work) -> None:
+        gate(work)
+        work.begin_anew(thinking="begun done")
+        work.emit("Blue.")
+
+    seat(ScriptedVoice(script))
+    with Wire(room) as hub:
+        hub.say("x")
+        deltas = [hub.hear(Delta)]
+        gate.opened.set()
+        while not isinstance(deltas[-1], Delta) or "Blue." not in deltas[-1].content:
+            deltas.append(hub.hear(Delta))
+        reply = hub.hear(Reply)
+    content = thinking = ""
+    for delta in deltas:
+        assert isinstance(delta, Delta)
+        content = delta.content if delta.anew else content + delta.content
+        thinking = delta.thinking if delta.anew else thinking + delta.thinking
+    assert isinstance(reply, Reply)
+    assert (reply.content, reply.thinking) == (content, thinking) == ("Blue.", "begun done")
+    assert deltas[0] == Delta(reply.reply_to, "bob", "hub", "begun ")
+
+
 def test_a_lone_message_leaves_no_trace_in_the_next_one(room: Room, seat: Seat) -> None:
     voice = ScriptedVoice()
     seat(voice)

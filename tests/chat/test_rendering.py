@@ -525,6 +525,7 @@ def test_json_is_the_header_and_the_turns_as_the_transcript_has_them() -> None:
         "unknown_lines": [],
         "partial_lines": [],
         "is_cut_off": False,
+        "choices": [],
     }
 
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from modelpipes.chat.speech import NameStripper, ThoughtSplitter
+from modelpipes.chat.speech import LabelCutter, NameStripper
 
 
 def pieces(text: str, cuts: list[int]) -> list[str]:
@@ -19,15 +19,8 @@ def strip_name(text: str, cuts: list[int]) -> str:
     return "".join(stripper.feed(piece) for piece in pieces(text, cuts)) + stripper.flush()
 
 
-def split_thoughts(text: str, cuts: list[int]) -> tuple[str, str]:
-    splitter = ThoughtSplitter()
-    parts = [splitter.feed(piece) for piece in pieces(text, cuts)] + [splitter.flush()]
-    return "".join(content for content, _ in parts), "".join(thinking for _, thinking in parts)
-
-
 CUTS = st.lists(st.integers(min_value=0))
 NAME_LIKE = st.lists(st.sampled_from(["bob", "BOB", "alice", ":", "*", "**", " ", "\n", "b", "hi"])).map("".join)
-THOUGHT_LIKE = st.lists(st.sampled_from(["<think>", "</think>", "<", "</", "think", ">", " ", "\n", "hm"])).map("".join)
 
 
 @pytest.mark.parametrize(
@@ -55,32 +48,57 @@ def test_only_the_first_name_is_stripped_and_bold_words_stay() -> None:
     assert strip_name("bob: **bob:** x", []) == "**bob:** x"
 
 
-@given(THOUGHT_LIKE, CUTS)
-@example(" " * 65 + "<think>x", [64, 65])
-def test_cuts_do_not_matter_to_thoughts(text: str, cuts: list[int]) -> None:
-    assert split_thoughts(text, cuts) == split_thoughts(text, [])
+# --- LabelCutter
+
+
+def cut_labels(text: str, cuts: list[int]) -> tuple[str, bool]:
+    cutter = LabelCutter(["bob", "carol", "hub"])
+    said = "".join(cutter.feed(piece) for piece in pieces(text, cuts))
+    return said + cutter.flush(), cutter.is_cut
+
+
+LABEL_LIKE = st.lists(
+    st.sampled_from(["bob", "Carol", "hub", "alice", ":", " :", "**", "*", " ", "\n", "\n\n", "b", "hi"])
+).map("".join)
+
+
+@given(LABEL_LIKE, CUTS)
+def test_cuts_in_the_stream_do_not_matter_to_labels(text: str, cuts: list[int]) -> None:
+    assert cut_labels(text, cuts) == cut_labels(text, [])
 
 
 @pytest.mark.parametrize(
-    ("text", "content", "thinking"),
-    [
-        ("<think>hm</think>yes", "yes", "hm"),
-        ("\n<think>\nhm\n</think>\n\nyes\n", "yes\n", "hm\n"),
-        ("<think></think>yes", "yes", ""),
-        ("<think>a < b </thin </think>c", "c", "a < b </thin "),
-        ("<think>never ends </thi", "", "never ends </thi"),
-        ("<thinking>x", "<thinking>x", ""),
-        ("x <think>y</think>", "x <think>y</think>", ""),
-        ("  hi ", "  hi ", ""),
-        ("<thi", "<thi", ""),
-        ("", "", ""),
-    ],
+    "label", ["bob:", "Bob: ", "CAROL :", "**hub:** ", "**Bob**: ", "*carol:* ", "  bob: ", "\tbob:"]
 )
-def test_leading_thoughts_are_parted_from_the_answer(text: str, content: str, thinking: str) -> None:
-    assert split_thoughts(text, []) == (content, thinking)
+@given(cuts=CUTS)
+def test_words_that_are_put_into_anothers_mouth_are_cut(label: str, cuts: list[int]) -> None:
+    assert cut_labels(f"I am for it. \n\n{label}I am against it.\n\nhub: Stop.", cuts) == ("I am for it.", True)
 
 
-@given(st.text(min_size=1))
-def test_an_answer_without_thoughts_is_not_held_back(text: str) -> None:
-    assume(text[0] != "<" and not text[0].isspace())
-    assert ThoughtSplitter().feed(text) == (text, "")
+@given(cuts=CUTS)
+def test_an_answer_that_begins_in_anothers_name_is_none(cuts: list[int]) -> None:
+    assert cut_labels("\n bob: I am against it.", cuts) == ("", True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I told bob: no.", "bobby: x", "\nbob is here", "alice: hi", "a\nalice: hi", "- bob: he", "x\ncarol", "x\n", "",
+        "**b**", "b", "x\n\n**carol** is", "hub", "  hi ",
+    ],
+)  # fmt: skip
+@given(cuts=CUTS)
+def test_an_answer_that_only_speaks_of_others_stays_as_it_is(text: str, cuts: list[int]) -> None:
+    assert cut_labels(text, cuts) == (text, False)
+
+
+@given(st.text(), CUTS)
+def test_without_names_nothing_is_cut_nor_held_back(text: str, cuts: list[int]) -> None:
+    cutter = LabelCutter([])
+    assert [cutter.feed(piece) for piece in pieces(text, cuts)] == pieces(text, cuts)
+
+
+@given(LABEL_LIKE, CUTS)
+def test_no_line_of_an_answer_begins_with_anothers_name(text: str, cuts: list[int]) -> None:
+    said, _ = cut_labels(text, cuts)
+    assert not any(line.lstrip().lower().startswith(("bob:", "carol:", "hub:", "bob :")) for line in said.split("\n"))

@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelpipes.chat.turns import Random, RoundRobin, StopRules, TurnTaking, moderator_question, parse_choice
+from modelpipes.chat.turns import (
+    END_WORD,
+    STARVING,
+    Random,
+    RoundRobin,
+    StopRules,
+    TurnTaking,
+    moderator_question,
+    overdue,
+    parse_choice,
+)
 from modelpipes.errors import UsageError
 from modelpipes.pipe.message import Heard
 
@@ -75,12 +85,31 @@ def test_nobody_and_one_twice_are_wrong_usage(members: tuple[str, ...]) -> None:
         Random(members, 0)
 
 
-def test_a_moderator_is_asked_for_one_of_the_names() -> None:
-    assert (
-        moderator_question(["alice", "bob", "carol"])
-        == "Who should speak next: alice, bob or carol? Answer with one name only."
+def test_a_moderator_is_told_who_spoke_how_often_and_the_last_turns_and_asked_for_one_of_the_names() -> None:
+    asked = moderator_question({"alice": 2, "bob": 1, "carol": 0}, ["alice", "carol"], "bob: No.")
+    assert asked == (
+        "You moderate a conversation of alice, bob and carol.\n"
+        "How often each has spoken: alice 2, bob 1, carol 0.\n"
+        "The last turns:\n\nbob: No.\n\n"
+        "Who should speak next: alice or carol? Answer with one name only, or with END to end the conversation."
     )
-    assert moderator_question(["alice"]) == "Who should speak next: alice? Answer with one name only."
+
+
+@given(
+    st.integers(min_value=1, max_value=6),
+    st.lists(st.integers(min_value=0, max_value=5), min_size=1, max_size=80),
+)
+def test_whoever_a_moderator_prefers_nobody_is_passed_over_too_often(count: int, wishes: list[int]) -> None:
+    passed_over = {f"m{n}": 0 for n in range(count)}
+    for wish in wishes:
+        speaks = overdue(passed_over) or f"m{wish % count}"
+        passed_over = {name: 0 if name == speaks else turns + 1 for name, turns in passed_over.items()}
+        assert max(passed_over.values()) <= STARVING * count
+
+
+def test_nobody_is_overdue_at_the_beginning_or_in_a_round() -> None:
+    assert overdue({"alice": 0, "bob": 0}) is None
+    assert overdue({"alice": 0, "bob": 1, "carol": 2}) is None
 
 
 @pytest.mark.parametrize(
@@ -112,35 +141,53 @@ def test_every_member_can_be_chosen(members: tuple[str, ...], data: st.DataObjec
 
 @given(st.text(), MEMBERS)
 def test_any_answer_names_a_member_or_nobody(answer: str, members: tuple[str, ...]) -> None:
-    assert parse_choice(answer, members) in (None, *members)
+    assert parse_choice(answer, members) in (None, END_WORD, *members)
+
+
+@pytest.mark.parametrize(
+    ("answer", "name"),
+    [
+        ("<think>alice has said enough</think>bob", "bob"),
+        ("alice spoke last, so not alice.</think>\n\nbob", "bob"),
+        ("<think>bob or alice?", None),
+        ("<think>END it?</think> alice", "alice"),
+        ("END", END_WORD),
+        ("<think>bob</think>\n**END**.", END_WORD),
+        ("In the end, bob", "bob"),
+        ("END of my thoughts: bob", "bob"),
+        ("end", None),
+    ],
+)
+def test_thoughts_do_not_choose_and_the_end_is_said_alone(answer: str, name: str | None) -> None:
+    assert parse_choice(answer, ["alice", "bob"]) == name
 
 
 @given(st.integers(min_value=0, max_value=5), st.integers(min_value=1, max_value=4), st.integers(0, 20))
-def test_rounds_count_every_members_turn_from_turn_1(rounds: int, members: int, last: int) -> None:
-    why = StopRules(rounds=rounds).why_stop(Heard(last, "x", "x"), members)
-    assert why == ("rounds" if last >= rounds * members else None)
+def test_rounds_count_every_turn_of_members(rounds: int, members: int, spoken: int) -> None:
+    why = StopRules(rounds=rounds).why_stop(Heard(spoken, "x", "x"), spoken, members)
+    assert why == ("rounds" if spoken >= rounds * members else None)
 
 
 @pytest.mark.parametrize("words", ["Goodbye", "well, GOODBYE!", "goodbye."])
 def test_a_stop_word_is_a_whole_word_in_any_case(words: str) -> None:
-    assert StopRules(stop_word="goodbye").why_stop(Heard(1, "alice", words), 2) == "stop-word"
+    assert StopRules(stop_word="goodbye").why_stop(Heard(1, "alice", words), 1, 2) == "stop-word"
 
 
 @pytest.mark.parametrize("last", [Heard(0, "hub", "goodbye"), Heard(1, "alice", "goodbyes"), Heard(2, "bob", "no")])
 def test_the_opening_and_parts_of_words_do_not_stop(last: Heard) -> None:
-    assert StopRules(stop_word="goodbye").why_stop(last, 2) is None
+    assert StopRules(stop_word="goodbye").why_stop(last, last.turn, 2) is None
 
 
 def test_a_stop_word_may_be_any_marks() -> None:
-    assert StopRules(stop_word="[DONE]").why_stop(Heard(1, "alice", "So be it.[done]"), 2) == "stop-word"
+    assert StopRules(stop_word="[DONE]").why_stop(Heard(1, "alice", "So be it.[done]"), 1, 2) == "stop-word"
 
 
 def test_the_stop_word_is_named_where_both_rules_hold() -> None:
-    assert StopRules(rounds=1, stop_word="end").why_stop(Heard(2, "bob", "The end"), 2) == "stop-word"
+    assert StopRules(rounds=1, stop_word="end").why_stop(Heard(2, "bob", "The end"), 2, 2) == "stop-word"
 
 
 def test_without_rules_it_goes_on() -> None:
-    assert StopRules().why_stop(Heard(1, "alice", "x"), 2) is None
+    assert StopRules().why_stop(Heard(1, "alice", "x"), 1, 2) is None
 
 
 def test_an_empty_stop_word_and_negative_rounds_are_wrong_usage() -> None:

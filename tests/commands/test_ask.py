@@ -4,12 +4,14 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
 from tests.commands.conftest import LIMIT_S, Commands
 from tests.peers import eventually
+from tests.server import Scripted, piece
 from tests.shell import UNMEASURED
 
 
@@ -286,6 +288,27 @@ def test_thoughts_go_to_stderr_and_only_if_asked_for(run: Commands) -> None:
     assert (silent.stdout, silent.stderr) == ("Answer\n", "")
     shown = run("ask", "bob", "x", "--show-thinking")
     assert (shown.stdout, shown.stderr) == ("Answer\n", "hm\n")
+
+
+def test_words_that_turn_out_to_be_thoughts_end_with_their_line_and_the_answer_follows(run: Commands) -> None:
+    server = Scripted()
+    server.say(
+        piece(content="The user asks."), piece(content="\n</think>\n\nBlue"), piece("stop", content="."), b"[DONE]"
+    )
+    server.step = threading.Semaphore(1)
+    try:
+        run.attach("bob", "--server", server.url)
+        asked = run.start("ask", "bob", "x")
+        assert asked.stdout
+        began = asked.stdout.read(3)
+        server.step.release(9)
+        assert began + asked.stdout.read() == b"The user asks.\nBlue.\n"
+        server.step = None
+        again = run("ask", "bob", "x", "--show-thinking")
+        assert (again.stdout, again.stderr) == ("Blue.\n", "The user asks.\n\n")
+        assert json.loads(run("ask", "bob", "x", "--json").stdout)["thinking"] == "The user asks.\n"
+    finally:
+        server.close()
 
 
 def test_a_full_disk_under_the_transcript_is_one_clear_line_and_loses_no_turn(run: Commands) -> None:

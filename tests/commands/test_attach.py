@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from modelpipes.engine.lifecycle import Engine
 from modelpipes.values.deadline import Deadline
 from tests.commands.conftest import LIMIT_S, QUICK_ENGINE, Commands
 from tests.peers import eventually
+from tests.server import Scripted, piece
 from tests.shell import TINY_CHAT, HeldEngine
+from tests.web.servers import certificate
 
 MODEL = ("--model", "tiny-chat", "--temperature", "0", *QUICK_ENGINE)
 
@@ -358,3 +361,19 @@ def test_a_fault_in_an_answer_is_told_to_its_asker_and_the_member_answers_on(run
     code, said = end_of(member)
     assert (code, said.count("\n")) == (128 + signal.SIGTERM, 2)
     assert said.startswith(A_FAULT.removeprefix("attach-model: "))
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes the certificate: install it")
+def test_a_server_with_a_certificate_of_its_own_answers_where_that_is_named(run: Commands, tmp_path: Path) -> None:
+    path, context = certificate(tmp_path)
+    server = Scripted(context)
+    server.say(piece("stop", content="Safely."), b"[DONE]")
+    try:
+        run.attach("bob", "--server", server.url, SSL_CERT_FILE=str(path))
+        assert run("ask", "bob", "How?").stdout == "Safely.\n"
+        assert run("setup", "alice").code == 0
+        refused = run("attach", "alice", "--server", server.url, SSL_CERT_FILE="")
+        assert (refused.code, refused.stdout) == (1, "")
+        assert "is signed by nobody trusted here (self-signed certificate): name the file" in refused.stderr
+    finally:
+        server.close()

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,10 @@ def records(text: str) -> list[dict[str, object]]:
 
 
 def turns_of(path: Path) -> list[dict[str, object]]:
-    return [line for line in records(path.read_text()) if "turn" in line]
+    """The turns, but for their times."""
+    turns = [line for line in records(path.read_text()) if "from" in line]
+    assert all(datetime.fromisoformat(str(turn.pop("at"))).tzinfo for turn in turns)
+    return turns
 
 
 def contents(path: Path) -> list[object]:
@@ -320,7 +324,8 @@ def test_a_transcript_is_not_resumed_by_others(run: Commands) -> None:
 
 def test_a_moderator_is_asked_where_nobody_keeps_a_transcript(run: Commands) -> None:
     """What was said so far was once looked for in a file that is not there."""
-    chat = run("chat", *PAIR, "--turns", "moderator", "--moderator", "bob", "--rounds", "2")
+    moderated = ("--turns", "moderator", "--moderator", "bob", "--moderator-speaks")
+    chat = run("chat", *PAIR, *moderated, "--rounds", "2")
     assert chat.code == 0, chat.stderr
     assert len(chat.lines) == 5
 
@@ -356,7 +361,7 @@ def test_a_second_leader_of_a_transcript_is_refused(run: Commands) -> None:
     for resume in ((), ("--resume",)):
         second = run("chat", *PAIR, "--transcript", "talk.jsonl", *resume)
         assert (second.code, second.stdout) == (1, "")
-        assert second.stderr == (
+        assert second.stderr.endswith(
             "modelpipes chat: talk.jsonl: another leader holds this transcript: "
             "wait for it to end, or name another file\n"
         )
@@ -594,7 +599,7 @@ def test_the_person_sits_in_and_leaves_with_the_end_of_input(run: Commands) -> N
     chat = run("chat", "me", "--filter", "bob=cat", "--transcript", str(path),
                typed="one\ntwo\nthree")  # fmt: skip
     assert chat.code == 0, chat.stderr
-    assert contents(path) == ["Hello.", "one", "one", "two", "two", "three", "three"]
+    assert contents(path) == ["one", "one", "two", "two", "three", "three"]
     assert chat.stdout.endswith("me: three\nbob: three\n")
     assert "6 turns" in chat.stderr and chat.stderr.endswith("ended by: me left\n")
     assert records(path.read_text())[-1] == {"type": "end", "why": "me left"}
@@ -602,13 +607,14 @@ def test_the_person_sits_in_and_leaves_with_the_end_of_input(run: Commands) -> N
 
 
 def test_a_person_without_input_leaves_at_once_also_without_retries(run: Commands) -> None:
-    chat = run("chat", "--filter", "bob=cat", "me", "--retries", "0")
+    chat = run("chat", "--filter", "bob=cat", "me", "--retries", "0", "--opening", "Hello.")
     assert (chat.code, chat.stdout) == (0, "hub: Hello.\nbob: Hello.\n")
     assert chat.stderr.endswith("ended by: me left\n")
 
 
 def test_a_person_has_no_time_limit(run: Commands) -> None:
-    chat = run.start("chat", "me", "--filter", "bob=cat", "--timeout", "1", "--rounds", "1", stdin=subprocess.PIPE)
+    chat = run.start("chat", "me", "--filter", "bob=cat", "--timeout", "1", "--opening", "Hello.", "--rounds", "1",
+                     stdin=subprocess.PIPE)  # fmt: skip
     assert chat.stderr and chat.stdin
     read_until(chat, b"hub: Hello.\n")
     with pytest.raises(subprocess.TimeoutExpired):
@@ -621,10 +627,116 @@ def test_a_person_has_no_time_limit(run: Commands) -> None:
 
 def test_a_second_person_in_one_room_is_told_who_sits_there(run: Commands) -> None:
     run.attach("alice", "--filter", "cat")
-    first = run.start("chat", "me", "alice", stdin=subprocess.PIPE)
+    first = run.start("chat", "me", "alice", "--opening", "Hello.", stdin=subprocess.PIPE)
     read_until(first, b"hub: Hello.\n")
     second = run("chat", "me", "alice", typed="x\n")
     assert (second.code, second.stdout) == (1, "")
     assert f"the seat is taken by me (pid {first.pid}" in second.stderr
     assert second.stderr.count("\n") == 1
     assert end_of(first)[0] == 0
+
+
+# -- what members are told, and what is resumed
+
+THREE = ("--model", "alice=tiny-chat", "--exec", "carol=cat", "--model", "bob=tiny-chat", "--no-fit-check")
+
+
+def test_a_dry_run_prints_what_each_would_be_told_first_and_starts_nothing(run: Commands) -> None:
+    dry = run("chat", *THREE, "--opening", "Do you like cats?", "--system", "bob=Be {name} to {others}.", "--dry-run")
+    assert (dry.code, dry.stderr) == (0, "")
+    assert dry.stdout == (
+        "turn 1, alice\n  system\n    You are alice. You are in a conversation with carol and bob.\n"
+        "  user\n    hub: Do you like cats?\n\n"
+        "turn 2, carol\n    (what alice says)\n\n"
+        "turn 3, bob\n  system\n    Be bob to alice and carol.\n"
+        "  user\n    hub: Do you like cats?\n    alice: (what alice says)\n    carol: (what carol says)\n"
+    )
+    assert is_left_nothing(run)
+
+
+def test_what_a_dry_run_prints_is_what_the_first_turns_are_told(run: Commands) -> None:
+    talk = ("--model", "alice=tiny-chat", "--model", "bob=tiny-chat", "--temperature", "0", "--rounds", "1")
+    dry = run("chat", *talk, "--dry-run", "--json")
+    assert run("chat", *talk, "--transcript", "talk.jsonl").code == 0
+    shown = [run("show", "talk.jsonl", "--as", name, "--format", "json").stdout for name in ("alice", "bob")]
+    said = turns_of(run.cwd / "talk.jsonl")[1]["content"]
+    assert dry.stdout.replace("(what alice says)", str(said)) == "".join(shown)
+
+
+@pytest.mark.parametrize(
+    ("when", "is_named"), [("always", True), ("never", False), ("auto", True), ("bob=never", True)]
+)
+def test_names_are_told_as_labels_say(run: Commands, when: str, is_named: bool) -> None:
+    dry = run("chat", "--model", "alice=tiny-chat", "--model", "bob=tiny-chat", "--labels", when, "--dry-run")
+    assert ("hub: Hello." in dry.stdout) is is_named
+    assert ("alice: (what" in dry.stdout) is (is_named and when != "bob=never")
+
+
+def test_labels_for_a_member_that_is_not_there_are_refused(run: Commands) -> None:
+    refused = run("chat", *PAIR, "--labels", "carol=never")
+    assert refused.code == 2
+    assert "no member 'carol'" in refused.stderr
+
+
+def test_a_resumed_conversation_needs_no_members_and_no_settings(run: Commands) -> None:
+    moderated = ("--exec", "mod=echo alice", "--turns", "moderator", "--moderator", "mod")
+    first = run("chat", *PAIR, *moderated, "--rounds", "1", "--transcript", "talk.jsonl")
+    assert first.code == 0, first.stderr
+    header = records((run.cwd / "talk.jsonl").read_text())[0]
+    assert header["moderator"] == "mod" and header["labels"] == ["alice", "bob", "mod"]
+    resumed = run("chat", "--resume", "--transcript", "talk.jsonl", "--rounds", "2")
+    assert resumed.code == 0, resumed.stderr
+    assert "chat-models: --rounds 2 in place of 1\n" in resumed.stderr
+    lines = records((run.cwd / "talk.jsonl").read_text())
+    assert len([line for line in lines if line.get("type") == "choice"]) == 4
+    assert len(turns_of(run.cwd / "talk.jsonl")) == 5
+
+
+def test_what_is_given_to_a_resumed_conversation_overrides_it_and_is_told(run: Commands) -> None:
+    talk = ("--model", "alice=tiny-chat", "--exec", "bob=cat", "--temperature", "0", "--transcript", "talk.jsonl")
+    assert run("chat", *talk, "--rounds", "1").code == 0
+    resumed = run("chat", "--resume", "--transcript", "talk.jsonl", "--rounds", "2", "--exec", "bob=wc -c",
+                  "--temperature", "alice=0.5")  # fmt: skip
+    assert resumed.code == 0, resumed.stderr
+    assert "chat-models: alice: --temperature 0.5 in place of 0.0\n" in resumed.stderr
+    assert "chat-models: bob: exec wc -c in place of exec cat\n" in resumed.stderr
+    assert str(turns_of(run.cwd / "talk.jsonl")[4]["content"]).isdecimal()
+
+
+def test_labels_cannot_change_in_a_conversation(run: Commands) -> None:
+    assert run("chat", *PAIR, "--rounds", "1", "--transcript", "talk.jsonl").code == 0
+    refused = run("chat", *PAIR, "--resume", "--transcript", "talk.jsonl", "--labels", "never")
+    assert refused.code == 2
+    assert "settled when a conversation begins" in refused.stderr
+
+
+def test_the_header_tells_of_each_model_what_it_is_and_what_it_was_told(run: Commands) -> None:
+    talk = ("--model", "alice=tiny-chat", "--system", "alice=You are {name}.", "--max-tokens", "9", "--exec", "bob=cat")
+    assert run("chat", *talk, "--rounds", "1", "--transcript", "talk.jsonl").code == 0
+    header = records((run.cwd / "talk.jsonl").read_text())[0]
+    about = header["abouts"]["alice"]  # type: ignore[index]
+    assert about["file"].endswith("/tiny-chat.gguf") and about["engine"]
+    assert (about["system"], about["sampling"]) == ("You are {name}.", {"max_tokens": 9})
+    assert datetime.fromisoformat(str(header["at"])).tzinfo
+    assert header["commands"]["bob"] == ["--exec=cat"]  # type: ignore[index]
+
+
+def test_the_share_of_the_prompt_that_was_read_before_stands_in_every_turn(run: Commands) -> None:
+    talk = ("--model", "alice=tiny-chat", "--model", "bob=tiny-chat", "--rounds", "3")
+    assert run("chat", *talk, "--transcript", "talk.jsonl").code == 0
+    usages = [turn["usage"] for turn in turns_of(run.cwd / "talk.jsonl")[1:]]
+    assert all(usage["cached_tokens"] > usage["prompt_tokens"] / 2 for usage in usages[2:])  # type: ignore[index]
+
+
+def test_a_moderator_of_two_members_must_speak_itself(run: Commands) -> None:
+    refused = run("chat", *PAIR, "--turns", "moderator", "--moderator", "bob")
+    assert refused.code == 2
+    assert "--moderator-speaks" in refused.stderr
+
+
+def test_a_fall_back_is_told(run: Commands) -> None:
+    chat = run(
+        "chat", *PAIR, "--exec", "mod=echo nobody", "--turns", "moderator", "--moderator", "mod", "--rounds", "1"
+    )
+    assert chat.code == 0
+    assert "chat-models: alice speaks next: mod named nobody of them\n" in chat.stderr

@@ -22,7 +22,7 @@ def room(tmp_path: Path) -> Room:
     return Room(str(tmp_path / "room"))
 
 
-KEYS = ["seat", "state", "pid", "voice", "queue", "answers", "command", "loading"]
+KEYS = ["seat", "state", "pid", "voice", "queue", "answers", "command", "about", "loading"]
 
 
 def test_it_lists_who_sits_where_and_makes_nothing(room: Room) -> None:
@@ -42,8 +42,8 @@ def test_as_json_every_key_is_there_for_every_seat(room: Room) -> None:
         lock.write(msgspec.json.encode(Sitting("bob", "busy", 4711, "filter cat", 2, 7, "attach-model bob")))
         alice, bob, hub = json.loads(modelpipes("seats", "--json", PIPE_DIR=room.path).stdout)
     assert list(alice) == list(bob) == list(hub) == KEYS
-    assert list(bob.values()) == ["bob", "busy", 4711, "filter cat", 2, 7, "attach-model bob", None]
-    assert list(alice.values()) == ["alice", "free", None, "", 0, 0, "", None]
+    assert list(bob.values()) == ["bob", "busy", 4711, "filter cat", 2, 7, "attach-model bob", None, None]
+    assert list(alice.values()) == ["alice", "free", None, "", 0, 0, "", None, None]
 
 
 LOADS = Sitting("bob", "loading", 4711, "model x.gguf", loading=Loading(3_328_600_000, 5_046_586_573))

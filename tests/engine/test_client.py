@@ -62,7 +62,9 @@ def test_an_answer_comes_in_pieces_and_ends_with_its_figures(hello_engine: Engin
     reading = [piece for piece in pieces if isinstance(piece, Reading)]
     assert reading[-1].done == reading[-1].total
     assert stream.finish == "stop"
-    assert stream.usage == TokenUsage(client.count_tokens(HELLO) or 0, 5)
+    assert stream.usage
+    assert (stream.usage.prompt_tokens, stream.usage.completion_tokens) == (client.count_tokens(HELLO), 5)
+    assert stream.usage.cached_tokens is not None
     assert stream.tokens_per_second is not None
 
 
@@ -182,7 +184,7 @@ def test_a_deadline_that_passes_on_what_was_cancelled_is_no_fault(monkeypatch: p
     client = Client("http://127.0.0.1:9")
     stream = client.chat(HELLO, silence_s=1)
 
-    def be_silent(body: dict[str, Any]) -> dict[str, Any]:
+    def be_silent(*_: dict[str, Any]) -> dict[str, Any]:
         stream.cancel()
         raise DeadlineError("the server did not answer /props for 30 s")
 
@@ -411,23 +413,140 @@ def test_half_an_emoji_waits_for_its_other_half(server: Scripted) -> None:
     assert text_of(Client(server.url).chat(HELLO, silence_s=5)) == ("\U0001f30a blue", "")
 
 
-def test_a_field_of_ours_that_a_server_refuses_is_left_out_and_not_sent_again(server: Scripted) -> None:
-    # As FastAPI says it where extra fields are forbidden.
-    fault = {"detail": [{"type": "extra_forbidden", "loc": ["body", "stream_options"], "msg": "Extra inputs"}]}
-    server.answers = [(422, [json.dumps(fault).encode()])]
+NOT_PERMITTED = {"type": "extra_forbidden", "msg": "Extra inputs are not permitted"}
+
+
+@pytest.mark.parametrize("field", ["stream_options", "stop"])
+@pytest.mark.parametrize(
+    ("status", "fault"),
+    [
+        (422, {"detail": [NOT_PERMITTED | {"loc": ["body", "FIELD"]}]}),  # FastAPI, where extra fields are forbidden
+        (400, {"error": {"message": "[{'loc': ('body', 'FIELD'), 'msg': 'Extra inputs are not permitted'}]"}}),  # vLLM
+        (400, {"error": {"message": "Unrecognized request argument supplied: FIELD"}}),
+        (400, {"error": {"message": "body.FIELD: unexpected", "code": 400}}),
+        (400, {"error": {"message": "Unsupported parameter.", "param": "FIELD"}}),
+        (400, {"message": "Additional properties are not allowed ('FIELD' was unexpected)"}),
+        (400, {"error": "property `FIELD` is unsupported"}),
+        (422, {"error": "unknown field `FIELD`, expected one of `model`, `messages`, `stream_options`, `stop`"}),
+        (400, {"error": {"message": "openai does not support parameters: ['FIELD'], for model=tiny"}}),
+    ],
+)
+def test_a_field_of_ours_that_a_server_refuses_is_left_out_and_not_sent_again(
+    server: Scripted, field: str, status: int, fault: object
+) -> None:
+    server.answers = [(status, [json.dumps(fault).replace("FIELD", field, 1).encode()])]
     server.body = events(piece(content="blue"), piece("stop"), b"[DONE]")
     client = Client(server.url)
     for _ in range(2):
-        assert text_of(client.chat(HELLO, silence_s=5)) == ("blue", "")
-    assert ["stream_options" in asked for asked in server.asked] == [True, False, False]
+        assert text_of(client.chat(HELLO, silence_s=5, may_stop=["\nalice:"])) == ("blue", "")
+    assert [field in asked for asked in server.asked] == [True, False, False]
+    other = {"stop", "stream_options"} - {field}
+    assert all(other <= set(asked) for asked in server.asked)
 
 
-@pytest.mark.parametrize(("status", "words"), [(422, "temperature is too high"), (500, "stream_options")])
+def test_fields_of_ours_that_are_refused_one_after_the_other_are_all_left_out(server: Scripted) -> None:
+    server.answers = [(400, [b"unknown field stream_options"]), (400, [b"unknown field stop"])]
+    server.body = events(piece(content="blue"), piece("stop"), b"[DONE]")
+    assert text_of(Client(server.url).chat(HELLO, silence_s=5, may_stop=["\nalice:"])) == ("blue", "")
+    assert set(server.asked[2]) == {"messages", "stream", "model"}
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (422, "temperature is too high"),
+        (500, "stream_options"),
+        (400, "unstoppable"),
+        (400, "the prompt is longer than the context size; stop"),
+        (422, "unknown field `seed`, expected one of `stream_options`, `stop`"),
+    ],
+)
 def test_a_refusal_of_something_else_is_not_asked_again(server: Scripted, status: int, words: str) -> None:
     server.status, server.body = status, [json.dumps({"error": words}).encode()]
     with pytest.raises(Refused, match=words):
-        text_of(Client(server.url).chat(HELLO, silence_s=5))
+        text_of(Client(server.url).chat(HELLO, silence_s=5, may_stop=["\nalice:"]))
     assert len(server.asked) == 1
+
+
+def test_a_field_that_was_asked_for_is_never_left_out(server: Scripted) -> None:
+    server.status, server.body = 400, [b'{"error": {"message": "stop is not supported"}}']
+    with pytest.raises(Refused, match="stop is not supported"):
+        text_of(Client(server.url).chat(HELLO, silence_s=5, stop=["END"], may_stop=["\nalice:"]))
+    assert [asked["stop"] for asked in server.asked] == [["END", "\nalice:"]]
+    server.body = [b'{"detail": [{"loc": ["body", "temperature"], "msg": "Input should be less than 2"}]}']
+    with pytest.raises(Refused, match=r"refuses: body.temperature: Input should be less than 2$"):
+        text_of(Client(server.url).chat(HELLO, silence_s=5, temperature=9))
+
+
+THOUGHTS_WITHOUT_BEGINNING = events(
+    piece(content="The user asks of the sea."),
+    piece(content="\n</think>\n\n"),
+    piece("stop", content="Blue."),
+    b"[DONE]",
+)
+
+
+def stepwise(server: Scripted, client: Client) -> list[Piece | Reading]:
+    """The pieces of an answer whose every part is read before the next one is sent."""
+    server.step = threading.Semaphore(1)
+    with client.chat(HELLO, silence_s=LIMIT_S) as stream:
+        pieces = []
+        while piece := next(stream, None):
+            pieces.append(piece)
+            server.step.release()
+        server.step = None
+        return pieces
+
+
+def test_words_that_turn_out_to_be_thoughts_are_told_anew_and_are_thoughts_from_then_on(server: Scripted) -> None:
+    # Where the template opens <think> in the prompt, the answer has only </think>: all of it was taken for words.
+    server.body = THOUGHTS_WITHOUT_BEGINNING
+    client = Client(server.url)
+    assert stepwise(server, client) == [
+        Piece("The user asks of the sea."),
+        Piece("\n"),
+        Piece("Blue.", "The user asks of the sea.\n", anew=True),
+    ]
+    assert stepwise(server, client) == [
+        Piece(thinking="The user asks of the sea."),
+        Piece(thinking="\n"),
+        Piece("Blue."),
+    ]
+
+
+def test_a_model_that_did_not_think_this_time_is_told_anew_and_taken_at_its_word_again(server: Scripted) -> None:
+    client = Client(server.url)
+    server.body = THOUGHTS_WITHOUT_BEGINNING
+    text_of(client.chat(HELLO, silence_s=5))
+    server.say(piece(content="Still "), piece("stop", content="blue."), b"[DONE]")
+    assert stepwise(server, client) == [
+        Piece(thinking="Still "),
+        Piece(thinking="blue."),
+        Piece("Still blue.", anew=True),
+    ]
+    assert stepwise(server, client) == [Piece("Still "), Piece("blue.")]
+
+
+def test_thoughts_cut_for_their_length_never_become_words(server: Scripted) -> None:
+    client = Client(server.url)
+    server.body = THOUGHTS_WITHOUT_BEGINNING
+    text_of(client.chat(HELLO, silence_s=5))
+    server.say(piece(content="The user "), piece("length", content="asks of"), b"[DONE]")
+    assert text_of(client.chat(HELLO, silence_s=5)) == ("", "The user asks of")
+
+
+def test_where_a_server_parts_the_thoughts_its_words_are_left_alone(server: Scripted) -> None:
+    server.say(piece(reasoning_content="Hm."), piece("stop", content="It ends with </think> always."), b"[DONE]")
+    assert text_of(Client(server.url).chat(HELLO, silence_s=5)) == ("It ends with </think> always.", "Hm.")
+
+
+def test_a_stream_that_is_left_early_is_closed(server: Scripted) -> None:
+    server.say(piece(content="x"))
+    server.hold = True
+    with Client(server.url).chat(HELLO, silence_s=5) as stream:
+        next(stream)
+    with pytest.raises(StopIteration):
+        next(stream)
 
 
 def test_of_several_models_none_is_guessed(server: Scripted) -> None:

@@ -10,9 +10,19 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from typing import Protocol
 
-from modelpipes.chat.telling import tell, turn_of
-from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
-from modelpipes.chat.turns import DEFAULT_ROUNDS, RoundRobin, StopRules, TurnTaking, moderator_question, parse_choice
+from modelpipes.chat.telling import cast_of, tell, turn_of
+from modelpipes.chat.transcript import VERSION, Choice, Header, Transcript, Turn, moment
+from modelpipes.chat.turns import (
+    DEFAULT_ROUNDS,
+    END_WORD,
+    RoundRobin,
+    StopRules,
+    TurnTaking,
+    moderator_question,
+    overdue,
+    parse_choice,
+    without_thoughts,
+)
 from modelpipes.chat.voices import LEAVING_S
 from modelpipes.errors import DeadlineError, PeerError, PeerFailed, Reason, UsageError
 from modelpipes.pipe.asker import SILENCE_S, Asker
@@ -30,6 +40,10 @@ class _Left(Exception):
     """A guest has left; says who."""
 
 
+class _Over(Exception):
+    """The moderator has ended the conversation."""
+
+
 class Listener(Protocol):
     """Who watches a conversation as it happens; a subclass has the methods that it wants."""
 
@@ -45,6 +59,10 @@ class Listener(Protocol):
 
     def ends(self, turn: Turn) -> None:
         """The turn is whole and in the transcript."""
+        return
+
+    def chose(self, choice: Choice) -> None:
+        """Who speaks next was chosen; it is in the transcript."""
         return
 
 
@@ -78,6 +96,7 @@ class Conversation:
         rules: StopRules | None = None,
         hub: str = HUB,
         moderator: str | None = None,
+        moderator_speaks: bool = False,
         silence_s: float | None = SILENCE_S,
         limit: Deadline | None = None,
         retries: int = 2,
@@ -89,19 +108,33 @@ class Conversation:
 
         `silence_s` is the longest silence of a member, in seconds (None: any); a turn that failed is asked for again
         `retries` times. `bring_back(seat, why, limit)` returns when a member that was lost is there again, or raises
-        (`Seating.bring_back` does; else the loss ends the talk). With a moderator, `taking` decides where it names
-        nobody. A guest is a member who may take any time, and may leave, which ends the conversation.
+        (`Seating.bring_back` does; else the loss ends the talk). A moderator is asked who speaks next, and may end the
+        talk; `taking` decides where it names nobody, and nobody is passed over more often in a row than twice the
+        number of those who speak, of whom it is none unless `moderator_speaks`. A guest is a member who may take any
+        time, and may leave, which ends the conversation.
         """
         if moderator is not None and moderator not in members:
             raise UsageError(f"the moderator {moderator} is no member of this conversation")
         self.room = room
         self.members = tuple(members)
         self.hub = hub
-        self._transcript = transcript or Transcript.unwritten(Header(VERSION, new_id(), self.members))
+        if transcript is None:
+            header = Header(
+                VERSION,
+                new_id(),
+                self.members,
+                at=moment(),
+                moderator=moderator or "",
+                debates=moderator_speaks or not moderator,
+            )
+            transcript = Transcript.unwritten(header)
+        self._transcript = transcript
         self._listener = listener or _Nobody()
-        self._taking = taking or RoundRobin(self.members)
+        self._speaking = tuple(name for name in members if moderator_speaks or name != moderator)
+        self._taking = taking or RoundRobin(self._speaking)
         self._rules = rules or StopRules(rounds=DEFAULT_ROUNDS)
         self._moderator = moderator
+        self._is_deserted = False  # the moderator was lost, and could not be brought back
         self._silence_s = silence_s
         self._limit = limit or Deadline.never()
         self._retries = retries
@@ -115,20 +148,22 @@ class Conversation:
         """All turns until now, turn 0 being the opening; FileError where the transcript cannot be read again."""
         return self._transcript.after(-1)
 
-    def lead(self, opening: str) -> str:
-        """Lead until a stop condition holds; which one: "rounds", "stop-word", "max-seconds", or "bob left".
+    def lead(self, opening: str | None) -> str:
+        """Lead until a stop condition holds; which: "rounds", "stop-word", "max-seconds", "moderator" or "bob left".
 
-        The opening is said if nothing was said before. Raises PeerError where a member is lost for good,
-        DeadlineError where one is silent, RoomError where a seat has no pipes, FileError where a turn cannot be
-        written; the turns before are in the transcript.
+        The hub says the opening, unless something was said before; where there is none, a guest opens, or who is first.
+        Raises PeerError where a member is lost for good, DeadlineError where one is silent, RoomError where a seat has
+        no pipes, FileError where a turn cannot be written; the turns before are in the transcript.
         """
         try:
-            if self._transcript.last < 0:
-                self._record(Turn(0, self.hub, opening))
+            if self._transcript.last < 0 and opening is not None:
+                self._record(Turn(0, self.hub, opening, at=moment()))
             while not (why := self._why_stop()):
                 self._take_turn(self._next_speaker())
         except _Left as left:
             why = f"{left} left"
+        except _Over:
+            why = "moderator"
         except (PeerError, DeadlineError):
             if not self._limit.has_passed():
                 raise
@@ -137,31 +172,62 @@ class Conversation:
         return why
 
     def _why_stop(self) -> str | None:
-        (newest,) = self._newest(1)
-        why = self._rules.why_stop(newest, len(self.members))
+        last = next(iter(self._newest(1)), None)
+        spoken = self._transcript.last + (self._transcript.opener in self.members)
+        why = self._rules.why_stop(last, spoken, len(self._speaking))
         return why or ("max-seconds" if self._limit.has_passed() else None)
 
     def _next_speaker(self) -> str:
-        if self._moderator:
+        if self._transcript.last < 0 and self._guests:
+            return next(iter(self._guests))  # a conversation without an opening begins with what the guest says
+        if not self._moderator:
+            return self._taking.next(self._transcript.last + 1, self._transcript.speakers)
+        choice = self._transcript.choice  # there already where a leader died before the turn
+        if choice is None:
+            choice = self._choose(self._moderator)
+            self._transcript.choose(choice)
+        self._listener.chose(choice)
+        if choice.chose == END_WORD:
+            raise _Over
+        return choice.chose
+
+    def _choose(self, moderator: str) -> Choice:
+        """Whom the moderator lets speak; where that is nobody, or somebody must not wait longer, the leader does."""
+        turn, tries, why = self._transcript.last + 1, 0, ""
+        if late := overdue({name: self._transcript.passed_over(name) for name in self._speaking}):
+            return Choice(turn, self.hub, late, why="it was passed over too often")
+        try:
+            for tries in range(1, MODERATOR_TRIES + 1):
+                if chosen := self._ask_moderator(moderator):
+                    return Choice(turn, moderator, chosen, tries)
+            why = f"{moderator} named nobody of them"
+        except DeadlineError as silent:
+            why = str(silent)
+        except PeerError as lost:
+            why = str(lost)
+            if reason_of(lost) == "leaving":
+                self._mend_moderator(moderator, lost)
+        return Choice(turn, self.hub, self._taking.next(turn, self._transcript.speakers), tries, why)
+
+    def _mend_moderator(self, moderator: str, lost: PeerError) -> None:
+        """Bring it back for the next choice, if that can be: a talk goes on without."""
+        self._see_off(moderator)
+        if not self._is_deserted:
             try:
-                for _ in range(MODERATOR_TRIES):
-                    if chosen := self._ask_moderator(self._moderator):
-                        return chosen
-            except DeadlineError:
-                pass
-            except PeerError as lost:  # it is brought back when its own turn comes
-                if reason_of(lost) == "leaving":
-                    self._see_off(self._moderator)
-        return self._taking.next(self._transcript.last + 1, self._transcript.speakers)
+                self._bring_back(moderator, lost, self._limit)
+            except (PeerError, DeadlineError):
+                self._is_deserted = True
 
     def _newest(self, count: int) -> Sequence[Turn]:
         return self._transcript.after(self._transcript.last - count)
 
     def _ask_moderator(self, moderator: str) -> str | None:
         """Whom it names; None where it names nobody."""
-        others = [name for name in self.members if name != self._transcript.speakers[-1]]
-        talk = "\n".join(f"{turn.sender}: {turn.content}" for turn in self._newest(len(self.members)))
-        asked = f"{talk[-MODERATOR_CHARS:]}\n{moderator_question(others)}"
+        last = self._transcript.speakers[-1:]
+        candidates = [name for name in self._speaking if name not in last] or list(self._speaking)
+        counts = {name: self._transcript.count(name) for name in self._speaking}
+        talk = "\n\n".join(f"{turn.sender}: {turn.content}" for turn in self._newest(len(self.members)))
+        asked = moderator_question(counts, candidates, talk[-MODERATOR_CHARS:])
         said = ""
         with self._asker(moderator) as asker, closing(asker.ask(Say(new_id(), self.hub, moderator, asked))) as answers:
             for answer in answers:
@@ -169,9 +235,9 @@ class Conversation:
                     said += answer.content
                 if isinstance(answer, Reply):
                     said = answer.content
-                if isinstance(answer, Reply) or len(said) > MODERATOR_ANSWER_CHARS:
+                if isinstance(answer, Reply) or len(without_thoughts(said)) > MODERATOR_ANSWER_CHARS:
                     break
-        return parse_choice(said, others)
+        return parse_choice(said, candidates)
 
     def _asker(self, seat: str) -> Asker:
         was_seated = self._sat[seat] is not None
@@ -210,7 +276,9 @@ class Conversation:
         said: list[str] = []
         try:
             with self._asker(seat) as asker:
-                say = Say(asked_id, self.hub, seat, conversation=self._transcript.header.id, turn=number)
+                header = self._transcript.header
+                cast = cast_of(seat, header, self._transcript.opener)
+                say = Say(asked_id, self.hub, seat, conversation=header.id, turn=number, cast=cast)
                 for answer in tell(asker, say, self._transcript.after, self._known[seat]):
                     if isinstance(answer, Delta):
                         said.append(answer.content)
@@ -220,7 +288,7 @@ class Conversation:
                         return turn_of(number, answer)
         except DeadlineError:
             if self._limit.has_passed() and any(said):  # what was said until then was said
-                self._record(Turn(number, seat, "".join(said), "timeout"))
+                self._record(Turn(number, seat, "".join(said), "timeout", at=moment()))
             raise
         raise AssertionError("an exchange ends in a reply or an error")
 

@@ -313,7 +313,7 @@ class Member:
                 pending.asker, pending.say.id, "out-of-step", f"{self.seat} knows turn {turns.have}", turns.have
             )
             return
-        pending.work = Work(pending.say, turns, lambda _, content, thinking: self._pass_on(pending, content, thinking))
+        pending.work = Work(pending.say, turns, lambda _, *piece: self._pass_on(pending, *piece))
         self._started.put(pending)
 
     def _answer_pending(self) -> None:
@@ -355,11 +355,11 @@ class Member:
     def _death(self) -> EngineError:
         return EngineError(f"{self.seat}: {self.voice.last_words()}")
 
-    def _pass_on(self, pending: Pending, content: str, thinking: str) -> None:
+    def _pass_on(self, pending: Pending, content: str, thinking: str, anew: bool) -> None:
         """In the voice's thread: pieces that come faster than they go travel together."""
         if pending.is_plain:
             return
-        pending.pieces.append((content, thinking))
+        pending.pieces.append((content, thinking, anew))
         if not pending.is_posting:
             pending.is_posting = True
             self._hand_over(lambda: self._out.post_soon(pending))
@@ -410,6 +410,7 @@ class Member:
             usage=finish.usage,
             timing=_timing(pending, finish),
             dropped=finish.dropped,
+            is_cut=finish.is_cut,
         )
         try:
             size = len(encode(reply))
@@ -459,8 +460,10 @@ class Member:
     def _show_state(self) -> None:
         state: State = "loading" if not self._is_ready else "busy" if self._pending.working else "ready"
         kind, command = (text.encode("utf-8", "replace").decode() for text in (self.voice.kind, self._command))
+        about = self.voice.about() if self._is_ready else None
         loading = self._loading if state == "loading" else None
-        who = Sitting(self.seat, state, os.getpid(), kind, len(self._pending.waiting), self._answers, command, loading)
+        queue = len(self._pending.waiting)
+        who = Sitting(self.seat, state, os.getpid(), kind, queue, self._answers, command, about, loading)
         if who != self._shown:
             self._shown = who
             self._lock.write(msgspec.json.encode(who) + b"\n")

@@ -66,12 +66,15 @@ class Outbox:
         """Post what the voice has emitted by now as one delta."""
         pending.is_posting = False
         content = thinking = ""
+        is_anew = False
         while pending.pieces:
-            more_content, more_thinking = pending.pieces.popleft()
+            more_content, more_thinking, begins_anew = pending.pieces.popleft()
+            if begins_anew:
+                content, thinking, is_anew = "", "", True
             content += more_content
             thinking += more_thinking
-        if (content or thinking) and not pending.is_abandoned:
-            delta = Delta(pending.say.id, self._seat, pending.asker, content, thinking)
+        if (content or thinking or is_anew) and not pending.is_abandoned:
+            delta = Delta(pending.say.id, self._seat, pending.asker, content, thinking, is_anew)
             self.post(pending.asker, delta, limit_bytes=UNSENT_LIMIT_BYTES)  # what is left out the reply will tell
 
     def post_lagging(self) -> None:

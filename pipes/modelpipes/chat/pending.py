@@ -22,7 +22,7 @@ class Pending:
         self.started_s = 0.0
         self.work: Work | None = None  # None: it still waits
         self.is_abandoned = False  # its asker has gone: nobody wants the answer
-        self.pieces: deque[tuple[str, str]] = deque()  # (content, thinking) that the voice emitted, still to be posted
+        self.pieces: deque[tuple[str, str, bool]] = deque()  # content, thinking, anew: emitted, still to be posted
         self.is_posting = False  # somebody was told to post them
         self.posted_s = 0.0  # when pieces last went out
 

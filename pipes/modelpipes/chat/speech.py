@@ -1,6 +1,9 @@
-"""What comes out of a model, as words: its own name and its thoughts parted from them, piece by piece. Pure."""
+"""What comes out of a model, as words: its own name, and what it says for others, taken off. Pure."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterable
 
 
 class NameStripper:
@@ -12,8 +15,7 @@ class NameStripper:
     __slots__ = ("_held", "_labels", "_state")
 
     def __init__(self, seat: str) -> None:
-        name = seat.lower()
-        self._labels = (f"{name}:", f"{name} :", f"**{name}:**", f"**{name}**:", f"*{name}:*", f"*{name}*:")
+        self._labels = label_forms(seat)
         self._held = ""
         self._state = "begin"
 
@@ -44,58 +46,50 @@ class NameStripper:
         return held
 
 
-class ThoughtSplitter:
-    """Parts a leading `<think>…</think>` from an answer that comes in pieces."""
+class LabelCutter:
+    """Ends an answer, which comes in pieces, before the first line that begins with another's `NAME:`."""
 
-    _OPEN, _CLOSE = "<think>", "</think>"
-    _MAX_SPACE_CHARS = 64  # as for NameStripper
+    # More white space than this is no model's habit: it is not held back for a name that may follow.
+    _MAX_HELD_CHARS = 1024
 
-    __slots__ = ("_held", "_state")
+    __slots__ = ("_forms", "_held", "_is_first_line", "_label", "is_cut")
 
-    def __init__(self) -> None:
-        self._held = ""
-        self._state = "begin"
+    def __init__(self, names: Iterable[str]) -> None:
+        self.is_cut = False
+        self._forms = [form for name in names for form in label_forms(name)]
+        self._label = re.compile(rf"(?:\A|\n)\s*(?:{'|'.join(map(re.escape, self._forms))})", re.IGNORECASE)
+        self._held = ""  # white space, and what after it may yet become a label
+        self._is_first_line = True
 
-    def feed(self, text: str) -> tuple[str, str]:
-        """The content and the thoughts in the next piece; what may yet become a tag is held back."""
+    def feed(self, text: str) -> str:
+        """The next piece, as far as it is known to belong to the answer."""
+        if self.is_cut:
+            return ""
+        if not self._forms:
+            return text
         text, self._held = self._held + text, ""
-        content = thinking = ""
-        if self._state == "begin":
-            words = text.lstrip()
-            if len(text) - len(words) > self._MAX_SPACE_CHARS:
-                self._state = "content"
-            elif words.startswith(self._OPEN):
-                self._state, text = "thoughts-begin", words[len(self._OPEN) :]
-            elif self._OPEN.startswith(words):
-                self._held = text
-                return "", ""
-            else:
-                self._state = "content"
-        if self._state == "thoughts-begin":
-            text = text.lstrip()
-            if text:
-                self._state = "thoughts"
-        if self._state == "thoughts":
-            thinking, tag, text = text.partition(self._CLOSE)
-            if tag:
-                self._state = "content-begin"
-            else:
-                kept = len(thinking) - _overlap(thinking, self._CLOSE)
-                thinking, self._held = thinking[:kept], thinking[kept:]
-        if self._state == "content-begin":
-            text = text.lstrip()
-            if text:
-                self._state = "content"
-        if self._state == "content":
-            content = text
-        return content, thinking
+        # What was said before stands between the line's beginning and this text, unless a newline does.
+        label = self._label.search(text if self._is_first_line else f"-{text}")
+        if label:
+            self.is_cut = True
+            return text[: max(0, label.start() - (not self._is_first_line))].rstrip()
+        before, newline, line = text.rpartition("\n")
+        begins_line = bool(newline) or self._is_first_line
+        words = line.lstrip().lower()
+        may_be_label = begins_line and any(form.startswith(words) for form in self._forms)
+        end = len((before if may_be_label else text).rstrip())
+        if len(text) - end <= self._MAX_HELD_CHARS:
+            text, self._held = text[:end], text[end:]
+        self._is_first_line = self._is_first_line and not text
+        return text
 
-    def flush(self) -> tuple[str, str]:
-        """What was held back, at the end of the answer; thoughts that never ended are thoughts."""
+    def flush(self) -> str:
+        """What was held back, at the end of the answer."""
         held, self._held = self._held, ""
-        return (held, "") if self._state in ("begin", "content") else ("", held)
+        return held
 
 
-def _overlap(text: str, tag: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `tag`."""
-    return next((count for count in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:count])), 0)
+def label_forms(name: str) -> tuple[str, ...]:
+    """How models write a speaker's name before words, in lower case."""
+    name = name.lower()
+    return f"{name}:", f"{name} :", f"**{name}:**", f"**{name}**:", f"*{name}:*", f"*{name}*:"

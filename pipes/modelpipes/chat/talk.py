@@ -11,17 +11,19 @@ from msgspec import Struct
 from modelpipes.chat.conversation import Conversation, Listener
 from modelpipes.chat.person import seated_person
 from modelpipes.chat.seating import PATIENCE_S, Seating, say_nothing
-from modelpipes.chat.transcript import VERSION, Header, Transcript
+from modelpipes.chat.telling import who_hears_names
+from modelpipes.chat.transcript import VERSION, Header, Transcript, moment
 from modelpipes.chat.turns import DEFAULT_ROUNDS, Random, RoundRobin, StopRules
 from modelpipes.chat.voices import Arriving, show_nothing
 from modelpipes.errors import UsageError
 from modelpipes.pipe.asker import SILENCE_S
 from modelpipes.pipe.cleanup import clean_up
 from modelpipes.pipe.message import new_id
-from modelpipes.pipe.room import HUB, Room, star
+from modelpipes.pipe.room import HUB, About, Room, star
 from modelpipes.values.deadline import Deadline
 
 Taking: TypeAlias = Literal["round-robin", "random", "moderator"]
+Labels: TypeAlias = Literal["auto", "always", "never"]
 
 
 class Talk(Struct, frozen=True, kw_only=True):
@@ -39,6 +41,9 @@ class Talk(Struct, frozen=True, kw_only=True):
     taking: Taking = "round-robin"
     seed: int = 0  # of who speaks at random
     moderator: str | None = None
+    moderator_speaks: bool = False
+    has_opening: bool = True  # the hub says one; else the first to speak opens
+    labels: Mapping[str, Labels] = {}  # who is told names before the words of others; who is not here: "auto"
     rules: StopRules = StopRules(DEFAULT_ROUNDS)
     transcript: str | None = None  # a file
     is_resumed: bool = False
@@ -51,6 +56,28 @@ class Talk(Struct, frozen=True, kw_only=True):
     def joined(self) -> list[str]:
         """Those who sit already, seated by somebody else."""
         return [name for name in self.members if name not in self.commands and name != self.person]
+
+    def header(self, abouts: Mapping[str, About] = {}, voices: Mapping[str, str] = {}) -> Header:
+        """What a transcript of it begins with; `abouts` and `voices` as its members told."""
+        rules = self.rules
+        settings = {"turns": self.taking, "seed": self.seed, "rounds": rules.rounds, "stop_word": rules.stop_word}
+        silent = "" if self.moderator_speaks or not self.moderator else self.moderator
+        auto = who_hears_names(self.members, silent, HUB if self.has_opening else "")
+        told = {name: self.labels.get(name, "auto") for name in self.members}
+        return Header(
+            VERSION,
+            new_id(),
+            self.members,
+            {name: self.voices.get(name) or voices.get(name, "") for name in self.members},
+            settings,
+            at=moment(),
+            abouts=dict(abouts),
+            commands={name: tuple(command) for name, command in self.commands.items()},
+            labels=tuple(n for n in self.members if told[n] == "always" or (told[n] == "auto" and n in auto)),
+            person=self.person or "",
+            moderator=self.moderator or "",
+            debates=self.moderator_speaks or not self.moderator,
+        )
 
 
 @contextlib.contextmanager
@@ -71,13 +98,17 @@ def prepared(
     """
     with contextlib.ExitStack() as stack:
         room = stack.enter_context(_room_of(talk))
-        transcript = stack.enter_context(_open_transcript(talk, room))
+        transcript = stack.enter_context(_open_transcript(talk))
         if transcript.warning:
             report(transcript.warning)
         seating = stack.enter_context(Seating(room, patience_s=talk.patience_s, report=report, show=show))
         seating.seat(talk.commands)
         if talk.person:
             stack.enter_context(seated_person(room, talk.person))
+        if not transcript.has_begun:
+            sitting = {name: room.sitting(name) for name in talk.members}
+            abouts = {name: who.about for name, who in sitting.items() if who.about}
+            transcript.begin(talk.header(abouts, {name: who.voice for name, who in sitting.items()}))
         yield Conversation(
             room,
             talk.members,
@@ -86,6 +117,7 @@ def prepared(
             taking=_turn_taking(talk, transcript.header),
             rules=talk.rules,
             moderator=talk.moderator,
+            moderator_speaks=talk.moderator_speaks,
             silence_s=talk.silence_s,
             limit=Deadline.after(talk.limit_s),
             retries=talk.retries,
@@ -116,17 +148,13 @@ def _room_of(talk: Talk) -> Iterator[Room]:
         clean_up(room, made, force=True)
 
 
-def _open_transcript(talk: Talk, room: Room) -> Transcript:
-    voices = {name: talk.voices.get(name) or room.sitting(name).voice for name in talk.members}
-    rules = talk.rules
-    settings = {"turns": talk.taking, "seed": talk.seed, "rounds": rules.rounds, "stop_word": rules.stop_word}
-    header = Header(VERSION, new_id(), talk.members, voices, settings)
+def _open_transcript(talk: Talk) -> Transcript:
     if talk.transcript is None:
-        return Transcript.unwritten(header)
+        return Transcript.unwritten()
     if not talk.is_resumed:
-        return Transcript.create(talk.transcript, header)
-    transcript = Transcript.resume(talk.transcript, header)
-    if set(transcript.header.members) != set(talk.members):
+        return Transcript.create(talk.transcript)
+    transcript = Transcript.resume(talk.transcript)
+    if transcript.has_begun and set(transcript.header.members) != set(talk.members):
         transcript.close()
         theirs = ", ".join(transcript.header.members)
         raise UsageError(f"{talk.transcript} is a conversation of {theirs}: --resume goes on with the same members")
@@ -135,7 +163,8 @@ def _open_transcript(talk: Talk, room: Room) -> Transcript:
 
 def _turn_taking(talk: Talk, header: Header) -> RoundRobin | Random:
     """How turns are taken; the seed of a conversation that is resumed is its own."""
+    speaking = tuple(name for name in talk.members if talk.moderator_speaks or name != talk.moderator)
     if talk.taking == "random":
         seed = header.settings.get("seed")
-        return Random(talk.members, seed if isinstance(seed, int) else 0)
-    return RoundRobin(talk.members)
+        return Random(speaking, seed if isinstance(seed, int) else 0)
+    return RoundRobin(speaking)

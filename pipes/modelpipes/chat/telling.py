@@ -8,10 +8,10 @@ from contextlib import closing
 import msgspec
 from msgspec.structs import replace
 
-from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
+from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn, moment
 from modelpipes.errors import PeerFailed
 from modelpipes.pipe.asker import Answer, Asker
-from modelpipes.pipe.message import Heard, Reply, Say, new_id
+from modelpipes.pipe.message import Cast, Heard, Reply, Say, new_id
 
 RETELL_BYTES = 8 * 1024 * 1024  # of the newest turns, for a member that knows nothing; no context holds more
 HEARD_BYTES = 100  # around the words of a turn
@@ -19,16 +19,36 @@ HEARD_BYTES = 100  # around the words of a turn
 
 def resume(path: str, asker: Asker) -> Transcript:
     """The transcript in a file, begun where it is new; raises as `Transcript.resume` does."""
-    return Transcript.resume(path, Header(VERSION, new_id(), (asker.seat, asker.to)))
+    return Transcript.resume(path, Header(VERSION, new_id(), (asker.seat, asker.to), at=moment()))
 
 
 def ask_next(transcript: Transcript, asker: Asker, message: str, hear: Callable[[Generator[Answer]], Reply]) -> None:
     """Ask as the next turn of a conversation; question and answer are written once `hear` has heard the answer out."""
-    question = Turn(transcript.last + 1, asker.seat, message)
+    question = Turn(transcript.last + 1, asker.seat, message, at=moment())
     number = question.turn + 1
-    say = Say(new_id(), asker.seat, asker.to, conversation=transcript.header.id, turn=number)
+    header = transcript.header
+    # In a conversation that others have led it is told as it was there; one of our own is between the two of us.
+    cast = cast_of(asker.to, header, transcript.opener) if header.labels is not None else None
+    say = Say(new_id(), asker.seat, asker.to, conversation=header.id, turn=number, cast=cast)
     reply = hear(tell(asker, say, lambda turn: [*transcript.after(turn), question], transcript.known_by(asker.to)))
     transcript.append(question, turn_of(number, reply))
+
+
+def cast_of(seat: str, header: Header, opener: str) -> Cast:
+    """The others in a conversation, for a member: who may speak; a moderator that only chooses is not heard.
+
+    `opener` is who said the opening; "" where nobody did yet, and so a member will.
+    """
+    silent = "" if header.debates else header.moderator
+    others = tuple(name for name in header.members if name not in (seat, silent))
+    labels = header.labels if header.labels is not None else who_hears_names(header.members, silent, opener)
+    return Cast(others, seat in labels, header.person if header.person in others else "")
+
+
+def who_hears_names(members: Sequence[str], silent: str, opener: str) -> tuple[str, ...]:
+    """Those members to whom more than one other voice can be heard, that of the opening included."""
+    speaking = {*members, opener} - {silent, ""}
+    return tuple(name for name in members if len(speaking - {name}) > 1)
 
 
 def turn_of(number: int, reply: Reply) -> Turn:
@@ -42,6 +62,8 @@ def turn_of(number: int, reply: Reply) -> Turn:
         timing=reply.timing,
         dropped=reply.dropped,
         thinking=reply.thinking,
+        is_cut=reply.is_cut,
+        at=moment(),
     )
 
 

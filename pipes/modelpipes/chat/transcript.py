@@ -1,12 +1,14 @@
 """The append-only file of a conversation: JSON Lines, a header, then one line a turn.
 
-    {"type":"conversation","version":1,"id":"…","members":["alice","bob"],"voices":{…},"settings":{…}}
-    {"turn":0,"from":"hub","content":"Hello."}
-    {"turn":1,"from":"alice","content":"Hi!","stop":"end","usage":{…},"timing":{…}}
+    {"type":"conversation","version":1,"id":"…","members":["alice","bob"],"voices":{…},"settings":{…},"at":"…",…}
+    {"turn":0,"from":"hub","content":"Hello.","at":"2026-12-01T09:30:00.125Z"}
+    {"type":"choice","turn":1,"by":"mod","chose":"alice","tries":1}
+    {"turn":1,"from":"alice","content":"Hi!","stop":"end","usage":{…},"timing":{…},"at":"…"}
     {"type":"end","why":"rounds"}
 
-An end line says why a leader stopped; turns of one who resumed may follow it. What is in the file is
-the truth about the conversation, and every whole line of it survives the death of its writer.
+A choice says whom a moderator let speak next. An end line says why a leader stopped; turns of one who resumed may
+follow it. What is in the file is the truth about the conversation, and every whole line of it survives the death of
+its writer.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
@@ -25,6 +28,7 @@ from msgspec import Struct, field
 from modelpipes import lockfile
 from modelpipes.errors import FileError, UsageError
 from modelpipes.pipe.message import Stop, Timing, Usage
+from modelpipes.pipe.room import About
 from modelpipes.values.formats import TRANSCRIPT
 
 VERSION = TRANSCRIPT.version
@@ -34,14 +38,26 @@ KEPT_TURNS = 64  # the newest, in memory; who must be told more is told from the
 _HEADER_BEGINS = b'{"type":"conversation"'
 
 
-class Header(Struct, frozen=True, tag="conversation"):
-    """The first line: which conversation this is, and how it was begun."""
+class Header(Struct, frozen=True, omit_defaults=True, tag="conversation"):
+    """The first line: which conversation this is, and how it was begun.
+
+    `abouts` has the models among the members, as far as they told; `commands` what attach-model was given for those
+    that were seated for this conversation; `labels` who is told names before the words of others (None: it was not
+    settled, as programs before 0.2 left it).
+    """
 
     version: int
     id: str
     members: tuple[str, ...]
     voices: dict[str, str] = {}
     settings: dict[str, Any] = {}
+    at: str = ""  # when it began, as ISO 8601 in UTC
+    abouts: dict[str, About] = {}
+    commands: dict[str, tuple[str, ...]] = {}
+    labels: tuple[str, ...] | None = None
+    person: str = ""  # which member is one
+    moderator: str = ""  # who is asked who speaks next
+    debates: bool = True  # the moderator speaks as well
 
 
 class Turn(Struct, frozen=True, omit_defaults=True):
@@ -55,12 +71,32 @@ class Turn(Struct, frozen=True, omit_defaults=True):
     timing: Timing | None = None
     dropped: tuple[int, int] | None = None
     thinking: str = ""
+    is_cut: bool = False  # it went on in another's name, and ends before that
+    at: str = ""  # when it was written, as ISO 8601 in UTC
+
+    @property
+    def is_opening(self) -> bool:
+        """Is it what the hub said first? A member's first word is an answer, also where nothing was said before it."""
+        return self.turn == 0 and self.stop is None
+
+
+class Choice(Struct, frozen=True, omit_defaults=True, tag="choice"):
+    """Who speaks in a turn, as a moderator chose at its try number `tries`, or the leader in its place, and `why`."""
+
+    turn: int
+    by: str
+    chose: str
+    tries: int = 0
+    why: str = ""
 
 
 class End(Struct, frozen=True, tag="end"):
     """Why a leader ended the conversation."""
 
     why: str
+
+
+LINES: dict[str, type[Turn | Choice | End]] = {"turn": Turn, "choice": Choice, "end": End}  # by type, after the header
 
 
 class _Kind(Struct, frozen=True):
@@ -71,6 +107,11 @@ class Versioned(Struct, frozen=True, tag="conversation"):
     """What a header of any version has."""
 
     version: int
+
+
+def moment() -> str:
+    """Now, as a transcript has it: ISO 8601 in UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Transcript:
@@ -85,12 +126,18 @@ class Transcript:
         self._descriptor = descriptor
         self._header: Header | None = None
         self._newest: deque[Turn] = deque(maxlen=KEPT_TURNS if descriptor >= 0 else None)
+        self._choice: Choice | None = None
+        self._opener = ""
         self._speakers: list[str] = []
+        self._last_turns: dict[str, int] = {}
+        self._counts: Counter[str] = Counter()
         self._known: dict[str, int] = {}
 
     @classmethod
-    def create(cls, path: str, header: Header) -> Transcript:
+    def create(cls, path: str, header: Header | None = None) -> Transcript:
         """Begin a transcript in a new or empty file, or over the header of one whose members never came to speak.
+
+        Without a header `begin` has to follow, before the first turn.
 
         Raises UsageError where there is more in it, FileError where it is of a version to come, cannot be written or
         another leader holds it.
@@ -100,15 +147,18 @@ class Transcript:
             if not transcript._is_unbegun():
                 raise UsageError(f"{path}: there is a conversation in it: go on with --resume, or name another file")
             os.ftruncate(transcript._descriptor, 0)
-            transcript._begin(header)
+            if header:
+                transcript.begin(header)
         except BaseException:
             transcript.close()
             raise
         return transcript
 
     @classmethod
-    def resume(cls, path: str, header: Header) -> Transcript:
+    def resume(cls, path: str, header: Header | None = None) -> Transcript:
         """Go on with the transcript in a file, after its last whole turn; begin with `header` if it has none.
+
+        Without one `begin` has to follow where the file has none either.
 
         A last line that was cut off is removed. Raises FileError where the file is none of ours, of a version to come,
         damaged elsewhere, cannot be written, or another leader holds it.
@@ -116,24 +166,29 @@ class Transcript:
         transcript = cls._open(path)
         try:
             transcript._read()
-            if transcript._header is None:
-                transcript._begin(header)
+            if transcript._header is None and header:
+                transcript.begin(header)
         except BaseException:
             transcript.close()
             raise
         return transcript
 
     @classmethod
-    def unwritten(cls, header: Header) -> Transcript:
+    def unwritten(cls, header: Header | None = None) -> Transcript:
         """A transcript that nobody wants to keep: all in memory, in no file."""
         transcript = cls("", -1)
         transcript._header = header
         return transcript
 
     @property
+    def has_begun(self) -> bool:
+        """Is there a header?"""
+        return self._header is not None
+
+    @property
     def header(self) -> Header:
-        """The first line, as the file has it."""
-        assert self._header is not None  # create and resume see to it
+        """The first line, as the file has it; there is one once it `has_begun`."""
+        assert self._header is not None
         return self._header
 
     @property
@@ -160,6 +215,25 @@ class Transcript:
         """All who spoke, each once; who spoke last is last."""
         return self._speakers
 
+    @property
+    def opener(self) -> str:
+        """Who spoke turn 0; empty where nobody did yet."""
+        return self._opener
+
+    @property
+    def choice(self) -> Choice | None:
+        """Who was chosen for the turn that comes next, and has not spoken yet."""
+        return self._choice
+
+    def count(self, seat: str) -> int:
+        """How many turns a member has spoken."""
+        return self._counts[seat]
+
+    def passed_over(self, seat: str) -> int:
+        """How many turns others have spoken since a member last did, or since the opening."""
+        opening = -1 if self._opener in self.header.members else 0
+        return max(0, self.last - self._last_turns.get(seat, opening))
+
     def after(self, turn: int) -> Sequence[Turn]:
         """The turns after this one, -1 for all; FileError where they must be read again and cannot be."""
         missing = self.last - max(turn, -1)
@@ -183,6 +257,11 @@ class Transcript:
         self._write_lines(turns, f"turn {turns[-1].turn}")
         for turn in turns:
             self._add(turn)
+
+    def choose(self, choice: Choice) -> None:
+        """Add a line that says who speaks next; raises as `append` does."""
+        self._write_lines([choice], f"the choice of turn {choice.turn}")
+        self._choice = choice
 
     def end(self, why: str) -> None:
         """Add a line that says why the conversation ended; raises as `append` does."""
@@ -237,12 +316,17 @@ class Transcript:
             self._check_version(first)
         return not first or (first.startswith(_HEADER_BEGINS) and not has_more)
 
-    def _begin(self, header: Header) -> None:
+    def begin(self, header: Header) -> None:
+        """Write the header; raises as `append` does."""
         self._write_lines([header], "the header")
         self._header = header
 
     def _add(self, turn: Turn) -> None:
         self._newest.append(turn)
+        self._choice = None
+        self._opener = self._opener or turn.sender
+        self._counts[turn.sender] += 1
+        self._last_turns[turn.sender] = turn.turn
         if turn.sender in self._speakers:
             self._speakers.remove(turn.sender)
         self._speakers.append(turn.sender)
@@ -254,7 +338,7 @@ class Transcript:
             with open(self._descriptor, "rb", closefd=False) as file:
                 file.seek(0)
                 for number, line in enumerate(file, 1):
-                    if number > 1 and (turn := self._turn_in(number, line)):
+                    if number > 1 and isinstance(turn := self._read_line(number, line), Turn):
                         yield turn
         except OSError as error:
             raise FileError(f"{self.path}: cannot read the transcript: {error.strerror}") from error
@@ -291,24 +375,23 @@ class Transcript:
         if self._header is None:
             self._take_header(line)
             return
-        turn = self._turn_in(number, line)
-        if turn and turn.turn != self.last + 1:
-            raise FileError(f"{self.path}: line {number} has turn {turn.turn} where turn {self.last + 1} should follow")
-        if turn:
-            self._add(turn)
+        read = self._read_line(number, line)
+        if isinstance(read, Turn | Choice) and read.turn != self.last + 1:
+            raise FileError(f"{self.path}: line {number} has turn {read.turn} where turn {self.last + 1} should follow")
+        if isinstance(read, Choice | End):  # who resumes after an end begins with a new choice
+            self._choice = read if isinstance(read, Choice) else None
+        elif isinstance(read, Turn):
+            self._add(read)
 
-    def _turn_in(self, number: int, line: bytes) -> Turn | None:
-        """The turn on a line after the header; None where it is blank or tells of an end."""
+    def _read_line(self, number: int, line: bytes) -> Turn | Choice | End | None:
+        """What a line after the header says; None where it is blank."""
         if not line.strip():
             return None
         try:
             kind = msgspec.json.decode(line, type=_Kind).type
-            if kind == "end":
-                msgspec.json.decode(line, type=End)
-                return None
-            if kind != "turn":
+            if kind not in LINES:
                 raise FileError(f"{self.path}: line {number} is of unknown type {kind!r}")
-            return msgspec.json.decode(line, type=Turn)
+            return msgspec.json.decode(line, type=LINES[kind])
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise FileError(f"{self.path}: line {number} is damaged: {error}") from error
 
@@ -324,7 +407,7 @@ class Transcript:
         if refusal := TRANSCRIPT.refusal(msgspec.json.decode(header, type=Versioned).version):
             raise FileError(f"{self.path}: {refusal}")
 
-    def _write_lines(self, values: Sequence[Header | Turn | End], what: str) -> None:
+    def _write_lines(self, values: Sequence[Header | Turn | Choice | End], what: str) -> None:
         try:
             lines = b"".join(msgspec.json.encode(value) + b"\n" for value in values)
         except UnicodeEncodeError as error:

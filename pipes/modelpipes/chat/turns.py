@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -15,6 +15,8 @@ from msgspec import Struct
 from modelpipes.errors import UsageError
 
 DEFAULT_ROUNDS = 10  # where nothing else would end the talk
+STARVING = 2  # nobody is passed over more often in a row than so many times the number of members
+END_WORD = "END"  # a moderator's, to end the talk; no name of a member, which has no capitals
 
 
 class Spoken(Protocol):
@@ -75,14 +77,46 @@ def _check_members(members: Sequence[str]) -> None:
         raise UsageError("a member can be named only once")
 
 
-def moderator_question(members: Sequence[str]) -> str:
-    """What a moderator is asked, to choose the next speaker."""
-    names = f"{', '.join(members[:-1])} or {members[-1]}" if len(members) > 1 else members[0]
-    return f"Who should speak next: {names}? Answer with one name only."
+def overdue(passed_over: Mapping[str, int]) -> str | None:
+    """The member who must speak now, so that nobody is passed over more often in a row than twice their number.
+
+    `passed_over` has for each how many turns others spoke since it last did. None: anybody may speak.
+    """
+    limit = STARVING * len(passed_over)
+    waiting = sorted(passed_over, key=passed_over.__getitem__, reverse=True)  # stable: of two the one named first
+    if any(passed_over[name] + rank >= limit for rank, name in enumerate(waiting)):
+        return waiting[0]
+    return None
+
+
+def moderator_question(counts: Mapping[str, int], candidates: Sequence[str], talk: str) -> str:
+    """What a moderator is asked, to choose the next speaker: who has spoken how often, the last turns, the question."""
+    spoken = ", ".join(f"{name} {count}" for name, count in counts.items())
+    names = _either(candidates)
+    return (
+        f"You moderate a conversation of {_and(list(counts))}.\n"
+        f"How often each has spoken: {spoken}.\n"
+        f"The last turns:\n\n{talk}\n\n"
+        f"Who should speak next: {names}? Answer with one name only, or with {END_WORD} to end the conversation."
+    )
+
+
+def _and(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+
+
+def _either(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
 
 
 def parse_choice(answer: str, members: Sequence[str]) -> str | None:
-    """The member that a moderator's answer names first, as a whole word in any case; None: no member."""
+    """Whom a moderator's answer names first, as a whole word in any case; END_WORD where that is all it says.
+
+    None: no member. What it thought does not count.
+    """
+    answer = without_thoughts(answer)
+    if answer.strip(" \t\r\n.!*_\"'`") == END_WORD:
+        return END_WORD
     found: list[tuple[int, int, str]] = []
     for name in members:
         # Dots and hyphens belong to a name inside it, and to the sentence at its ends.
@@ -90,6 +124,12 @@ def parse_choice(answer: str, members: Sequence[str]) -> str | None:
         if match := re.search(word, answer) or re.search(word, answer, re.IGNORECASE):
             found.append((match.start(), -len(name), name))  # of two at one place the longer: it holds the other
     return min(found)[2] if found else None
+
+
+def without_thoughts(answer: str) -> str:
+    """An answer without `<think>…</think>`, also where one of the two tags is missing."""
+    answer = re.sub(r"<think>.*?</think>", "", answer, flags=re.DOTALL)
+    return answer.rpartition("</think>")[2].partition("<think>")[0]
 
 
 class StopRules(Struct, frozen=True):
@@ -104,15 +144,16 @@ class StopRules(Struct, frozen=True):
         if self.rounds is not None and self.rounds < 0:
             raise UsageError("rounds cannot be less than 0")
 
-    def why_stop(self, last: Spoken, members: int) -> str | None:
+    def why_stop(self, last: Spoken | None, spoken: int, members: int) -> str | None:
         """The name of the rule that ends the conversation of so many members after this turn; None: it goes on.
 
-        A stop word counts in the last turn only: who resumes a conversation after one wants more of it.
+        `spoken` counts the turns of members; while it is 0, the last one is an opening, if there is any. A stop word
+        counts in the last turn only: who resumes a conversation after one wants more of it.
         """
-        if self.stop_word is not None and last.turn > 0:
+        if self.stop_word is not None and last and spoken:
             word = rf"(?<!\w){re.escape(self.stop_word.strip())}(?!\w)"
             if re.search(word, last.content, re.IGNORECASE):
                 return "stop-word"
-        if self.rounds is not None and last.turn >= self.rounds * members:
+        if self.rounds is not None and spoken >= self.rounds * members:
             return "rounds"
         return None

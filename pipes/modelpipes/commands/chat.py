@@ -9,21 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from modelpipes.chat.preview import first_prompts
 from modelpipes.chat.talk import Talk, prepared
+from modelpipes.chat.transcript import Header, Turn
 from modelpipes.chat.turns import DEFAULT_ROUNDS, StopRules
-from modelpipes.commands.cli import options, reading, values, voices
+from modelpipes.commands.cli import options, reading, resumption, values, voices
 from modelpipes.commands.cli.configured import in_force, is_from_file
 from modelpipes.commands.cli.members import ME, InOrder, Members, read_members
+from modelpipes.commands.views import prompts
 from modelpipes.commands.views.loading import show_arriving
 from modelpipes.commands.views.talk import Watcher
 from modelpipes.errors import MessageError, UsageError
 from modelpipes.pipe.asker import SILENCE_S
+from modelpipes.pipe.room import HUB
 from modelpipes.terminal import output
 from modelpipes.terminal.waiting import Waiting
 from modelpipes.values.deadline import Deadline
 
 if TYPE_CHECKING:
     from modelpipes.gateway.private import PrivateDaemon
+
+OPENING = "Hello."
+LABELS = click.Choice(["auto", "always", "never"])
 
 
 @click.command(cls=InOrder, context_settings=options.settings)
@@ -34,11 +41,16 @@ if TYPE_CHECKING:
 @click.option("--serve", metavar="CONFIG", type=values.CONFIGURATION,
               help="Seat SEAT=NAME: models of a serve-models of its own, swapped.")  # fmt: skip
 @options.option("--rounds", key="chat-models.rounds", type=click.IntRange(1), metavar="N",
-                help="Turns of each member.  [10 or unending]")  # fmt: skip
+                help="Turns of each member, a silent moderator apart.  [10 or unending]")  # fmt: skip
 @click.option("--turns", "taking", type=click.Choice(["round-robin", "random", "moderator"]), default="round-robin",
               show_default=True, help="Who speaks next; random goes by --seed.")  # fmt: skip
-@click.option("--moderator", metavar="SEAT", type=values.NAMED, help="The member who is asked who speaks next.")
-@click.option("--opening", metavar="TEXT|-", default="Hello.", show_default=True, help="What the hub says first.")
+@click.option("--moderator", metavar="SEAT", type=values.NAMED,
+              help="The member who is asked who speaks next, and does not speak.")  # fmt: skip
+@click.option("--moderator-speaks", is_flag=True, help="It takes turns as well.")
+@click.option("--labels", type=values.Paired(LABELS, is_shared=True), multiple=True, metavar="[NAME=]WHEN",
+              help="Tell names with words: always, never, or auto, to who hears several.  [auto]")  # fmt: skip
+@click.option("--opening", metavar="TEXT|-",
+              help="What the hub says first.  [Hello.; with `me`, who begins, nothing]")  # fmt: skip
 @click.option("--stop-word", metavar="WORD", help="End when a member says it.")
 @options.option("--max-seconds", key="chat-models.max_seconds", type=options.SECONDS, default="none", show_default=True,
               help="End after this time, also in mid-answer; loading does not count.")  # fmt: skip
@@ -50,7 +62,9 @@ if TYPE_CHECKING:
                 metavar="N", help="New attempts at a turn that failed.")  # fmt: skip
 @click.option("--transcript", "path", metavar="FILE", type=values.TRANSCRIPT,
               help="Write the conversation there, as JSON Lines.")  # fmt: skip
-@click.option("--resume", is_flag=True, help="Continue the transcript after its last whole turn.")
+@click.option("--resume", is_flag=True,
+              help="Continue the transcript, with its members and settings unless others are given.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print what each model would be told first, and start nothing.")
 @click.option("--show-thinking", is_flag=True, help="A reasoning model's thoughts, on stderr.")
 @options.no_fit_check
 @options.as_json
@@ -76,15 +90,26 @@ def command(ctx: click.Context, /, **given: Any) -> None:
             _check_served(given["seats"])
             gateway = stack.enter_context(serving(given["serve"], in_force(ctx).variables))
         is_for_voices = not is_from_file(ctx, "timeout")
-        _lead({**given, "voice_timeout": given["timeout"] if is_for_voices else None}, ctx.meta["names"], gateway)
+        given["voice_timeout"] = given["timeout"] if is_for_voices else None
+        header = resumption.header_of(given["path"]) if given["resume"] and given["path"] else None
+        if header:
+            for line in resumption.take_settings(ctx, given, header):
+                output.say(f"chat-models: {line}")
+        _lead(given, ctx.meta["names"], gateway, header)
 
 
-def _lead(given: dict[str, Any], names: Sequence[str], gateway: PrivateDaemon | None) -> None:
-    members = read_members(given, names, gateway)
-    if not given["no_fit_check"]:
-        members.check_fit()
+def _lead(given: dict[str, Any], names: Sequence[str], gateway: PrivateDaemon | None, header: Header | None) -> None:
+    members = read_members(given, names, gateway, header)
+    for line in members.overrides(header) if header else ():
+        output.say(f"chat-models: {line}")
     talk = _describe(given, members)
     opening = _read_opening(given["opening"], members)
+    if given["dry_run"]:
+        first = Turn(0, HUB, opening) if opening is not None else None
+        prompts.write(first_prompts(talk.header(members.abouts()), first), as_json=given["as_json"])
+        return
+    if not given["no_fit_check"]:
+        members.check_fit()
     watcher = Watcher(as_json=given["as_json"], show_thinking=given["show_thinking"], guests=(ME,))
     with Waiting() as waiting, prepared(talk, watcher, _report, show_arriving(waiting)) as conversation:
         with watcher:
@@ -110,6 +135,10 @@ def _describe(given: dict[str, Any], members: Members) -> Talk:
         raise UsageError("--turns moderator and --moderator SEAT go together")
     if moderator and moderator not in members.names:
         raise UsageError(f"--moderator {moderator} is no member of this conversation")
+    if given["moderator_speaks"] and not moderator:
+        raise UsageError("--moderator-speaks needs the --moderator")
+    if moderator and not given["moderator_speaks"] and len(members.names) < 3:
+        raise UsageError("a moderator needs two members who speak, or --moderator-speaks")
     if given["resume"] and not given["path"]:
         raise UsageError("--resume needs the --transcript to continue")
     rounds = given["rounds"]
@@ -125,6 +154,9 @@ def _describe(given: dict[str, Any], members: Members) -> Talk:
         taking=given["taking"],
         seed=_read_seed(given["seed"]),
         moderator=moderator,
+        moderator_speaks=given["moderator_speaks"],
+        has_opening=given["opening"] is not None or ME not in members.names,
+        labels=_read_labels(given["labels"], members.names),
         rules=StopRules(rounds, given["stop_word"]),
         transcript=given["path"],
         is_resumed=given["resume"],
@@ -135,6 +167,19 @@ def _describe(given: dict[str, Any], members: Members) -> Talk:
     )
 
 
+def _read_labels(given: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+    """Who is told names: what is for all of them, and for one."""
+    common = [value for value in given if "=" not in value]
+    labels = dict.fromkeys(names, common[-1]) if common else {}
+    for name, _, value in (value.partition("=") for value in given if "=" in value):
+        if name not in names:
+            raise UsageError(
+                f"--labels {name}=…: no member '{name}' in this conversation; those are {', '.join(names)}"
+            )
+        labels[name] = value
+    return labels
+
+
 def _read_seed(given: Sequence[str]) -> int:
     """The seed that is for all of them; one of the moment where none is."""
     seeds = [seed for seed in given if "=" not in seed]
@@ -143,7 +188,10 @@ def _read_seed(given: Sequence[str]) -> int:
     return int(seeds[-1]) if seeds else int.from_bytes(os.urandom(4))
 
 
-def _read_opening(text: str, members: Members) -> str:
+def _read_opening(text: str | None, members: Members) -> str | None:
+    """What the hub says first; None where a person begins."""
+    if text is None:
+        return None if ME in members.names else OPENING
     if text == "-" and ME in members.names:
         raise UsageError(f"--opening - reads stdin to its end, where '{ME}' is to type; give the opening as TEXT")
     opening = reading.read_stdin(Deadline.never()).removesuffix("\n") if text == "-" else text

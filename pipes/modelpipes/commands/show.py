@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import click
 
-from modelpipes.chat.contents import read
+from modelpipes.chat.contents import Contents, read
+from modelpipes.chat.preview import Prompt, prompt_for
 from modelpipes.chat.rendering.exact import to_json
 from modelpipes.chat.rendering.markdown import to_markdown
 from modelpipes.chat.rendering.text import to_text
 from modelpipes.commands.cli import options, reading, values
-from modelpipes.errors import FileError
+from modelpipes.commands.views import prompts
+from modelpipes.errors import FileError, UsageError
 from modelpipes.terminal import output
 from modelpipes.values.deadline import Deadline
 
@@ -18,12 +20,17 @@ from modelpipes.values.deadline import Deadline
 @click.argument("transcript", metavar="TRANSCRIPT|-", type=values.TRANSCRIPT)
 @click.option("--format", "form", type=click.Choice(["text", "markdown", "html", "json"]), default="text",
               show_default=True, help="Text for a terminal, or a file to keep.")  # fmt: skip
+@click.option("--as", "seat", metavar="SEAT", help="What this member was told, instead: the messages of a turn.")
+@click.option("--turn", metavar="N", type=click.IntRange(0), help="Of which turn.  [its last one]")
 @click.option("--show-thinking", is_flag=True, help="A reasoning model's thoughts as well.")
 @click.option("--max-seconds", type=options.SECONDS, default="none", show_default=True,
               help="Longest wait for the end of stdin.")  # fmt: skip
 @options.lenient
 @click.pass_context
-def command(ctx: click.Context, transcript: str, form: str, show_thinking: bool, max_seconds: float) -> int:
+def command(
+    ctx: click.Context, transcript: str, form: str, seat: str | None, turn: int | None, show_thinking: bool,
+    max_seconds: float,
+) -> int:  # fmt: skip
     """Show a conversation: who said what, and where the time went.
 
     A transcript that is still being written or damaged is shown as far as it can
@@ -34,6 +41,7 @@ def command(ctx: click.Context, transcript: str, form: str, show_thinking: bool,
       modelpipes show talk.jsonl
       modelpipes show talk.jsonl --format html > talk.html
       modelpipes show - --format json < talk.jsonl
+      modelpipes show talk.jsonl --as bob --turn 2
     """
     name = "stdin" if transcript == "-" else transcript
     limit = Deadline.after(options.bounded(max_seconds))
@@ -42,6 +50,9 @@ def command(ctx: click.Context, transcript: str, form: str, show_thinking: bool,
         raise FileError(f"{name}: is no transcript; one is made with chat-models --transcript FILE")
     if contents.refusal:
         raise FileError(f"{name}: {contents.refusal}")
+    if seat is not None or turn is not None:
+        prompts.write([_told(name, contents, seat, turn)], as_json=form == "json")
+        return 0
     match form:
         case "json":
             output.write_json(to_json(contents, show_thinking=show_thinking))
@@ -56,3 +67,20 @@ def command(ctx: click.Context, transcript: str, form: str, show_thinking: bool,
     if complaints := contents.complaints():
         output.say(f"{ctx.info_name}: {name}: {'; '.join(complaints)}")
     return FileError.exit_code if contents.unreadable_lines else 0
+
+
+def _told(name: str, contents: Contents, seat: str | None, turn: int | None) -> Prompt:
+    """What a member was told for a turn, its last one where none is named."""
+    if seat is None:
+        raise UsageError("--turn goes with --as SEAT, whose turn it is")
+    if contents.header is None:
+        raise FileError(f"{name}: has no header, which says who was told what")
+    if seat not in contents.header.members:
+        raise UsageError(f"--as {seat}: no member of this conversation; those are {', '.join(contents.header.members)}")
+    spoken = [each.turn for each in contents.turns if each.sender == seat]
+    last = contents.turns[-1].turn if contents.turns else -1
+    if turn is None:
+        turn = spoken[-1] if spoken else last + 1
+    elif turn > last + 1:
+        raise UsageError(f"--turn {turn}: the conversation has come to turn {last}")
+    return prompt_for(contents.header, contents.turns, seat, turn)

@@ -22,7 +22,7 @@ class Chunk(msgspec.Struct):
     content: str = ""
     thinking: str = ""
     finish: str | None = None
-    usage: tuple[int, int] | None = None  # tokens of the prompt, of the answer
+    usage: tuple[int, int, int | None] | None = None  # tokens of the prompt, of the answer; of the prompt, read before
     tokens_per_second: float | None = None
     read: tuple[int, int] | None = None  # tokens of the prompt that were read, of so many
     is_fault: bool = False
@@ -95,7 +95,9 @@ def _read_any(data: bytes) -> Chunk:
 
 def _with_figures(chunk: Chunk, usage: Any, timings: Any, progress: Any) -> Chunk:
     if isinstance(usage, dict):
-        chunk.usage = _count(usage.get("prompt_tokens")) or 0, _count(usage.get("completion_tokens")) or 0
+        details = usage.get("prompt_tokens_details")
+        cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else None
+        chunk.usage = _count(usage.get("prompt_tokens")) or 0, _count(usage.get("completion_tokens")) or 0, cached
     # The first token belongs to the prompt's time: llama.cpp counts it at no cost.
     if isinstance(timings, dict) and (_count(timings.get("predicted_n")) or 0) > 1:
         rate = timings.get("predicted_per_second")

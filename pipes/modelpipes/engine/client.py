@@ -7,14 +7,15 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any
 
 from modelpipes.engine.chunks import ERROR_EVENT, HalfJoiner, read_chunk
-from modelpipes.engine.refusal import SHOWN_BODY_CHARS, refusal
+from modelpipes.engine.refusal import SHOWN_BODY_CHARS, refusal, refused_fields
+from modelpipes.engine.thoughts import ThoughtSplitter
 from modelpipes.errors import DeadlineError, EngineError, PipesError, Refused, UsageError
 from modelpipes.web.requests import Response, exchange, explain_transport
 from modelpipes.web.site import Site, root_of
@@ -24,7 +25,6 @@ from modelpipes.web.stream import Stream
 CHAT = "/v1/chat/completions"
 DONE = b"[DONE]"
 FAULT = "error"  # a field of older llama-servers for what broke the answer off
-OWN_FIELDS = ("stream_options",)  # of a request: those that nobody asked for, and that an answer can do without
 INSIDE_STATUS = 500  # of an error inside an answer that began with 200, unless it names another
 SHOWN_MODELS = 12  # of those that a server has, in a line
 CONNECT_LIMIT_S = 10.0  # a handshake across any network is over by then
@@ -33,10 +33,14 @@ QUERY_LIMIT_S = 30.0  # counting tokens and the like; llama-server answers them 
 
 @dataclass
 class Piece:
-    """A piece of the answer, or of the thoughts before it."""
+    """A piece of the answer, or of the thoughts before it.
+
+    `anew`: the pieces before it do not count; what they had is told again here, as what it is.
+    """
 
     content: str = ""
     thinking: str = ""
+    anew: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class TokenUsage:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int | None = None  # of the prompt, read before
 
 
 class Client:
@@ -68,6 +73,7 @@ class Client:
         self._model_name = model_name
         self._is_llama_server: bool | None = None
         self._refused: set[str] = set()  # fields that the server does not take
+        self._begins_in_thoughts = False  # an answer of the model, without a tag that says so
         self._lock = threading.Lock()
 
     def chat(
@@ -79,19 +85,21 @@ class Client:
         temperature: float | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        stop: Sequence[str] = (),
+        may_stop: Sequence[str] = (),
     ) -> ChatStream:
         """The answer to `messages` as a stream; nothing is sent before it is iterated.
 
-        The stream ends in DeadlineError when the server shows no life for `silence_s` (None: never).
+        The stream ends in DeadlineError when the server shows no life for `silence_s` (None: never). Words of `stop`
+        end the answer, and a server that cannot do that refuses; those of `may_stop` need not.
         """
-        body: dict[str, Any] = {
-            "messages": [dict(message) for message in messages],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        given = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-        body |= {key: value for key, value in given.items() if value is not None}
-        return ChatStream(self, body, silence_s)
+        body: dict[str, Any] = {"messages": [dict(message) for message in messages], "stream": True}
+        asked = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        body |= {key: value for key, value in asked.items() if value is not None}
+        added: dict[str, Any] = {"stream_options": {"include_usage": True}}
+        if stop or may_stop:
+            (body if stop else added)["stop"] = [*stop, *may_stop]
+        return ChatStream(self, body, added, silence_s)
 
     def is_llama_server(self) -> bool:
         """Whether the server has llama-server's own endpoints; asked once."""
@@ -101,12 +109,18 @@ class Client:
                 self._is_llama_server = isinstance(answer, dict) and "default_generation_settings" in answer
             return self._is_llama_server
 
+    def build(self) -> str:
+        """Which build of llama.cpp a llama-server is, as `b11434-0d47e77d2`; empty where it does not say."""
+        said = self._props().get("build_info")
+        return said if isinstance(said, str) else ""
+
+    def _props(self) -> dict[str, Any]:
+        answer = self.get("/props", missing_is_none=True) if self.is_llama_server() else None
+        return answer if isinstance(answer, dict) else {}
+
     def context_size(self) -> int | None:
         """The tokens that one conversation may have; None where the server does not say."""
-        if not self.is_llama_server():
-            return None
-        answer = self.get("/props", missing_is_none=True)
-        settings = answer.get("default_generation_settings") if isinstance(answer, dict) else None
+        settings = self._props().get("default_generation_settings")
         size = settings.get("n_ctx") if isinstance(settings, dict) else None
         return size if isinstance(size, int) and size > 0 else None
 
@@ -179,8 +193,8 @@ class Client:
 
     # -- for ChatStream
 
-    def complete_body(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The request with what depends on the server added."""
+    def complete_body(self, body: dict[str, Any], added: dict[str, Any]) -> dict[str, Any]:
+        """The request with what depends on the server, and what nobody asked for `added`, as far as it takes that."""
         llama_server = self.is_llama_server()
         if llama_server:
             # Progress events are also what makes the server notice, batch by batch, that we have gone.
@@ -193,18 +207,24 @@ class Client:
                 if len(names) > 1:  # the first may be one that only embeds
                     raise UsageError(f"the server at {self.root} has {some(names)}: name one of these models")
                 self._model_name = names[0]
-            body = {name: value for name, value in body.items() if name not in self._refused}
+            body = body | {name: value for name, value in added.items() if name not in self._refused}
             return body | {"model": self._model_name} if self._model_name else body
 
-    def leave_out(self, refused: Refused) -> bool:
-        """Whether a field of our own was refused, by its name in the server's words; it is not sent any more."""
-        if refused.status not in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
-            return False
-        named = {field for field in OWN_FIELDS if field in str(refused)}
+    def leave_out(self, refused: Refused, added: Iterable[str]) -> bool:
+        """Whether a field that was `added` is what was refused; it is not sent any more."""
+        named = refused_fields(refused, added)
         with self._lock:
             is_new = not named <= self._refused
             self._refused |= named
         return is_new
+
+    def splitter(self) -> ThoughtSplitter:
+        """What parts the thoughts from the next answer."""
+        return ThoughtSplitter(begins_in_thoughts=self._begins_in_thoughts)
+
+    def learn(self, splitter: ThoughtSplitter) -> None:
+        """How answers begin, from the one that this parted."""
+        self._begins_in_thoughts = splitter.begins_in_thoughts
 
     # -- short requests
 
@@ -234,12 +254,12 @@ class Client:
 class ChatStream:
     """One answer as it comes: iterate it; `finish`, `usage` and `tokens_per_second` are known at its end."""
 
-    def __init__(self, client: Client, body: dict[str, Any], silence_s: float | None) -> None:
+    def __init__(self, client: Client, body: dict[str, Any], added: dict[str, Any], silence_s: float | None) -> None:
         self.finish: str | None = None  # "stop", "length", or what else the server calls it
         self.usage: TokenUsage | None = None
         self.tokens_per_second: float | None = None
         self._client = client
-        self._body = body
+        self._body, self._added = body, added
         self._silence_s = silence_s
         self._last_life_s = time.monotonic()
         self._content, self._thinking = HalfJoiner(), HalfJoiner()
@@ -247,7 +267,7 @@ class ChatStream:
         self._has_words = False
         self._is_cancelled = False
         self._stream = Stream(client.site, self._explain)
-        self._iterator: Generator[Piece | Reading] = self._iterate()
+        self._iterator: Generator[Piece | Reading] = self._part()
 
     def __iter__(self) -> ChatStream:
         return self
@@ -273,23 +293,42 @@ class ChatStream:
     ) -> None:
         self.close()
 
-    def _iterate(self) -> Generator[Piece | Reading]:
-        try:
-            yield from self._ask()
-        except Refused as refused:
-            if self._has_words or not self._client.leave_out(refused):
-                raise
+    def _part(self) -> Generator[Piece | Reading]:
+        """What comes, the thoughts parted from the words."""
+        splitter = self._client.splitter()
+        with contextlib.closing(self._ask_or_again()) as coming:
+            for came in coming:
+                if isinstance(came, Reading):
+                    yield came
+                    continue
+                if came.thinking:
+                    splitter.pass_content()
+                content, thinking, anew = splitter.feed(came.content)
+                if content or thinking or came.thinking:
+                    yield Piece(content, came.thinking + thinking, anew)
+        content, thinking, anew = splitter.flush(is_whole=self.finish != "length")
+        self._client.learn(splitter)
+        if content or thinking:
+            yield Piece(content, thinking, anew)
+
+    def _ask_or_again(self) -> Generator[Piece | Reading]:
+        while True:
+            try:
+                yield from self._ask()
+                return
+            except Refused as refused:
+                if self._has_words or not self._client.leave_out(refused, self._added):
+                    raise
             self._stream = Stream(self._client.site, self._explain)
             if self._is_cancelled:  # meanwhile, and so the stream before
                 self._stream.cancel()
-            yield from self._ask()
 
     def _ask(self) -> Generator[Piece | Reading]:
         limit_s = CONNECT_LIMIT_S if self._silence_s is None else min(CONNECT_LIMIT_S, self._silence_s)
         with self._stream as stream:
             try:
                 stream.check_cancelled()
-                body = _encode(self._client.complete_body(self._body))
+                body = _encode(self._client.complete_body(self._body, self._added))
                 headers = self._client.headers | {"Accept": "text/event-stream"}
                 stream.send("POST", CHAT, body, headers, connect_s=limit_s, silence_s=self._silence_s)
                 self._last_life_s = time.monotonic()
@@ -364,7 +403,7 @@ class ChatStream:
         piece.thinking += self._thinking.feed(chunk.thinking)
         piece.content += self._content.feed(chunk.content)
         self.finish = chunk.finish or self.finish
-        if chunk.usage:
+        if chunk.usage and any(chunk.usage):  # some that do not count say 0
             self.usage = TokenUsage(*chunk.usage)
         self.tokens_per_second = chunk.tokens_per_second or self.tokens_per_second
         self._reading = Reading(*chunk.read) if chunk.read else None

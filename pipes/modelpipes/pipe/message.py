@@ -30,10 +30,11 @@ class Heard(Struct, frozen=True, gc=False):
 
 
 class Usage(Struct, frozen=True, omit_defaults=True, gc=False):
-    """Tokens of one answer, as the engine counted them."""
+    """Tokens of one answer, as the engine counts them; `cached_tokens` of the prompt it had read before, if it says."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int | None = None
 
 
 class Timing(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -53,6 +54,7 @@ class Cast(Struct, frozen=True, omit_defaults=True, gc=False):
 
     others: tuple[str, ...] = ()
     labels: bool = False
+    person: str = ""  # which of them is one
 
 
 class Sampling(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -93,17 +95,21 @@ class Progress(Struct, frozen=True, omit_defaults=True, tag="progress", gc=False
 
 
 class Delta(Struct, frozen=True, omit_defaults=True, tag="delta", gc=False):
-    """A piece of an answer, or of the thoughts before it."""
+    """A piece of an answer, or of the thoughts before it. `anew`: the pieces before it do not count any more."""
 
     reply_to: str
     sender: str = field(name="from")
     to: str
     content: str = ""
     thinking: str = ""
+    anew: bool = False
 
 
 class Reply(Struct, frozen=True, omit_defaults=True, tag="reply", gc=False):
-    """A whole answer; `dropped` are the first and the last turn that were left out of the prompt."""
+    """A whole answer; `dropped` are the first and the last turn that were left out of the prompt.
+
+    `is_cut`: it went on in another's name, and ends before that.
+    """
 
     id: str
     reply_to: str
@@ -115,6 +121,7 @@ class Reply(Struct, frozen=True, omit_defaults=True, tag="reply", gc=False):
     usage: Usage | None = None
     timing: Timing | None = None
     dropped: tuple[int, int] | None = None
+    is_cut: bool = False
 
 
 class Failure(Struct, frozen=True, omit_defaults=True, tag="failure", gc=False):

@@ -14,6 +14,7 @@ import msgspec
 from modelpipes import lockfile
 from modelpipes.errors import DeadlineError, LockError, PeerGone, RoomError, UsageError
 from modelpipes.pipe import fifo
+from modelpipes.pipe.message import Sampling
 from modelpipes.values.deadline import Deadline
 from modelpipes.values.formats import SEAT, format_of
 from modelpipes.values.paths import runtime_dir
@@ -45,6 +46,17 @@ class Loading(msgspec.Struct, frozen=True):
         return format_share(self.done_bytes, self.total_bytes)
 
 
+class About(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is known of the model that makes the answers, and what it is told first; nothing of a program."""
+
+    file: str = ""  # its path here
+    engine: str = ""  # which program computes, and its build
+    system: str | None = None  # as it was written, with places to be filled in; None: the default, empty: nothing
+    manner: Literal["full", "brief"] = "full"  # of the default
+    folds_system: bool = False  # its template refuses a system role
+    sampling: Sampling | None = None
+
+
 class Sitting(msgspec.Struct, frozen=True, omit_defaults=True):
     """Who sits in a seat and what it does; the one line of the seat's lock file.
 
@@ -58,6 +70,7 @@ class Sitting(msgspec.Struct, frozen=True, omit_defaults=True):
     queue: int = 0  # messages waiting
     answers: int = 0  # given so far
     command: str = ""
+    about: About | None = None
     loading: Loading | None = None  # while it loads, where that can be seen
 
     @property

@@ -21,6 +21,7 @@ class Asked:
     def __init__(self, voice: Voice, turns: Sequence[Heard] | str, say: Say | None = None) -> None:
         self.emitted = threading.Event()
         self.deltas: list[tuple[str, str]] = []
+        self.anew = 0  # how often it began anew
         self.finish: Finish | None = None
         self.error: PipesError | None = None
         heard = [Heard(0, "hub", turns)] if isinstance(turns, str) else turns
@@ -29,8 +30,9 @@ class Asked:
         self.thread = threading.Thread(target=self._answer)
         self.thread.start()
 
-    def _note(self, work: Work, content: str, thinking: str) -> None:
+    def _note(self, work: Work, content: str, thinking: str, anew: bool) -> None:
         self.deltas.append((content, thinking))
+        self.anew += anew
         self.emitted.set()
 
     def _answer(self) -> None:

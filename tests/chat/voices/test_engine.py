@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -14,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from modelpipes.chat.history import render
+from modelpipes.chat.prompt import Told, render
 from modelpipes.chat.voices import Finish
 from modelpipes.chat.voices.engine import EngineVoice
 from modelpipes.engine.client import figure_of
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.errors import DeadlineError, EngineError, MessageError, Refused, UsageError
-from modelpipes.pipe.message import Heard, Sampling, Usage
+from modelpipes.pipe.message import Cast, Heard, Sampling, Say, Usage
 from modelpipes.values.deadline import Deadline
 from tests import models
 from tests.chat.conftest import Seat
@@ -84,16 +85,54 @@ def contents(asked: dict[str, Any]) -> list[str]:
 # -- what reaches a model
 
 
+SAID = [("hub", "Hi."), ("alice", "A."), ("bob", "B."), ("carol", "C."), ("alice", "D.")]
+TURNS = [Heard(number, sender, words) for number, (sender, words) in enumerate(SAID)]
+THREE = Say("1", "hub", "bob", conversation="c", turn=5, cast=Cast(("alice", "carol"), labels=True))
+
+
 def test_own_turns_are_the_assistants_and_others_are_named_where_several_speak(server: Scripted) -> None:
-    said = [("hub", "Hi."), ("alice", "A."), ("bob", "B."), ("carol", "C."), ("alice", "D.")]
-    turns = [Heard(number, sender, words) for number, (sender, words) in enumerate(said)]
-    assert Asked(voice_at(server, system="Be kind."), turns).content == "Yes."
+    assert Asked(voice_at(server, system="Be kind."), TURNS, THREE).content == "Yes."
     assert server.asked[0]["messages"] == [
         {"role": "system", "content": "Be kind."},
-        {"role": "user", "content": "hub: Hi.\nalice: A."},
+        {"role": "user", "content": "hub: Hi.\n\nalice: A."},
         {"role": "assistant", "content": "B."},
-        {"role": "user", "content": "carol: C.\nalice: D."},
+        {"role": "user", "content": "carol: C.\n\nalice: D."},
     ]
+    assert server.asked[0]["stop"] == ["\nalice:", "\ncarol:", "\nhub:"]
+
+
+def test_a_lone_question_has_no_system_text_and_no_stop(server: Scripted) -> None:
+    assert Asked(voice_at(server), "Hi.").content == "Yes."
+    assert server.asked[0]["messages"] == [{"role": "user", "content": "Hi."}]
+    assert "stop" not in server.asked[0]
+
+
+def test_a_model_without_a_system_text_is_told_who_is_there_and_none_is_told_where_it_is_empty(
+    server: Scripted,
+) -> None:
+    assert Asked(voice_at(server), TURNS, THREE).content == "Yes."
+    assert Asked(voice_at(server, system=""), TURNS, THREE).content == "Yes."
+    first, second = (asked["messages"][0] for asked in server.asked)
+    assert first["role"] == "system"
+    assert first["content"].startswith("You are bob. You are in a conversation with alice and carol.")
+    assert second["role"] == "user"
+
+
+@pytest.mark.parametrize("words", ["Yes.\n\nalice: No.\n\nbob: Yes.", "bob: Yes.\n**Hub:** No.", "Yes.  \nCAROL: No."])
+def test_what_a_model_puts_into_anothers_mouth_is_cut_also_where_a_server_ignores_the_stop(
+    server: Scripted, words: str
+) -> None:
+    server.say(piece(content=words), piece("stop"), b"[DONE]")
+    asked = Asked(voice_at(server), TURNS, THREE)
+    assert asked.content == "Yes."
+    assert asked.finish and asked.finish.is_cut
+
+
+def test_a_turn_of_nothing_but_anothers_words_is_tried_again_once(server: Scripted) -> None:
+    server.say(piece(content="alice: I agree."), piece("stop"), b"[DONE]")
+    asked = Asked(voice_at(server, sampling=Sampling(seed=7)), TURNS, THREE)
+    assert asked.content == ""
+    assert [each["seed"] for each in server.asked] == [7, 8]
 
 
 def test_what_is_asked_for_reaches_the_server(server: Scripted) -> None:
@@ -145,7 +184,7 @@ def test_history_longer_than_the_context_is_trimmed_by_the_engines_own_count(voi
     first, last = finish.dropped
     assert first == 1
     kept = [turns[0], *turns[last + 1 :]]
-    assert finish.usage.prompt_tokens == voice._client.count_tokens(render(kept, "bob", "Be kind."))
+    assert finish.usage.prompt_tokens == voice._client.count_tokens(render(kept, Told("bob", "Be kind.")))
     assert 0.7 * (1024 - 64) < finish.usage.prompt_tokens <= 1024 - 64
 
 
@@ -256,6 +295,28 @@ def test_thoughts_that_the_engine_parts_never_become_content(voice_of: MakeVoice
     assert asked.work.phase == "thinking"
 
 
+def test_thoughts_without_a_beginning_never_become_content(voice_of: MakeVoice) -> None:
+    reply = ["Bob:", " well.", "\n", "</think>", "\n\n", "bob:", " So", " be it."]
+    voice = voice_of(reply, template=models.THINKING_TEMPLATE, args=("--reasoning-format", "none"))
+    for _ in range(2):
+        asked = Asked(voice, "x").join()
+        assert (asked.content, asked.thinking.strip()) == ("So be it.", "Bob: well.")
+
+
+def test_words_that_turn_out_to_be_thoughts_leave_the_answer(server: Scripted) -> None:
+    server.say(piece(content="bob: Hm,"), piece(content=" well.\n</think>\n\nbob: So"), piece("stop"), b"[DONE]")
+    server.step = threading.Semaphore(1)
+    voice = voice_at(server)
+    asked = Asked(voice, "x")
+    asked.await_words()
+    assert asked.deltas == [("Hm,", "")]
+    server.step.release(9)
+    assert (asked.content, asked.thinking, asked.anew) == ("So", "bob: Hm, well.\n", 1)
+    assert asked.finish and asked.work.first_word_s
+    again = Asked(voice, "x").join()
+    assert (again.content, again.thinking, again.anew) == ("So", "bob: Hm, well.\n", 0)
+
+
 def test_an_answer_tells_its_usage_and_rate(voice_of: MakeVoice) -> None:
     voice = voice_of()
     finish = Asked(voice, "Hello.").join().finish
@@ -263,7 +324,7 @@ def test_an_answer_tells_its_usage_and_rate(voice_of: MakeVoice) -> None:
     count = voice._client.count_tokens([{"role": "user", "content": "Hello."}])
     assert finish.stop == "end"
     assert count is not None
-    assert finish.usage == Usage(count, 4)
+    assert finish.usage and finish.usage == Usage(count, 4, finish.usage.cached_tokens)
     assert finish.tokens_per_second and finish.tokens_per_second > 0
     assert finish.dropped is None
 

@@ -12,6 +12,7 @@ from modelpipes.chat.contents import Contents
 from modelpipes.chat.rendering.facts import (
     Spent,
     as_line,
+    chosen_in,
     describe,
     draw_bar,
     facts_of,
@@ -27,7 +28,7 @@ LEAST_TICKS = 3  # of a fence
 
 def to_markdown(contents: Contents, *, show_thinking: bool = False) -> str:
     """Markdown (CommonMark, and what GitHub adds to it), in which what was said is quoted and nothing else."""
-    whole_ms = longest_ms(contents)
+    whole_ms, choices = longest_ms(contents), chosen_in(contents)
     title, *about = describe(contents)
     parts = [f"# {escape_markdown(title)}"]
     if about:
@@ -38,7 +39,7 @@ def to_markdown(contents: Contents, *, show_thinking: bool = False) -> str:
         if not turn:
             continue
         parts.append(f"## {turn.turn} {escape_markdown(as_line(turn.sender))}")
-        if facts := facts_of(turn):
+        if facts := facts_of(turn, choices.get(turn.turn)):
             parts.append(escape_markdown(", ".join(facts)))
         language = "markdown" if writes_markdown(contents, turn.sender) else "text"
         if show_thinking and turn.thinking:

@@ -6,13 +6,14 @@ A model's words are Markdown, and rendered; those of a person, of a program and 
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from modelpipes.chat.contents import Contents
 from modelpipes.chat.rendering.facts import (
     PHASES,
     Spent,
     as_line,
+    chosen_in,
     describe,
     facts_of,
     format_ms,
@@ -93,7 +94,7 @@ summary { cursor: pointer; }
 
 def to_html(contents: Contents, *, show_thinking: bool = False) -> str:
     """One page that needs nothing else: no script, no picture, no font, nothing fetched."""
-    whole_ms = longest_ms(contents)
+    whole_ms, choices = longest_ms(contents), chosen_in(contents)
     title, *about = describe(contents)
     hues = {name: number * HUE_STEP % 360 for number, name in enumerate(speakers(contents))}
     parts = [_PAGE_BEGINS.format(title=_escape(title), style=_STYLE)]
@@ -106,14 +107,17 @@ def to_html(contents: Contents, *, show_thinking: bool = False) -> str:
             parts.append(f'<p class="end">ended by: {_escape(as_line(ended.why))}</p>\n')
         if turn:
             show = words_to_html if writes_markdown(contents, turn.sender) else _words
-            parts += _article(turn, hues[turn.sender], whole_ms, show_thinking, show)
+            facts = facts_of(turn, choices.get(turn.turn))
+            parts += _article(turn, facts, hues[turn.sender], whole_ms, show_thinking, show)
     return "".join([*parts, "</main>\n</body>\n</html>\n"])
 
 
-def _article(turn: Turn, hue: int, whole_ms: float, show_thinking: bool, show: Callable[[str], str]) -> Iterator[str]:
+def _article(
+    turn: Turn, known: Sequence[str], hue: int, whole_ms: float, show_thinking: bool, show: Callable[[str], str]
+) -> Iterator[str]:
     """A turn in HTML, its words as `show` makes them."""
     kind = "words markdown" if show is words_to_html else "words"
-    facts = f' <span class="facts">{_escape(", ".join(facts_of(turn)))}</span>'
+    facts = f' <span class="facts">{_escape(", ".join(known))}</span>'
     yield f'<article id="turn-{turn.turn}" style="--hue:{hue}">\n'
     yield f'<h2><span class="number">{turn.turn}</span> <bdi>{_escape(as_line(turn.sender))}</bdi>{facts}</h2>\n'
     if show_thinking and turn.thinking:

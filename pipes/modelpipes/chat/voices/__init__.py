@@ -16,7 +16,7 @@ from msgspec import Struct
 from modelpipes.errors import MessageError
 from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
 from modelpipes.pipe.message import Heard, Phase, Say, Stop, Usage
-from modelpipes.pipe.room import Loading
+from modelpipes.pipe.room import About, Loading
 from modelpipes.values.deadline import Deadline
 from modelpipes.values.units import format_elapsed
 
@@ -31,12 +31,14 @@ class Finish(Struct, frozen=True):
     usage: Usage | None = None
     tokens_per_second: float | None = None
     dropped: tuple[int, int] | None = None  # first and last turn left out of the prompt
+    is_cut: bool = False  # before words that were another's
 
 
 class Work:
     """One message in work: the `say` that asks, all turns heard, and where the voice puts its answer."""
 
-    def __init__(self, say: Say, turns: Sequence[Heard], notify: Callable[[Work, str, str], None]) -> None:
+    def __init__(self, say: Say, turns: Sequence[Heard], notify: Callable[[Work, str, str, bool], None]) -> None:
+        """`notify` is told each piece: content, thinking, and whether those before it do not count any more."""
         self.say = say
         self.turns = turns
         self.content: list[str] = []
@@ -64,7 +66,15 @@ class Work:
         if thinking:
             self.phase = "thinking"
             self.thinking.append(thinking)
-        self._notify(self, content, thinking)
+        self._notify(self, content, thinking, False)
+
+    def begin_anew(self, content: str = "", thinking: str = "") -> None:
+        """What was emitted does not count, and this takes its place: words that turn out to be thoughts."""
+        self.content, self.thinking = [content] if content else [], [thinking] if thinking else []
+        self._size_bytes = len(content) + len(thinking)
+        self.life_s = time.monotonic()
+        self.first_word_s = self.life_s if content else None
+        self._notify(self, content, thinking, True)
 
     def show_life(self, phase: Phase | None = None) -> None:
         """Tell that the answer is on its way."""
@@ -98,6 +108,9 @@ class Voice(Protocol):
 
     def prepare(self, deadline: Deadline) -> None:
         """Load what answers; raises a PipesError that says why it cannot."""
+
+    def about(self) -> About | None:
+        """What is known of the model that answers, once it is prepared; None where it is none."""
 
     def answer(self, work: Work) -> Finish:
         """Answer the last turn, emitting words.

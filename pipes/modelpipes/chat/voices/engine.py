@@ -6,15 +6,18 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from modelpipes.chat.history import trim
-from modelpipes.chat.speech import NameStripper, ThoughtSplitter
+from msgspec.structs import replace
+
+from modelpipes.chat.prompt import Manner, Messages, labels_of, told_to, trim
+from modelpipes.chat.speech import LabelCutter, NameStripper
 from modelpipes.chat.voices import Finish, Work
 from modelpipes.engine.client import ChatStream, Client, Piece, some
 from modelpipes.engine.lifecycle import Engine
+from modelpipes.engine.locate import PACKAGED_MODELS
 from modelpipes.errors import Cancelled, MessageError, Refused, UsageError
 from modelpipes.gateway.lease import Lease, is_gateway
 from modelpipes.pipe.message import Sampling, Stop, Usage
-from modelpipes.pipe.room import Loading
+from modelpipes.pipe.room import About, Loading
 from modelpipes.values.deadline import Deadline
 
 HISTORY_BYTES_PER_TOKEN = 16  # four times what text has: more than this never fits a prompt
@@ -31,8 +34,6 @@ ANSWER_SHARE = 4  # a quarter of the context is kept for the answer where --max-
 
 LOADING_LIMIT_S = 600.0  # a server that says it loads its model is waited for; the largest from a slow disk
 LOADING_INTERVAL_S = 0.1
-
-Messages = Sequence[dict[str, str]]
 
 
 class EngineVoice:
@@ -58,12 +59,15 @@ class EngineVoice:
         largest = ctx_size if start_engine else max(ctx_size, SERVER_CTX_SIZE)
         self.history_bytes = min(largest * HISTORY_BYTES_PER_TOKEN, HISTORY_LIMIT_BYTES)
         self._seat = seat
+        self._file = ""
+        self._build = ""
         self._start_engine = start_engine
         self._engine: Engine | None = None
         self._server = server
         self._model_name = model_name
         self._api_key = api_key
         self._system = system
+        self._manner: Manner = "full"
         self._sampling = sampling or Sampling()
         self._ctx_size = ctx_size
         self._silence_s = silence_s
@@ -78,6 +82,8 @@ class EngineVoice:
     def prepare(self, deadline: Deadline) -> None:
         if self._start_engine:
             self._engine = self._start_engine()
+            self._file = self._engine.model
+            self._manner = manner_of(self._file)
             self._engine.be_ready(deadline)
         client = Client(
             self._engine.base_url if self._engine else self._server,
@@ -111,8 +117,9 @@ class EngineVoice:
         self._folds_system, self._can_count, self._bound = False, False, (0, 0)
         self._tokens_per_byte = TOKENS_PER_BYTE
         if client.is_llama_server():
+            self._build = f"{self._engine.binary.kind if self._engine else 'llama-server'} {client.build()}".strip()
             self._ctx_size = client.context_size() or self._ctx_size
-            self._folds_system = self._system is not None and client.refuses_system()
+            self._folds_system = self._system != "" and client.refuses_system()
             self._measure_template(client)
         elif not self._engine:
             try:
@@ -148,7 +155,7 @@ class EngineVoice:
         except Refused as refused:
             if work.content or work.thinking:
                 raise
-            if refused.kind == "template" and self._system is not None and not self._folds_system:
+            if refused.kind == "template" and self._system != "" and not self._folds_system:
                 self._folds_system = True
             elif refused.kind != "context":
                 raise
@@ -160,29 +167,37 @@ class EngineVoice:
                 raise
 
     def _answer(self, work: Work, *, is_exact: bool) -> Finish:
-        sampling = self._sampling
+        cast, turns, sampling = work.say.cast, work.turns, self._sampling
         with self._engine_of(work) as client:
-            messages, dropped = trim(
-                work.turns,
-                self._seat,
-                self._system,
-                self._folds_system,
-                lambda messages: self._fits(client, messages, work, is_exact),
-            )
-            with client.chat(
-                messages,
-                silence_s=self._silence_s,
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seed=sampling.seed,
-            ) as stream:
-                work.when_cancelled(stream.cancel)
-                try:
-                    first_s = self._pass_on(stream, work)
-                finally:
-                    work.when_cancelled(None)
-            return self._finish(stream, first_s, messages, dropped)
+            told = told_to(self._seat, self._system, cast, turns, folds_system=self._folds_system, manner=self._manner)
+            messages, dropped = trim(turns, told, lambda messages: self._fits(client, messages, work, is_exact))
+            names = labels_of(cast, turns, self._seat)
+            finish = self._speak(client, messages, names, sampling, work)
+            if work.say.conversation and finish.stop == "end" and not "".join(work.content).strip():
+                # Nothing, or nothing but names and what others would say; the same seed would say it again.
+                seed = None if sampling.seed is None else sampling.seed + 1
+                finish = self._speak(client, messages, names, replace(sampling, seed=seed), work)
+            return replace(finish, dropped=dropped)
+
+    def _speak(
+        self, client: Client, messages: Messages, names: Sequence[str], sampling: Sampling, work: Work
+    ) -> Finish:
+        """Let the engine answer, and pass on what it says as itself."""
+        with client.chat(
+            messages,
+            silence_s=self._silence_s,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            may_stop=[f"\n{name}:" for name in names],
+        ) as stream:
+            work.when_cancelled(stream.cancel)
+            try:
+                first_s, is_cut = self._pass_on(stream, names, work)
+            finally:
+                work.when_cancelled(None)
+        return replace(self._finish(stream, first_s, messages), is_cut=is_cut)
 
     @contextlib.contextmanager
     def _engine_of(self, work: Work) -> Iterator[Client]:
@@ -201,24 +216,25 @@ class EngineVoice:
                 self._learn(client, lease.identity)
             yield client
 
-    def _pass_on(self, stream: ChatStream, work: Work) -> float:
-        """Emit what comes; returns when the first piece came."""
-        thoughts, name = ThoughtSplitter(), NameStripper(self._seat)
+    def _pass_on(self, stream: ChatStream, names: Sequence[str], work: Work) -> tuple[float, bool]:
+        """Emit what comes; when the first piece came, and whether the rest was cut off at one of these names."""
+        name, cutter = NameStripper(self._seat), LabelCutter(names)
         first_s = 0.0
         for piece in stream:
             if isinstance(piece, Piece):
                 first_s = first_s or time.monotonic()
-                content, thinking = thoughts.feed(piece.content)
-                work.emit(name.feed(content), piece.thinking + thinking)
+                if piece.anew:
+                    name, cutter = NameStripper(self._seat), LabelCutter(names)
+                    work.begin_anew()
+                work.emit(cutter.feed(name.feed(piece.content)), piece.thinking)
+                if cutter.is_cut:
+                    return first_s, True
             else:
                 work.show_life("reading")
-        content, thinking = thoughts.flush()
-        work.emit(name.feed(content) + name.flush(), thinking)
-        return first_s
+        work.emit(cutter.feed(name.flush()) + cutter.flush())
+        return first_s, cutter.is_cut
 
-    def _finish(
-        self, stream: ChatStream, first_s: float, messages: Messages, dropped: tuple[int, int] | None
-    ) -> Finish:
+    def _finish(self, stream: ChatStream, first_s: float, messages: Messages) -> Finish:
         usage, rate = stream.usage, stream.tokens_per_second
         if usage and usage.prompt_tokens and (size := _size(messages)) >= TELLING_BYTES:
             told = usage.prompt_tokens / size
@@ -226,8 +242,8 @@ class EngineVoice:
         if usage and rate is None and first_s and usage.completion_tokens > 1:
             rate = (usage.completion_tokens - 1) / max(1e-6, time.monotonic() - first_s)
         stop: Stop = "length" if stream.finish == "length" else "end"
-        counted = Usage(usage.prompt_tokens, usage.completion_tokens) if usage else None
-        return Finish(stop, counted, rate, dropped)
+        counted = Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) if usage else None
+        return Finish(stop, counted, rate)
 
     def _fits(self, client: Client, messages: Messages, work: Work, is_exact: bool) -> bool:
         if work.is_cancelled:
@@ -244,6 +260,10 @@ class EngineVoice:
         count = client.count_tokens(messages, self._silence_s)
         return count is None or count <= room
 
+    def about(self) -> About:
+        given = self._sampling if self._sampling != Sampling() else None
+        return About(self._file, self._build, self._system, self._manner, self._folds_system, given)
+
     def death_fd(self) -> int:
         return self._engine.pidfd if self._engine else -1
 
@@ -257,6 +277,11 @@ class EngineVoice:
     def close(self) -> None:
         if self._engine:
             self._engine.stop()
+
+
+def manner_of(file: str) -> Manner:
+    """How a model of this file, an absolute path, is told what nobody wrote for it."""
+    return "brief" if file == str(PACKAGED_MODELS / "tiny-chat.gguf") else "full"
 
 
 def _choose(names: Sequence[str], wanted: str | None) -> str:

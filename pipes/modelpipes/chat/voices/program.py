@@ -71,6 +71,9 @@ class ExecVoice:
                 raise ProgramError(_fate(child, code))
         return Finish()
 
+    def about(self) -> None:
+        return None
+
     def death_fd(self) -> int:
         return -1
 
@@ -146,6 +149,9 @@ class FilterVoice:
         child, self._child = self._child, None  # from here on its death is our own doing
         if child:
             child.stop(term_s=BREAK_OFF_S)
+
+    def about(self) -> None:
+        return None
 
     def death_fd(self) -> int:
         return -1  # `tend` looks: a program whose answer is broken off is ended, and another one started

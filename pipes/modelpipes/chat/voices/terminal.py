@@ -73,6 +73,9 @@ class TerminalVoice:
                 self._typed = b""
                 raise MessageError(f"more than {MAX_MESSAGE_BYTES} bytes were typed without a newline")
 
+    def about(self) -> None:
+        return None
+
     def death_fd(self) -> int:
         return -1
 

@@ -7,18 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from msgspec import Struct
+from msgspec.structs import replace
 
 from modelpipes.commands import load
 from modelpipes.commands.cli import voices
 from modelpipes.errors import FileError, UsageError
-from modelpipes.pipe.room import HUB, check_seat, is_seat
+from modelpipes.pipe.room import HUB, About, check_seat, is_seat
 from modelpipes.terminal import output
+from modelpipes.values.deadline import Deadline
 
 if TYPE_CHECKING:
+    from modelpipes.chat.transcript import Header
     from modelpipes.gateway.private import PrivateDaemon
 
 ME = "me"  # the member who is the person at the terminal
 VOICES = ("model", "server", "exec", "filter")
+ASK_SERVER_S = 30.0  # what it is and can, where nothing is to be started
 
 
 class Members(Struct, frozen=True):
@@ -27,6 +31,24 @@ class Members(Struct, frozen=True):
     names: tuple[str, ...]
     commands: dict[str, list[str]]  # of those seated here: what attach-model is given
     voices: dict[str, str]  # of those seated here, and of the person: as the transcript has it
+
+    def overrides(self, header: Header) -> Iterator[str]:
+        """What is not as the conversation that is continued has it, a line each."""
+        for name, arguments in self.commands.items() if header.commands else ():
+            if name not in header.commands:
+                yield f"{name} is seated here now; the transcript has {header.voices.get(name) or 'no voice'}"
+                continue
+            if (voice := self.voices[name]) != (was := header.voices.get(name)):
+                yield f"{name}: {voice} in place of {was}"
+            before, now = (_parse(name, list(options)) for options in (header.commands[name], arguments))
+            for option, value in now.items():
+                was = before.get(option)
+                if value != was and option not in ("no_fit_check", *voices.KINDS):
+                    yield f"{name}: --{option.strip('_').replace('_', '-')} {_shown(value)} in place of {_shown(was)}"
+
+    def abouts(self) -> dict[str, About]:
+        """The models among them, as far as is known before an engine runs; a server is asked."""
+        return {name: about for name, options in self.commands.items() if (about := _about(_parse(name, options)))}
 
     def check_fit(self) -> None:
         """Raise FileError where the engines that are to be started have no room side by side."""
@@ -63,10 +85,13 @@ class InOrder(click.Command):
                     yield value.partition("=")[0]
 
 
-def read_members(given: Mapping[str, Any], names: Sequence[str], gateway: PrivateDaemon | None = None) -> Members:
+def read_members(
+    given: Mapping[str, Any], names: Sequence[str], gateway: PrivateDaemon | None = None, header: Header | None = None
+) -> Members:
     """The members that the options ask for; UsageError, or FileError for a model file, before anything is started.
 
-    With a `gateway` names may be NAME=MODEL: a model that it serves.
+    With a `gateway` names may be NAME=MODEL: a model that it serves. A `header` is that of the conversation to be
+    continued: who is not named takes part as it says, and all in its order.
     """
     served = [word.partition("=")[::2] for word in names if "=" in word]
     if served:
@@ -88,6 +113,14 @@ def read_members(given: Mapping[str, Any], names: Sequence[str], gateway: Privat
             "model_name": [*given["model_name"], *(f"{name}={model}" for name, model in served)],
         }
     seated = {name: (kind, value) for kind in VOICES for name, value in _pairs(kind, given[f"{kind}_"])}
+    kept: dict[str, list[str]] = {}  # options of those who are seated as before, who are not named now
+    if header:
+        again = [name for name in header.members if name not in names]
+        for name in again:
+            if name in header.commands:
+                seated[name], kept[name] = _as_before(name, header)
+        if set(header.members) <= {*names, *again}:
+            names = [*header.members, *(name for name in names if name not in header.members)]
     for name in names:
         if name == HUB:
             raise UsageError(f"'{HUB}' is who leads the conversation; give the member another name")
@@ -100,10 +133,22 @@ def read_members(given: Mapping[str, Any], names: Sequence[str], gateway: Privat
     for name, arguments in commands.items():
         kind, value = seated[name]
         # Models are checked here, all of them at once.
-        arguments[:0] = [f"--{kind}={value}", *(["--no-fit-check"] if kind == "model" else [])]
+        arguments[:0] = [f"--{kind}={value}", *(["--no-fit-check"] if kind == "model" else []), *kept.get(name, [])]
         _check(name, kind, arguments)
-    voices = {name: " ".join(seated[name]) for name in commands}
-    return Members(tuple(names), commands, voices | ({ME: "the terminal"} if ME in names else {}))
+    said = {name: header.voices[name] if header and name in kept else " ".join(seated[name]) for name in commands}
+    return Members(tuple(names), commands, said | ({ME: "the terminal"} if ME in names else {}))
+
+
+def _as_before(name: str, header: Header) -> tuple[tuple[str, str], list[str]]:
+    """How a member was seated, and its options; a model by the path that its file has now, wherever we stand."""
+    first, *rest = header.commands[name]
+    kind, _, value = first.removeprefix("--").partition("=")
+    if kind not in VOICES:
+        raise FileError(f"the transcript does not say how {name} was seated; name it: --model {name}=FILE")
+    about = header.abouts.get(name)
+    return (kind, about.file if kind == "model" and about and about.file else value), [
+        option for option in rest if option != "--no-fit-check"
+    ]
 
 
 def _pairs(kind: str, values: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -150,6 +195,25 @@ def _shared_and_own(option: str, values: Sequence[str], names: Sequence[str]) ->
 def _parse(name: str, arguments: list[str]) -> dict[str, Any]:
     """The options of attach-model that these arguments give."""
     return voices.read_options(load("attach").make_context("attach-model", [name, *arguments]))
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None or value == () else str(value)
+
+
+def _about(given: dict[str, Any]) -> About | None:
+    voice = voices.make_voice(given["seat"], given)
+    if given["server"]:
+        voice.prepare(Deadline.after(ASK_SERVER_S))
+    about = voice.about()
+    if not about or not given["model"]:
+        return about
+    from modelpipes.chat.voices.engine import manner_of
+    from modelpipes.engine.locate import found
+    from modelpipes.gguf.template import refuses_system
+
+    file = found(voices.spec_of_options(given)).model
+    return replace(about, file=file, manner=manner_of(file), folds_system=refuses_system(file))
 
 
 def _check(name: str, kind: str, arguments: list[str]) -> None:

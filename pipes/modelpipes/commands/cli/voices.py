@@ -140,7 +140,7 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
 
     spec = spec_of_options(given)
     common: dict[str, Any] = {
-        "system": reading.read_text(given["system"]) if given["system"] else None,
+        "system": given["system"] and reading.read_text(given["system"]),
         "sampling": Sampling(given["max_tokens"], given["temperature"], given["top_p"], given["seed"]),
         "ctx_size": spec.n_ctx_seq,
         "parallel": spec.n_parallel,

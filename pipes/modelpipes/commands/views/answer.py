@@ -71,6 +71,8 @@ class Printer:
         reply: Reply | None = None
         for answer in answers:
             if isinstance(answer, Delta) and not self._waits:
+                if answer.anew:
+                    text.void()
                 text.say(answer.content, answer.thinking)
             elif isinstance(answer, Reply):
                 reply = answer
@@ -98,5 +100,7 @@ def _figures(reply: Reply, round_trip_ms: float) -> str:
     if reply.timing and reply.timing.tokens_per_second:
         parts.append(f"{reply.timing.tokens_per_second:.0f} tokens/s")
     if reply.usage:
-        parts.append(f"{reply.usage.prompt_tokens} + {reply.usage.completion_tokens} tokens")
+        cached = reply.usage.cached_tokens
+        read = f" ({cached} read before)" if cached is not None else ""
+        parts.append(f"{reply.usage.prompt_tokens}{read} + {reply.usage.completion_tokens} tokens")
     return ", ".join(parts)

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from types import TracebackType
 
 from modelpipes.chat.conversation import Listener
-from modelpipes.chat.transcript import Turn
+from modelpipes.chat.transcript import Choice, Turn
 from modelpipes.errors import Ended, PipesError
 from modelpipes.terminal import output
 
@@ -62,9 +62,13 @@ class Watcher(Listener):
         speech.end(turn.content, turn.thinking)
         self._speech = None
 
+    def chose(self, choice: Choice) -> None:
+        if choice.why:
+            output.say(f"chat-models: {choice.chose} speaks next: {choice.why}")
+
     def _add_up(self, turn: Turn) -> None:
         self._heard += 1
-        self._count += turn.turn > 0
+        self._count += not turn.is_opening
         self._tokens += turn.usage.completion_tokens if turn.usage else 0
         if turn.timing and turn.sender not in self._guests:
             self._total_ms += turn.timing.total_ms
