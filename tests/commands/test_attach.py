@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -18,6 +19,7 @@ from modelpipes.values.deadline import Deadline
 from tests.commands.conftest import LIMIT_S, QUICK_ENGINE, Commands
 from tests.peers import eventually
 from tests.server import Scripted, piece
+from tests.shell import TINY_CHAT, HeldEngine
 from tests.web.servers import certificate
 
 MODEL = ("--model", "tiny-chat", "--temperature", "0", *QUICK_ENGINE)
@@ -45,6 +47,21 @@ def await_end(pids: set[int]) -> None:
 def end_of(process: subprocess.Popen[bytes]) -> tuple[int, str]:
     _, stderr = process.communicate(timeout=LIMIT_S)
     return process.returncode, stderr.decode()
+
+
+def test_while_its_model_loads_it_says_how_far_it_is(run: Commands, tmp_path: Path) -> None:
+    held = HeldEngine(tmp_path)
+    assert run("setup", "bob").code == 0
+    options = ("--engine", "llama-server", "--no-fit-check", *QUICK_ENGINE)
+    member = run.start("attach", "bob", "--model", "tiny-chat", *options, LLAMA_SERVER=str(held.engine))
+    assert member.stderr
+    assert re.fullmatch(rb"loading bob: 0\.0 of 1\.6 MiB, \d s\n", member.stderr.readline())
+    [bob] = json.loads(run("seats", "bob", "--json").stdout)
+    assert bob["loading"] == {"done_bytes": bob["loading"]["done_bytes"], "total_bytes": TINY_CHAT.stat().st_size}
+    held.let_load()
+    assert run("seats", "--wait", "bob").code == 0
+    member.terminate()
+    assert end_of(member) == (143, "")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from modelpipes.values.deadline import Deadline
 from tests.commands.conftest import LIMIT_S, QUICK_ENGINE, Commands
 from tests.peers import eventually
-from tests.shell import UNMEASURED
+from tests.shell import UNMEASURED, HeldEngine
 
 PAIR = ("--filter", "alice=cat", "--filter", "bob=cat")
 SLOW = "sh -c 'printf begun; exec sleep 1000'"  # begins to answer, and never ends
@@ -70,6 +71,36 @@ def test_one_command_seats_leads_and_leaves_nothing(run: Commands) -> None:
     assert chat.stdout == "hub: Hi\nalice: Hi\nbob: Hi\nalice: Hi\nbob: Hi\n"
     assert chat.stderr.startswith("4 turns, first token ")
     assert chat.stderr.endswith(" s in all; ended by: rounds\n")
+    assert is_left_nothing(run)
+
+
+def line_of(process: subprocess.Popen[bytes]) -> str:
+    """The next line that the process writes to stderr."""
+    assert process.stderr
+    poll = select.poll()
+    poll.register(process.stderr, select.POLLIN)
+    assert poll.poll(LIMIT_S * 1000), "it said nothing"
+    return os.read(process.stderr.fileno(), 65536).decode()
+
+
+SLOWLY_LOADED = ("--engine", "llama-server", "--no-fit-check", "--max-tokens", "3", *QUICK_ENGINE)
+
+
+def test_while_models_load_it_is_said_which_and_how_far_it_is(run: Commands, tmp_path: Path) -> None:
+    # Two models that took 12 s each to load: 24 s without a word.
+    held = HeldEngine(tmp_path)
+    chat = run.start(
+        "chat", "--model", "alice=tiny-chat", "--model", "bob=tiny-chat", "--rounds", "1", *SLOWLY_LOADED,
+        LLAMA_SERVER=str(held.engine),
+    )  # fmt: skip
+    for number, name in enumerate(("alice", "bob"), 1):
+        said = line_of(chat)
+        assert re.fullmatch(rf"loading {name} \({number} of 2\)(: 0\.0 of 1\.6 MiB)?, \d+ s\n", said), said
+        held.let_load()
+    stdout, stderr = chat.communicate(timeout=LIMIT_S)
+    assert chat.returncode == 0, stderr
+    assert [line.split(b":")[0] for line in stdout.splitlines()] == [b"hub", b"alice", b"bob"]
+    assert b"loading" not in stdout
     assert is_left_nothing(run)
 
 

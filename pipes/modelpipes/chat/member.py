@@ -20,7 +20,7 @@ from modelpipes.chat.histories import Histories, OutOfStep
 from modelpipes.chat.outbox import DELTA_S, UNSENT_LIMIT_BYTES, Outbox
 from modelpipes.chat.pending import Pending, PendingQueue
 from modelpipes.chat.plain import PlainAnswers
-from modelpipes.chat.voices import LOAD_S, Finish, Voice, Work
+from modelpipes.chat.voices import LOAD_S, Arriving, Finish, Loads, Voice, Work, show_nothing
 from modelpipes.errors import DeadlineError, EngineError, MessageError, PeerError, PipesError, Reason, RoomError
 from modelpipes.pipe.endpoint import Arrival, Endpoint, Lost, Readable
 from modelpipes.pipe.framing import encode
@@ -37,13 +37,15 @@ from modelpipes.pipe.message import (
     Timing,
     new_id,
 )
-from modelpipes.pipe.room import Room, Sitting, State
+from modelpipes.pipe.room import Loading, Room, Sitting, State
 from modelpipes.terminal import output
 from modelpipes.values.deadline import Deadline
 
 QUEUE_LIMIT = 64  # messages that wait; more are refused as busy, so that an asker learns of it
 TICK_S = 0.5  # progress, lost pipes and dead guards are looked after twice a second, noticed within one
 PLAIN_RETRY_S = 0.005  # the kernel has no event for a reader that comes
+LOADING_S = 0.5  # between looks at how far an engine has loaded: who waits is told after a second
+LOOK_SHARE = 20  # such a look walks all pages of the engine: it takes a twentieth of the time at most
 SETTLED_NS = 2_000_000_000  # far more than a tick of the file system's clock
 DYING_S = 0.2  # between the end of an engine's connections and its own, on a busy machine
 
@@ -61,7 +63,9 @@ class Member:
         once: bool = False,
         load_s: float = LOAD_S,
         report: Callable[[str], None] = output.say,
+        show: Callable[[Arriving | None], None] = show_nothing,
     ) -> None:
+        """`show` is told twice a second, in a thread of its own, how far a voice is that loads; None once it has."""
         self.room = room
         self.seat = seat
         self.voice = voice
@@ -76,6 +80,9 @@ class Member:
         self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._wake_lock = threading.RLock()  # a signal handler may wake while its own thread does
         self._listened_ns = 0  # when the room had last changed as we looked which pipes lead here
+        self._show = show
+        self._loading: Loading | None = None
+        self._has_loaded = threading.Event()
         self._is_ready = False
         self._shown: Sitting | None = None
         self._answers = 0
@@ -193,8 +200,24 @@ class Member:
         return PeerError(f"{self.seat}: a fault of modelpipes, please report it: {what} ({_place(error)})")
 
     def _load(self) -> None:
-        self.voice.prepare(Deadline.after(self._load_s))
+        if isinstance(self.voice, Loads):
+            threading.Thread(target=self._in_thread, args=(self._follow_loading,), daemon=True).start()
+        try:
+            self.voice.prepare(Deadline.after(self._load_s))
+        finally:
+            self._has_loaded.set()
         self._hand_over(self._be_ready)
+
+    def _follow_loading(self) -> None:
+        assert isinstance(self.voice, Loads)
+        pause_s, since_s = LOADING_S, time.monotonic()
+        while not self._has_loaded.wait(pause_s):
+            began_s = time.monotonic()
+            self._loading = self.voice.loading()
+            pause_s = max(LOADING_S, LOOK_SHARE * (time.monotonic() - began_s))
+            self._hand_over(lambda: None)  # the seat's line tells it
+            self._show(Arriving(self.seat, 1, 1, time.monotonic() - since_s, self._loading))
+        self._show(None)
 
     def _be_ready(self) -> None:
         self._is_ready = True
@@ -438,7 +461,9 @@ class Member:
         state: State = "loading" if not self._is_ready else "busy" if self._pending.working else "ready"
         kind, command = (text.encode("utf-8", "replace").decode() for text in (self.voice.kind, self._command))
         about = self.voice.about() if self._is_ready else None
-        who = Sitting(self.seat, state, os.getpid(), kind, len(self._pending.waiting), self._answers, command, about)
+        loading = self._loading if state == "loading" else None
+        queue = len(self._pending.waiting)
+        who = Sitting(self.seat, state, os.getpid(), kind, queue, self._answers, command, about, loading)
         if who != self._shown:
             self._shown = who
             self._lock.write(msgspec.json.encode(who) + b"\n")

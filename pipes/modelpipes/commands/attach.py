@@ -54,13 +54,17 @@ def command(ctx: click.Context, /, seat: str, directory: str | None, once: bool,
     room = Room.open(directory)
     room.require(seat)
     from modelpipes.chat.member import Member
+    from modelpipes.commands.views.loading import show_arriving
+    from modelpipes.terminal.waiting import Waiting
 
     line = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
-    member = Member(room, seat, voice, command=line, once=once, report=output.say)
+    waiting = Waiting()
+    member = Member(room, seat, voice, command=line, once=once, report=output.say, show=show_arriving(waiting))
     for signum in ENDING_SIGNALS:
         if signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, lambda number, _: member.stop(SIGNALLED + number))
-    code = member.run()
+    with waiting:  # an error is told on a line of its own
+        code = member.run()
     if code > SIGNALLED:
         raise Ended(code - SIGNALLED)
     return code

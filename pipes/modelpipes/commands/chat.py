@@ -17,11 +17,13 @@ from modelpipes.commands.cli import options, reading, resumption, values, voices
 from modelpipes.commands.cli.configured import in_force, is_from_file
 from modelpipes.commands.cli.members import ME, InOrder, Members, read_members
 from modelpipes.commands.views import prompts
+from modelpipes.commands.views.loading import show_arriving
 from modelpipes.commands.views.talk import Watcher
 from modelpipes.errors import MessageError, UsageError
 from modelpipes.pipe.asker import SILENCE_S
 from modelpipes.pipe.room import HUB
 from modelpipes.terminal import output
+from modelpipes.terminal.waiting import Waiting
 from modelpipes.values.deadline import Deadline
 
 if TYPE_CHECKING:
@@ -109,12 +111,16 @@ def _lead(given: dict[str, Any], names: Sequence[str], gateway: PrivateDaemon | 
     if not given["no_fit_check"]:
         members.check_fit()
     watcher = Watcher(as_json=given["as_json"], show_thinking=given["show_thinking"], guests=(ME,))
-    with prepared(talk, watcher, lambda line: output.say(f"chat-models: {line}")) as conversation:
+    with Waiting() as waiting, prepared(talk, watcher, _report, show_arriving(waiting)) as conversation:
         with watcher:
             why = conversation.lead(opening)
         watcher.sum_up(why)
         if gateway and (swaps := gateway.swaps()):
             output.say(swaps)
+
+
+def _report(line: str) -> None:
+    output.say(f"chat-models: {line}")
 
 
 def _check_served(seats: Sequence[str]) -> None:

@@ -108,7 +108,8 @@ class Voice(Section, frozen=True):
 class ListSeats(Section, frozen=True):
     """list-seats: who sits where."""
 
-    timeout: Annotated[Limit, _key("for --wait: how long models may take to load")] = Limit(30)
+    timeout: Annotated[Limit, _key("for --wait: longest that a seat shows no life; loading is life")] = Limit(30)
+    max_seconds: Annotated[Limit, _key("for --wait: longest time in all  [none]", "10m")] | None = None
 
 
 class AskModel(Section, frozen=True):

@@ -17,7 +17,7 @@ from modelpipes.engine.locate import PACKAGED_MODELS
 from modelpipes.errors import Cancelled, MessageError, Refused, UsageError
 from modelpipes.gateway.lease import Lease, is_gateway
 from modelpipes.pipe.message import Sampling, Stop, Usage
-from modelpipes.pipe.room import About
+from modelpipes.pipe.room import About, Loading
 from modelpipes.values.deadline import Deadline
 
 HISTORY_BYTES_PER_TOKEN = 16  # four times what text has: more than this never fits a prompt
@@ -100,6 +100,10 @@ class EngineVoice:
                 if refused.kind != "loading" or limit.has_passed():
                     raise
             time.sleep(LOADING_INTERVAL_S)
+
+    def loading(self) -> Loading | None:
+        intake = self._engine.loading() if self._engine else None
+        return Loading(*intake) if intake else None
 
     def _look_at(self, client: Client) -> None:
         if not self._engine and is_gateway(client):
