@@ -164,7 +164,7 @@ class EngineVoice:
                 self._folds_system,
                 lambda messages: self._fits(client, messages, work, is_exact),
             )
-            with client.chat(
+            with client.stream(
                 messages,
                 silence_s=self._silence_s,
                 max_tokens=sampling.max_tokens,
