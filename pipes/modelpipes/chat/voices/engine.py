@@ -183,7 +183,7 @@ class EngineVoice:
         self, client: Client, messages: Messages, names: Sequence[str], sampling: Sampling, work: Work
     ) -> Finish:
         """Let the engine answer, and pass on what it says as itself."""
-        with client.chat(
+        with client.stream(
             messages,
             silence_s=self._silence_s,
             max_tokens=sampling.max_tokens,
