@@ -195,6 +195,5 @@ class Guest:
         self._editor.show_waiting([_shown(item) for item in self._items])
 
 
-
 def _shown(wish: Wish) -> str:
     return wish.text if wish.kind == "say" else f"/{wish.kind} {wish.text}"

@@ -179,7 +179,7 @@ class LineEditor:
         return Application(
             layout=Layout(container, focused_element=buffer),
             key_bindings=self._keys(buffer),
-            input=Vt100Input(open(STDIN, encoding="utf-8", errors="replace", closefd=False)),  # noqa: SIM115  # its own
+            input=Vt100Input(open(STDIN, encoding="utf-8", errors="replace", closefd=False)),
             output=out,
             erase_when_done=True,
             color_depth=None if has_colours() else ColorDepth.DEPTH_1_BIT,
@@ -210,9 +210,7 @@ class LineEditor:
             window = Window(FormattedTextControl(text), wrap_lines=True, dont_extend_height=True, height=height)
             return ConditionalContainer(window, Condition(lambda: bool(text())))
 
-        typing = Window(
-            control, wrap_lines=True, dont_extend_height=True, height=height, get_line_prefix=self._prefix
-        )
+        typing = Window(control, wrap_lines=True, dont_extend_height=True, height=height, get_line_prefix=self._prefix)
         return HSplit([shown(self._saying), shown(self._notes), typing, search]), buffer
 
     def _prefix(self, line: int, wraps: int) -> AnyFormattedText:

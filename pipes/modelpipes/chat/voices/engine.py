@@ -166,7 +166,14 @@ class EngineVoice:
     def _answer(self, work: Work, *, is_exact: bool) -> Finish:
         cast, turns, sampling = work.say.cast, work.turns, self._sampling
         with self._engine_of(work) as client:
-            told = told_to(self._seat, self._system_for(work, client), cast, turns, folds_system=self._folds_system, manner=self._manner)
+            told = told_to(
+                self._seat,
+                self._system_for(work, client),
+                cast,
+                turns,
+                folds_system=self._folds_system,
+                manner=self._manner,
+            )
             messages, dropped = trim(turns, told, lambda messages: self._fits(client, messages, work, is_exact))
             names = labels_of(cast, turns, self._seat)
             finish = self._speak(client, messages, names, sampling, work)

@@ -26,8 +26,11 @@ PHASES: dict[Phase, str] = {
 class Watcher(Listener):
     """Prints a conversation as it happens. Within `with`, what breaks it off ends the line that was being spoken."""
 
-    def __init__(self, *, as_json: bool, show_thinking: bool, guests: Collection[str] = ()) -> None:
-        """The times of `guests` do not count: a person may take any."""
+    def __init__(
+        self, *, as_json: bool, show_thinking: bool, guests: Collection[str] = (), name: str = "chat-models"
+    ) -> None:
+        """The times of `guests` do not count: a person may take any. `name` is what the command is called."""
+        self._name = name
         self._as_json = as_json
         self._show_thinking = show_thinking
         self._guests = guests
@@ -76,7 +79,7 @@ class Watcher(Listener):
 
     def notes(self, line: str) -> None:
         self._wipe_sign()
-        output.say(f"chat-models: {line}")
+        output.say(f"{self._name}: {line}")
 
     def _speech_of(self, speaker: str, *, show_thinking: bool = False) -> output.Speech:
         number = self._speakers.setdefault(speaker, len(self._speakers))
@@ -97,12 +100,12 @@ class Watcher(Listener):
         speech.end(turn.content, turn.thinking)
         self._speech = None
         if turn.stop == "cancelled":
-            output.say(f"chat-models: {turn.sender} was stopped")
+            output.say(f"{self._name}: {turn.sender} was stopped")
 
     def chose(self, choice: Choice) -> None:
         self._wipe_sign()
         if choice.why:
-            output.say(f"chat-models: {choice.chose} speaks next: {choice.why}")
+            output.say(f"{self._name}: {choice.chose} speaks next: {choice.why}")
 
     def _add_up(self, turn: Turn) -> None:
         self._heard += 1
