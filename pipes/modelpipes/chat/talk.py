@@ -103,8 +103,7 @@ def prepared(
             report(transcript.warning)
         seating = stack.enter_context(Seating(room, patience_s=talk.patience_s, report=report, show=show))
         seating.seat(talk.commands)
-        if talk.person:
-            stack.enter_context(seated_person(room, talk.person))
+        guest = stack.enter_context(seated_person(room, talk.person)) if talk.person else None
         if not transcript.has_begun:
             sitting = {name: room.sitting(name) for name in talk.members}
             abouts = {name: who.about for name, who in sitting.items() if who.about}
@@ -123,6 +122,7 @@ def prepared(
             retries=talk.retries,
             bring_back=seating.bring_back,
             guests=(talk.person,) if talk.person else (),
+            guest=guest,
         )
 
 
