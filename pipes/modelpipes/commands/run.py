@@ -105,9 +105,8 @@ def _ask(name: str, words: Sequence[str], given: dict[str, Any]) -> None:
 def _read_prompt(words: Sequence[str], limit: Deadline) -> str:
     """What to ask: the words, stdin, or the words and then stdin."""
     if len(words) > 1 and words[-1] == FROM_STDIN:
-        return "\n\n".join([" ".join(words[:-1]), *reading.read_messages((), limit)])
-    (prompt,) = reading.read_messages(words, limit)
-    return prompt
+        return f"{' '.join(words[:-1])}\n\n{reading.read_message((), limit)}"
+    return reading.read_message(words, limit)
 
 
 def _talk(name: str, given: dict[str, Any]) -> None:

@@ -84,7 +84,10 @@ class Given(TypedDict, total=False):
     temperature: float | None
     top_p: float | None
     seed: int | None
+    top_k: int | None
+    min_p: float | None
     stop: Sequence[str] | None
+    schema: Mapping[str, Any] | None  # of JSON, that the answer is to be
 
 
 Asked: TypeAlias = str | Sequence[Mapping[str, str]]
@@ -144,9 +147,9 @@ class Client:
         """The answer to `messages`, or to one text, as it comes; nothing is sent before it is iterated.
 
         A message has `role` (`system`, `user`, `assistant`) and `content`. The stream ends in DeadlineError when the
-        server shows no life for `silence_s` seconds (None: never). What is given of `max_tokens`, `temperature`,
-        `top_p`, `seed` and `stop` is sent, and what is not is left to the server, which may refuse what it cannot do;
-        `may_stop` are words that end the answer where the server can do that.
+        server shows no life for `silence_s` seconds (None: never). What is given of `Given` is sent, and what is not is
+        left to the server, which may refuse what it cannot do; `may_stop` are words that end the answer where the
+        server can do that.
         """
         texts = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         return ChatStream(self, {"messages": [dict(text) for text in texts]}, sampling, silence_s, may_stop=may_stop)
@@ -324,6 +327,9 @@ class ChatStream:
         self.first_token_ms: float | None = None
         self.latency_ms = 0.0
         asked: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
+        if (schema := asked.pop("schema", None)) is not None:
+            form = {"name": "answer", "strict": True, "schema": schema}
+            asked["response_format"] = {"type": "json_schema", "json_schema": form}
         self._body = body | asked | {"stream": True}
         self._added: dict[str, Any] = {"stream_options": {"include_usage": True}}
         if may_stop:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
-from typing import TypeAlias
+from collections.abc import Container, Generator
+from typing import Self, TypeAlias
 
 from modelpipes.errors import Cancelled, DeadlineError, PeerFailed, PeerGone, RoomError, UsageError
 from modelpipes.lockfile import Lock
@@ -98,7 +98,7 @@ class Asker:
         self._endpoint = Endpoint(room, seat)
         self._lock: Lock | None = None
 
-    def __enter__(self) -> Asker:
+    def __enter__(self) -> Self:
         for pipe in ((self.seat, self.to), (self.to, self.seat)):
             fifo.check(self.room.pipe(*pipe))  # before the lock file is made, which would outlive a room that is gone
         try:
@@ -153,6 +153,15 @@ class Asker:
                 self._cancel(say.id)
 
     def _answers(self, asked_id: str) -> Generator[Answer]:
+        for item in self._heard((asked_id,)):
+            if item is None:
+                raise Cancelled("the answer is not wanted any more")
+            if isinstance(item, Failure):
+                raise failed(item)
+            yield item
+
+    def _heard(self, asked: Container[str | None]) -> Generator[Answer | Failure | None]:
+        """What comes of the messages asked under these ids; None where a watched descriptor can be read."""
         self._heard_life()
         check, has_gone = Deadline.after(CHECK_S), False
         while True:
@@ -165,24 +174,21 @@ class Asker:
             if isinstance(event, Lost):
                 has_gone = True  # what it said before it went is still in our pipe
             elif isinstance(event, Arrival):
-                if answer := self._answer_in(event, asked_id):
-                    yield answer
+                if item := self._answer_in(event, asked):
+                    yield item
                     self._heard_life()  # only now: while the answer was being used, nobody listened
             elif isinstance(event, Readable):
-                raise Cancelled("the answer is not wanted any more")
+                yield None
             elif has_gone:
                 raise self._endpoint.gone(self.to)
             if self._quiet.has_passed():  # also between answers that come too fast to ever wait for one
                 raise self._too_late()
 
-    def _answer_in(self, event: Arrival, asked_id: str) -> Answer | None:
-        """The part of our answer that came; None where the line is none of ours."""
+    def _answer_in(self, event: Arrival, asked: Container[str | None]) -> Answer | Failure | None:
+        """The part of an answer that came; None where the line is none of ours."""
         item = event.item
-        if isinstance(item, (Progress, Delta, Reply)) and item.reply_to == asked_id:
+        if isinstance(item, (Progress, Delta, Reply, Failure)) and item.reply_to in asked:
             return item
-        if isinstance(item, Failure) and item.reply_to == asked_id:
-            self._heard_life()
-            raise PeerFailed(f"{self.to}: {item.detail or item.reason}", item.reason, item.have)
         if isinstance(item, Bye):
             raise PeerGone(f"{self.to} has left; seat it again with attach-model")
         self.ignored += 1  # also a failure that names no message: a dead predecessor's half line had no readable id
@@ -198,3 +204,8 @@ class Asker:
 
     def _cancel(self, asked_id: str) -> None:
         self._endpoint.post(self.to, Cancel(asked_id, self.seat, self.to))  # where it does not fit, our going tells it
+
+
+def failed(failure: Failure) -> PeerFailed:
+    """A member's failure as the error that it is."""
+    return PeerFailed(f"{failure.sender}: {failure.detail or failure.reason}", failure.reason, failure.have)

@@ -168,7 +168,8 @@ class EngineVoice:
                 raise
 
     def _answer(self, work: Work, *, is_exact: bool) -> Finish:
-        cast, turns, sampling = work.say.cast, work.turns, self._sampling
+        cast, turns = work.say.cast, work.turns
+        sampling = work.say.sampling.over(self._sampling) if work.say.sampling else self._sampling
         with self._engine_of(work) as client:
             told = told_to(
                 self._seat,
@@ -205,6 +206,10 @@ class EngineVoice:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=sampling.seed,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            stop=sampling.stop or None,
+            schema=sampling.schema,
             may_stop=[f"\n{name}:" for name in names],
         ) as stream:
             work.when_cancelled(stream.cancel)
