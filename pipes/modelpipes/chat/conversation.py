@@ -26,6 +26,7 @@ from modelpipes.chat.turns import (
 from modelpipes.chat.voices import LEAVING_S
 from modelpipes.errors import DeadlineError, PeerError, PeerFailed, Reason, UsageError
 from modelpipes.pipe.asker import SILENCE_S, Asker
+from modelpipes.pipe.log import NO_LOG, Log
 from modelpipes.pipe.message import Delta, Reply, Say, new_id
 from modelpipes.pipe.room import HUB, Room
 from modelpipes.values.deadline import Deadline
@@ -102,6 +103,7 @@ class Conversation:
         retries: int = 2,
         bring_back: Callable[[str, PeerError, Deadline], None] | None = None,
         guests: Collection[str] = (),
+        log: Log = NO_LOG,
     ) -> None:
         """Nothing is said yet. What is not given: all turns are kept in memory and in no file, nobody listens,
         the members speak in their order, ten rounds are led, without a limit in time.
@@ -140,8 +142,14 @@ class Conversation:
         self._retries = retries
         self._bring_back = bring_back or _give_up
         self._guests = guests
+        self._log = log
         self._known = {seat: self._transcript.known_by(seat) for seat in members}
         self._sat = {seat: room.sitting(seat).pid for seat in members}  # who was last seen there
+
+    @property
+    def id(self) -> str:
+        """Of the conversation, as its transcript has it."""
+        return self._transcript.header.id
 
     @property
     def turns(self) -> Sequence[Turn]:
@@ -243,7 +251,8 @@ class Conversation:
         was_seated = self._sat[seat] is not None
         self._sat[seat] = self.room.sitting(seat).pid or self._sat[seat]
         silence_s = None if seat in self._guests else self._silence_s
-        return Asker(self.room, self.hub, seat, silence_s=silence_s, limit=self._limit, was_seated=was_seated)
+        limit, log = self._limit, self._log
+        return Asker(self.room, self.hub, seat, silence_s=silence_s, limit=limit, was_seated=was_seated, log=log)
 
     def _take_turn(self, seat: str) -> None:
         number = self._transcript.last + 1

@@ -11,6 +11,7 @@ from modelpipes.commands.cli import options, reading, values
 from modelpipes.commands.views.answer import Printer
 from modelpipes.errors import PeerFailed, UsageError
 from modelpipes.pipe.asker import Asker, require_pipes
+from modelpipes.pipe.log import Log
 from modelpipes.pipe.message import Say, new_id
 from modelpipes.pipe.room import HUB, PipePair, Room, check_seat
 from modelpipes.terminal import output
@@ -36,13 +37,14 @@ if TYPE_CHECKING:
               help="Continue the conversation in this file, made if new.")  # fmt: skip
 @click.option("--show-thinking", is_flag=True, help="A reasoning model's thoughts, on stderr.")
 @click.option("-v", "--verbose", is_flag=True, help="Times and rates, on stderr.")
+@options.logged
 @click.option("--to-pipe", metavar="PATH", type=values.FILE, help="The FIFO to write to, instead of TO.")
 @click.option("--from-pipe", metavar="PATH", type=values.FILE, help="The FIFO to read from.")
 @options.common
 def command(
     words: tuple[str, ...], sender: str, directory: str | None, timeout: float, max_seconds: float, as_json: bool,
     whole: bool, each_line: bool, transcript: str | None, show_thinking: bool, verbose: bool, to_pipe: str | None,
-    from_pipe: str | None,
+    from_pipe: str | None, log: str | None, log_content: bool,
 ) -> int:  # fmt: skip
     """Send a message to a seat and print its answer as it comes.
 
@@ -57,13 +59,14 @@ def command(
     """
     room, sender, to, words = _where(words, sender, directory, to_pipe, from_pipe)
     limit = Deadline.after(options.bounded(max_seconds))
+    done = Log(log, with_content=log_content)
     printer = Printer(as_json=as_json, whole=whole, show_thinking=show_thinking, verbose=verbose)
     code = 0
     with contextlib.ExitStack() as stack:
         talk: Transcript | None = None
         for message in reading.read_messages(words, limit, each_line=each_line):
             try:
-                with Asker(room, sender, to, silence_s=options.bounded(timeout), limit=limit) as asker:
+                with Asker(room, sender, to, silence_s=options.bounded(timeout), limit=limit, log=done) as asker:
                     if transcript:  # opened when it is our turn to ask: who asks beside us may hold it until then
                         from modelpipes.chat.telling import ask_next, resume
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Generator
 from typing import TypeAlias
 
-from modelpipes.errors import DeadlineError, PeerFailed, PeerGone, RoomError, UsageError
+from modelpipes.errors import DeadlineError, PeerFailed, PeerGone, PipesError, RoomError, UsageError
 from modelpipes.lockfile import Lock
 from modelpipes.pipe import fifo
 from modelpipes.pipe.endpoint import CHECK_S, Arrival, Endpoint, Lost
+from modelpipes.pipe.log import NO_LOG, Log
 from modelpipes.pipe.message import Bye, Cancel, Delta, Failure, Progress, Reply, Say, new_id
 from modelpipes.pipe.room import HUB, Room, check_seat
 from modelpipes.values.deadline import Deadline
@@ -72,6 +75,7 @@ class Asker:
 
     `silence_s` bounds how long the member may show no life, `limit` the whole exchange; None and
     Deadline.never() do not bound. A member that `was_seated` is not waited for where its seat is empty.
+    `log` is told of each exchange, its beginning and its end.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class Asker:
         silence_s: float | None,
         limit: Deadline,
         was_seated: bool = False,
+        log: Log = NO_LOG,
     ) -> None:
         self.room = room
         self.seat = seat
@@ -91,6 +96,7 @@ class Asker:
         self._silence_s = silence_s
         self._limit = limit
         self._was_seated = was_seated
+        self._log = log
         self._quiet = Deadline.after(silence_s).earlier(limit)
         self._endpoint = Endpoint(room, seat)
         self._lock: Lock | None = None
@@ -132,6 +138,29 @@ class Asker:
         Raises PeerGone where the member dies or leaves, PeerFailed for its failure, DeadlineError.
         An iteration that is broken off cancels the answer.
         """
+        return self._ask_noting(say) if self._log.is_on else self._ask(say)
+
+    def _ask_noting(self, say: Say) -> Generator[Answer]:
+        began_s, reply, why = time.monotonic(), None, None
+        self._log.note(self.seat, "asked", id=say.id, to=self.to, turn=say.turn, content=say.words)
+        try:
+            with contextlib.closing(self._ask(say)) as answers:
+                for answer in answers:
+                    reply = answer if isinstance(answer, Reply) else None
+                    yield answer
+        except PipesError as error:
+            why = error
+            raise
+        finally:  # who asked may leave it at the reply
+            ms = (time.monotonic() - began_s) * 1000
+            what = "heard" if reply else "failed" if why else "cancelled"
+            content, stop = (reply.content, reply.stop) if reply else (None, None)
+            because = str(why) if why else None
+            self._log.note(
+                self.seat, what, id=say.id, by=self.to, turn=say.turn, content=content, ms=ms, stop=stop, why=because
+            )
+
+    def _ask(self, say: Say) -> Generator[Answer]:
         self.connect().send(self.to, say, self._quiet)
         is_over = False
         try:
