@@ -14,7 +14,7 @@ from tests.peers import LIMIT_S, modelpipes, peer
 from tests.shell import TINY_CHAT, UNMEASURED
 
 HEAVY = {"httpx", "httpx_sse", "http", "numpy", "gguf", "psutil", "asyncio", "subprocess", "concurrent", "email", "ssl",
-         "tabulate", "pynvml", "starlette", "uvicorn", "wcwidth", "markdown_it"}  # fmt: skip
+         "tabulate", "prompt_toolkit", "pynvml", "starlette", "uvicorn", "wcwidth", "markdown_it"}  # fmt: skip
 
 
 def modules_of(*args: str, code: int | None = 0) -> set[str]:

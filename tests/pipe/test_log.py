@@ -58,7 +58,7 @@ def test_a_line_is_one_whole_line_of_at_most_a_pipes_worth_whatever_is_said(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "wild"
     path.unlink(missing_ok=True)
-    Log(str(path), with_content=True).note("bob", "heard", content=content, **told)
+    Log(str(path), with_content=True).note("bob", "heard", content=content, **told)  # type: ignore[arg-type]  # ms is none of them
     data = path.read_bytes()
     assert len(data) <= LINE_BYTES
     line = data.decode()

@@ -13,6 +13,7 @@ from modelpipes.engine.lifecycle import Engine
 from modelpipes.values.deadline import Deadline
 from tests.commands.conftest import LIMIT_S, Commands
 from tests.servers.servers import SERVERS, NotInstalled, Server, running
+from tests.shell import CHECKOUT
 
 ASKED = os.environ.get("MODELPIPES_TEST_SERVERS", "").split()
 CHOSEN = [SERVERS[name] for name in ASKED] or [server for server in SERVERS.values() if not server.on_demand]
@@ -110,3 +111,11 @@ def test_what_breaks_amid_an_answer_is_told(run: Commands, served: tuple[Server,
     failed = run("ask", "bob", "Are you out of memory?")
     assert (failed.code, failed.stdout) == (1, "")
     assert failed.stderr.endswith("refuses: CUDA out of memory\n")
+
+
+def test_the_docs_tell_which_versions_are_tried() -> None:
+    docs = (CHECKOUT / "docs" / "conversations.md").read_text("utf-8")
+    for server in SERVERS.values():
+        if not server.on_demand:
+            name, _, version = server.packages[0].partition("==")
+            assert f"| {name.partition('[')[0]} {version} |" in docs

@@ -5,11 +5,14 @@ The transcript is the truth. A member that died and came back, or knows too litt
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Protocol
 
+from modelpipes.chat.guest import Guest
+from modelpipes.chat.retelling import Retelling, save
 from modelpipes.chat.telling import cast_of, tell, turn_of
 from modelpipes.chat.transcript import VERSION, Choice, Header, Transcript, Turn, moment
 from modelpipes.chat.turns import (
@@ -24,10 +27,10 @@ from modelpipes.chat.turns import (
     without_thoughts,
 )
 from modelpipes.chat.voices import LEAVING_S
-from modelpipes.errors import DeadlineError, PeerError, PeerFailed, Reason, UsageError
+from modelpipes.errors import Cancelled, DeadlineError, PeerError, PeerFailed, PipesError, Reason, UsageError
 from modelpipes.pipe.asker import SILENCE_S, Asker
 from modelpipes.pipe.log import NO_LOG, Log
-from modelpipes.pipe.message import Delta, Reply, Say, new_id
+from modelpipes.pipe.message import Delta, Phase, Progress, Reply, Say, new_id
 from modelpipes.pipe.room import HUB, Room
 from modelpipes.values.deadline import Deadline
 
@@ -39,6 +42,10 @@ MODERATOR_ANSWER_CHARS = 1000  # longer answers are broken off: one that names n
 
 class _Left(Exception):
     """A guest has left; says who."""
+
+
+class _Unsaid(Exception):
+    """Nothing was said in a turn: a person wished something else, or stopped an answer before its first word."""
 
 
 class _Over(Exception):
@@ -54,12 +61,20 @@ class Listener(Protocol):
         """A member is about to speak; said again where it begins anew, and what came before does not count."""
         return
 
+    def waits(self, speaker: str, phase: Phase) -> None:
+        """The member shows life, and what it does; said about every second until it speaks, and after."""
+        return
+
     def says(self, content: str, thinking: str) -> None:
         """A piece of what the member says or thinks."""
         return
 
     def ends(self, turn: Turn) -> None:
         """The turn is whole and in the transcript."""
+        return
+
+    def notes(self, line: str) -> None:
+        """Something that a person who takes part should know."""
         return
 
     def chose(self, choice: Choice) -> None:
@@ -104,6 +119,7 @@ class Conversation:
         bring_back: Callable[[str, PeerError, Deadline], None] | None = None,
         guests: Collection[str] = (),
         log: Log = NO_LOG,
+        guest: Guest | None = None,
     ) -> None:
         """Nothing is said yet. What is not given: all turns are kept in memory and in no file, nobody listens,
         the members speak in their order, ten rounds are led, without a limit in time.
@@ -113,7 +129,8 @@ class Conversation:
         (`Seating.bring_back` does; else the loss ends the talk). A moderator is asked who speaks next, and may end the
         talk; `taking` decides where it names nobody, and nobody is passed over more often in a row than twice the
         number of those who speak, of whom it is none unless `moderator_speaks`. A guest is a member who may take any
-        time, and may leave, which ends the conversation.
+        time, and may leave, which ends the conversation. `guest` is the one at the line editor, whose wishes are
+        fulfilled, and who may stop an answer.
         """
         if moderator is not None and moderator not in members:
             raise UsageError(f"the moderator {moderator} is no member of this conversation")
@@ -143,6 +160,10 @@ class Conversation:
         self._bring_back = bring_back or _give_up
         self._guests = guests
         self._log = log
+        self._guest = guest
+        self._told = Retelling(self._transcript)
+        self._called: str | None = None  # who speaks next, whoever's turn it were
+        self._systems: dict[str, str] = {}  # system texts that a person gave
         self._known = {seat: self._transcript.known_by(seat) for seat in members}
         self._sat = {seat: room.sitting(seat).pid for seat in members}  # who was last seen there
 
@@ -167,7 +188,10 @@ class Conversation:
             if self._transcript.last < 0 and opening is not None:
                 self._record(Turn(0, self.hub, opening, at=moment()))
             while not (why := self._why_stop()):
-                self._take_turn(self._next_speaker())
+                try:
+                    self._take_turn(self._next_speaker())
+                except _Unsaid:
+                    self._fulfil_wishes()
         except _Left as left:
             why = f"{left} left"
         except _Over:
@@ -185,7 +209,49 @@ class Conversation:
         why = self._rules.why_stop(last, spoken, len(self._speaking))
         return why or ("max-seconds" if self._limit.has_passed() else None)
 
+    def _fulfil_wishes(self) -> None:
+        for wish in self._guest.wishes() if self._guest else ():
+            if wish.kind == "retry":
+                self._try_again()
+            elif wish.kind == "system":
+                self._listener.notes(self._set_system(wish.text))
+            elif wish.kind == "save":
+                try:
+                    self._listener.notes(save(wish.text, self._transcript.header, self.turns))
+                except PipesError as e:
+                    self._listener.notes(str(e))
+
+    def _try_again(self) -> None:
+        """Forget what was said since the person spoke, and have it said again."""
+        turns = self.turns
+        last = max((turn.turn for turn in turns if turn.sender in self._guests), default=-1)
+        later = [turn for turn in turns if turn.turn > last]
+        if last < 0:
+            self._listener.notes("there is no answer yet that could be given again")
+        elif not later:
+            self._called = self._taking.next(self._transcript.last + 1, self._transcript.speakers)
+        else:
+            self._take_back(last + 1)
+            self._called = later[0].sender
+
+    def _take_back(self, first: int) -> None:
+        """From now on nobody is told what was said from this turn on."""
+        self._told.take_back(first)
+        self._known = dict.fromkeys(self._known, -1)
+
+    def _set_system(self, text: str) -> str:
+        """Tell the models something else first; what to say of it."""
+        name, is_one, rest = text.partition("=")
+        if is_one and name in self.members:
+            self._systems[name] = rest
+            return f"{name} is told so first, from now on"
+        self._systems = dict.fromkeys(self.members, text)
+        return "the models are told so first, from now on" if text else "the models are told nothing first, from now on"
+
     def _next_speaker(self) -> str:
+        if self._called:
+            called, self._called = self._called, None
+            return called
         if self._transcript.last < 0 and self._guests:
             return next(iter(self._guests))  # a conversation without an opening begins with what the guest says
         if not self._moderator:
@@ -240,19 +306,27 @@ class Conversation:
         with self._asker(moderator) as asker, closing(asker.ask(Say(new_id(), self.hub, moderator, asked))) as answers:
             for answer in answers:
                 if isinstance(answer, Delta):
-                    said += answer.content
+                    said = answer.content if answer.anew else said + answer.content
                 if isinstance(answer, Reply):
                     said = answer.content
                 if isinstance(answer, Reply) or len(without_thoughts(said)) > MODERATOR_ANSWER_CHARS:
                     break
         return parse_choice(said, candidates)
 
-    def _asker(self, seat: str) -> Asker:
+    def _asker(self, seat: str, stop_fd: int = -1) -> Asker:
         was_seated = self._sat[seat] is not None
         self._sat[seat] = self.room.sitting(seat).pid or self._sat[seat]
         silence_s = None if seat in self._guests else self._silence_s
-        limit, log = self._limit, self._log
-        return Asker(self.room, self.hub, seat, silence_s=silence_s, limit=limit, was_seated=was_seated, log=log)
+        return Asker(
+            self.room,
+            self.hub,
+            seat,
+            silence_s=silence_s,
+            limit=self._limit,
+            was_seated=was_seated,
+            stop_fd=stop_fd,
+            log=self._log,
+        )
 
     def _take_turn(self, seat: str) -> None:
         number = self._transcript.last + 1
@@ -268,9 +342,21 @@ class Conversation:
                 reason = reason_of(error)
                 if seat in self._guests and reason in ("leaving", "voice"):
                     raise _Left(seat) from None
+                if reason == "too-large" and self._ask_for_less(error):
+                    return
                 if not tries_left or reason == "too-large" or error is failed:
                     raise
                 failed = error
+
+    def _ask_for_less(self, refusal: PeerError) -> bool:
+        """Where the words of a person do not fit, they are asked for others; False where they were not a person's."""
+        last = next(iter(self._newest(1)), None)
+        if not last or last.sender not in self._guests:
+            return False
+        self._listener.notes(f"{refusal}; your last message is taken back")
+        self._take_back(last.turn)
+        self._called = last.sender
+        return True
 
     def _mend(self, seat: str, failed: PeerError) -> None:
         """Do what makes another try worth it; raises `failed` itself where nothing does."""
@@ -284,22 +370,61 @@ class Conversation:
         self._listener.starts(seat, number)
         said: list[str] = []
         try:
-            with self._asker(seat) as asker:
-                header = self._transcript.header
-                cast = cast_of(seat, header, self._transcript.opener)
-                say = Say(asked_id, self.hub, seat, conversation=header.id, turn=number, cast=cast)
-                for answer in tell(asker, say, self._transcript.after, self._known[seat]):
-                    if isinstance(answer, Delta):
-                        said.append(answer.content)
-                        self._listener.says(answer.content, answer.thinking)
-                    elif isinstance(answer, Reply):
-                        self._known[seat] = number
-                        return turn_of(number, answer)
+            with self._stoppable(seat) as stop_fd, self._asker(seat, stop_fd) as asker:
+                reply = self._hear(asker, self._say_to(seat, asked_id), said)
         except DeadlineError:
             if self._limit.has_passed() and any(said):  # what was said until then was said
                 self._record(Turn(number, seat, "".join(said), "timeout", at=moment()))
             raise
+        except Cancelled:
+            self._called = next(iter(self._guests), None)  # who stops an answer has something to say
+            if not any(said):
+                raise _Unsaid from None
+            return Turn(number, seat, "".join(said), "cancelled", at=moment())
+        if seat in self._guests and reply.stop == "cancelled":
+            raise _Unsaid
+        self._known[seat] = self._told.next
+        return turn_of(number, reply)
+
+    def _say_to(self, seat: str, asked_id: str) -> Say:
+        cast = cast_of(seat, self._transcript.header, self._transcript.opener)
+        return Say(
+            asked_id,
+            self.hub,
+            seat,
+            conversation=self._told.id,
+            turn=self._told.next,
+            cast=cast,
+            system=self._systems.get(seat),
+        )
+
+    def _hear(self, asker: Asker, say: Say, said: list[str]) -> Reply:
+        """The reply; what comes of it before is `said`."""
+        for answer in tell(asker, say, self._told.after, self._known[say.to]):
+            if isinstance(answer, Delta):
+                if answer.anew:
+                    said.clear()
+                    self._listener.starts(say.to, self._transcript.last + 1)
+                said.append(answer.content)
+                self._listener.says(answer.content, answer.thinking)
+            elif isinstance(answer, Progress):
+                self._listener.waits(say.to, answer.phase)
+            else:
+                return answer
         raise AssertionError("an exchange ends in a reply or an error")
+
+    @contextmanager
+    def _stoppable(self, seat: str) -> Iterator[int]:
+        """Within, the person may stop the answer of a seat: the descriptor can then be read; -1 where nobody may."""
+        if self._guest is None or seat in self._guests:
+            yield -1
+            return
+        stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            with self._guest.answering(lambda: os.eventfd_write(stop_fd, 1)):
+                yield stop_fd
+        finally:
+            os.close(stop_fd)
 
     def _see_off(self, seat: str) -> None:
         """Wait for a member that is leaving to be gone."""

@@ -20,7 +20,8 @@ from modelpipes.chat.histories import Histories, OutOfStep
 from modelpipes.chat.outbox import DELTA_S, UNSENT_LIMIT_BYTES, Outbox
 from modelpipes.chat.pending import Pending, PendingQueue
 from modelpipes.chat.plain import PlainAnswers
-from modelpipes.chat.voices import LOAD_S, Arriving, Finish, Loads, Voice, Work, show_nothing
+from modelpipes.chat.voices import LOAD_S, Finish, Voice, Work
+from modelpipes.chat.voices.loading import Arriving, Show, show_nothing, watched
 from modelpipes.errors import DeadlineError, EngineError, MessageError, PeerError, PipesError, Reason, RoomError
 from modelpipes.pipe.endpoint import Arrival, Endpoint, Lost, Readable
 from modelpipes.pipe.framing import encode
@@ -45,8 +46,6 @@ from modelpipes.values.deadline import Deadline
 QUEUE_LIMIT = 64  # messages that wait; more are refused as busy, so that an asker learns of it
 TICK_S = 0.5  # progress, lost pipes and dead guards are looked after twice a second, noticed within one
 PLAIN_RETRY_S = 0.005  # the kernel has no event for a reader that comes
-LOADING_S = 0.5  # between looks at how far an engine has loaded: who waits is told after a second
-LOOK_SHARE = 20  # such a look walks all pages of the engine: it takes a twentieth of the time at most
 SETTLED_NS = 2_000_000_000  # far more than a tick of the file system's clock
 DYING_S = 0.2  # between the end of an engine's connections and its own, on a busy machine
 
@@ -64,7 +63,7 @@ class Member:
         once: bool = False,
         load_s: float = LOAD_S,
         report: Callable[[str], None] = output.say,
-        show: Callable[[Arriving | None], None] = show_nothing,
+        show: Show = show_nothing,
         log: Log = NO_LOG,
     ) -> None:
         """`show` is told twice a second, in a thread of its own, how far a voice is that loads; None once it has.
@@ -88,7 +87,6 @@ class Member:
         self._show = show
         self._log = log
         self._loading: Loading | None = None
-        self._has_loaded = threading.Event()
         self._is_ready = False
         self._shown: Sitting | None = None
         self._answers = 0
@@ -210,24 +208,16 @@ class Member:
         return PeerError(f"{self.seat}: a fault of modelpipes, please report it: {what} ({_place(error)})")
 
     def _load(self) -> None:
-        if isinstance(self.voice, Loads):
-            threading.Thread(target=self._in_thread, args=(self._follow_loading,), daemon=True).start()
-        try:
+        with watched(self.voice, self.seat, self._show_loading):
             self.voice.prepare(Deadline.after(self._load_s))
-        finally:
-            self._has_loaded.set()
         self._hand_over(self._be_ready)
 
-    def _follow_loading(self) -> None:
-        assert isinstance(self.voice, Loads)
-        pause_s, since_s = LOADING_S, time.monotonic()
-        while not self._has_loaded.wait(pause_s):
-            began_s = time.monotonic()
-            self._loading = self.voice.loading()
-            pause_s = max(LOADING_S, LOOK_SHARE * (time.monotonic() - began_s))
-            self._hand_over(lambda: None)  # the seat's line tells it
-            self._show(Arriving(self.seat, 1, 1, time.monotonic() - since_s, self._loading))
-        self._show(None)
+    def _show_loading(self, arriving: Arriving | None) -> None:
+        """In a thread of its own: the seat's line tells it too."""
+        if arriving:
+            self._loading = arriving.loading
+            self._hand_over(lambda: None)
+        self._show(arriving)
 
     def _be_ready(self) -> None:
         self._is_ready = True

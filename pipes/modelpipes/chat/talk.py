@@ -14,7 +14,7 @@ from modelpipes.chat.seating import PATIENCE_S, Seating, say_nothing
 from modelpipes.chat.telling import who_hears_names
 from modelpipes.chat.transcript import VERSION, Header, Transcript, moment
 from modelpipes.chat.turns import DEFAULT_ROUNDS, Random, RoundRobin, StopRules
-from modelpipes.chat.voices import Arriving, show_nothing
+from modelpipes.chat.voices.loading import Show, show_nothing
 from modelpipes.errors import UsageError
 from modelpipes.pipe.asker import SILENCE_S
 from modelpipes.pipe.cleanup import clean_up
@@ -86,7 +86,7 @@ def prepared(
     talk: Talk,
     listener: Listener | None = None,
     report: Callable[[str], None] = say_nothing,
-    show: Callable[[Arriving | None], None] = show_nothing,
+    show: Show = show_nothing,
     log: Log = NO_LOG,
 ) -> Iterator[Conversation]:
     """The conversation, ready to be led; at the end its members are ended, and what was made of the room is removed.
@@ -105,8 +105,7 @@ def prepared(
             report(transcript.warning)
         seating = stack.enter_context(Seating(room, patience_s=talk.patience_s, report=report, show=show))
         seating.seat(talk.commands)
-        if talk.person:
-            stack.enter_context(seated_person(room, talk.person))
+        guest = stack.enter_context(seated_person(room, talk.person)) if talk.person else None
         if not transcript.has_begun:
             sitting = {name: room.sitting(name) for name in talk.members}
             abouts = {name: who.about for name, who in sitting.items() if who.about}
@@ -126,6 +125,7 @@ def prepared(
             bring_back=seating.bring_back,
             guests=(talk.person,) if talk.person else (),
             log=log,
+            guest=guest,
         )
 
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import Generator
 from typing import TypeAlias
 
-from modelpipes.errors import DeadlineError, PeerFailed, PeerGone, PipesError, RoomError, UsageError
+from modelpipes.errors import Cancelled, DeadlineError, PeerFailed, PeerGone, PipesError, RoomError, UsageError
 from modelpipes.lockfile import Lock
 from modelpipes.pipe import fifo
-from modelpipes.pipe.endpoint import CHECK_S, Arrival, Endpoint, Lost
+from modelpipes.pipe.endpoint import CHECK_S, Arrival, Endpoint, Lost, Readable
 from modelpipes.pipe.log import NO_LOG, Log
 from modelpipes.pipe.message import Bye, Cancel, Delta, Failure, Progress, Reply, Say, new_id
 from modelpipes.pipe.room import HUB, Room, check_seat
@@ -74,8 +74,9 @@ class Asker:
     """A seat that speaks to one member and hears its answer. `with` holds the asker's lock and both pipes.
 
     `silence_s` bounds how long the member may show no life, `limit` the whole exchange; None and
-    Deadline.never() do not bound. A member that `was_seated` is not waited for where its seat is empty.
-    `log` is told of each exchange, its beginning and its end.
+    Deadline.never() do not bound. A member that `was_seated` is not waited for where its seat is empty. Once the
+    descriptor `stop_fd` can be read, nobody wants the answer any more. `log` is told of the beginning and the end of
+    each exchange.
     """
 
     def __init__(
@@ -87,11 +88,13 @@ class Asker:
         silence_s: float | None,
         limit: Deadline,
         was_seated: bool = False,
+        stop_fd: int = -1,
         log: Log = NO_LOG,
     ) -> None:
         self.room = room
         self.seat = seat
         self.to = to
+        self._stop_fd = stop_fd
         self.ignored = 0  # lines that answered nobody here: plain, unreadable, or meant for a predecessor
         self._silence_s = silence_s
         self._limit = limit
@@ -135,8 +138,8 @@ class Asker:
     def ask(self, say: Say) -> Generator[Answer]:
         """Speak, then yield what comes of it: progress and deltas as they come, at last the reply.
 
-        Raises PeerGone where the member dies or leaves, PeerFailed for its failure, DeadlineError.
-        An iteration that is broken off cancels the answer.
+        Raises PeerGone where the member dies or leaves, PeerFailed for its failure, DeadlineError, and Cancelled where
+        the answer is not wanted any more. An iteration that is broken off cancels the answer.
         """
         return self._ask_noting(say) if self._log.is_on else self._ask(say)
 
@@ -148,6 +151,8 @@ class Asker:
                 for answer in answers:
                     reply = answer if isinstance(answer, Reply) else None
                     yield answer
+        except Cancelled:
+            raise
         except PipesError as error:
             why = error
             raise
@@ -163,6 +168,8 @@ class Asker:
     def _ask(self, say: Say) -> Generator[Answer]:
         self.connect().send(self.to, say, self._quiet)
         is_over = False
+        if self._stop_fd >= 0:
+            self._endpoint.watch(self._stop_fd)
         try:
             for answer in self._answers(say.id):
                 is_over = isinstance(answer, Reply)
@@ -192,6 +199,8 @@ class Asker:
                 if answer := self._answer_in(event, asked_id):
                     yield answer
                     self._heard_life()  # only now: while the answer was being used, nobody listened
+            elif isinstance(event, Readable):
+                raise Cancelled("the answer is not wanted any more")
             elif has_gone:
                 raise self._endpoint.gone(self.to)
             if self._quiet.has_passed():  # also between answers that come too fast to ever wait for one

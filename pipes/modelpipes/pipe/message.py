@@ -69,7 +69,8 @@ class Sampling(Struct, frozen=True, omit_defaults=True, gc=False):
 class Say(Struct, frozen=True, omit_defaults=True, tag="say", gc=False):
     """Speak to a member; in a conversation, tell it what it has not heard and ask for `turn`.
 
-    `after` is the last turn that the member is believed to know; -1: none. `sampling` goes before the member's own.
+    `after` is the last turn that the member is believed to know; -1: none. `sampling`, and `system`, what a model is
+    told first, go before the member's own.
     """
 
     id: str
@@ -82,6 +83,7 @@ class Say(Struct, frozen=True, omit_defaults=True, tag="say", gc=False):
     heard: tuple[Heard, ...] = ()
     cast: Cast | None = None
     sampling: Sampling | None = None
+    system: str | None = None
 
     @property
     def words(self) -> str:

@@ -155,7 +155,8 @@ class EngineVoice:
         except Refused as refused:
             if work.content or work.thinking:
                 raise
-            if refused.kind == "template" and self._system != "" and not self._folds_system:
+            has_system = self._system != "" or work.say.system
+            if refused.kind == "template" and has_system and not self._folds_system:
                 self._folds_system = True
             elif refused.kind != "context":
                 raise
@@ -169,7 +170,14 @@ class EngineVoice:
     def _answer(self, work: Work, *, is_exact: bool) -> Finish:
         cast, turns, sampling = work.say.cast, work.turns, self._sampling
         with self._engine_of(work) as client:
-            told = told_to(self._seat, self._system, cast, turns, folds_system=self._folds_system, manner=self._manner)
+            told = told_to(
+                self._seat,
+                self._system_for(work, client),
+                cast,
+                turns,
+                folds_system=self._folds_system,
+                manner=self._manner,
+            )
             messages, dropped = trim(turns, told, lambda messages: self._fits(client, messages, work, is_exact))
             names = labels_of(cast, turns, self._seat)
             finish = self._speak(client, messages, names, sampling, work)
@@ -179,11 +187,18 @@ class EngineVoice:
                 finish = self._speak(client, messages, names, replace(sampling, seed=seed), work)
             return replace(finish, dropped=dropped)
 
+    def _system_for(self, work: Work, client: Client) -> str | None:
+        """The system text: of the message, if it has one, else the member's own."""
+        system = self._system if work.say.system is None else work.say.system
+        if system and self._system == "" and not self._folds_system and client.is_llama_server():
+            self._folds_system = client.refuses_system()  # not asked before: there was none
+        return system
+
     def _speak(
         self, client: Client, messages: Messages, names: Sequence[str], sampling: Sampling, work: Work
     ) -> Finish:
         """Let the engine answer, and pass on what it says as itself."""
-        with client.chat(
+        with client.stream(
             messages,
             silence_s=self._silence_s,
             max_tokens=sampling.max_tokens,

@@ -83,7 +83,7 @@ class Printer:
         else:
             text.end(reply.content, reply.thinking)
         if self._verbose:
-            output.say(_figures(reply, round_trip_ms))
+            output.say(figures(reply, round_trip_ms))
         return reply
 
     def fail(self, failed: PeerFailed) -> None:
@@ -93,7 +93,8 @@ class Printer:
             output.write_json(Unanswered(str(failed), failed.reason))
 
 
-def _figures(reply: Reply, round_trip_ms: float) -> str:
+def figures(reply: Reply, round_trip_ms: float) -> str:
+    """How long an answer took, and how many tokens, in a line."""
     parts = [f"round trip {round_trip_ms:.1f} ms"]
     if reply.timing and reply.timing.first_token_ms is not None:
         parts.append(f"first token {reply.timing.first_token_ms:.1f} ms")
