@@ -47,7 +47,7 @@ def test_what_makes_lists_and_removes_pipes_imports_nothing_heavy(room: Room, ar
     assert not modules & HEAVY
 
 
-@pytest.mark.parametrize("args", [[], ["--json"], ["-v", "--whole"]])
+@pytest.mark.parametrize("args", [[], ["--json"], ["-v", "--whole"], ["--log", "/dev/null"]])
 def test_what_asks_imports_nothing_heavy(room: Room, args: list[str]) -> None:
     with peer("echo", room):
         modules = imported("ask", "bob", "Hello", *args, "-d", room.path)

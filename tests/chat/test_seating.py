@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from modelpipes.chat.seating import Seating
-from modelpipes.chat.voices import Arriving
+from modelpipes.chat.voices.loading import Arriving
 from modelpipes.child import Child
 from modelpipes.errors import DeadlineError, PeerError, PeerGone, UsageError
 from modelpipes.pipe.room import Loading, Room

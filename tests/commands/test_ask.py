@@ -490,3 +490,37 @@ def test_a_full_disk_under_the_transcript_is_one_clear_line_and_loses_no_turn(ru
     assert asked.stderr.count("\n") == 1 and "cannot write" in asked.stderr
     assert talk.read_bytes() == before
     assert os.path.getsize(talk) < 1024
+
+
+def test_each_exchange_is_two_lines_of_the_log_without_the_words(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    assert run("ask", "bob", "--each-line", "--log", "log", typed="first\nsecond\n").code == 0
+    assert run("ask", "bob", "third", LOG_FILE="log", LOG_CONTENT="1").code == 0
+    lines = (run.cwd / "log").read_text().splitlines()
+    assert [line.split()[1:3] for line in lines] == [["hub", "asked"], ["hub", "heard"]] * 3
+    assert " to=bob bytes=5" in lines[0] and " by=bob stop=end bytes=5 ms=" in lines[1]
+    assert [line.endswith('content="third"') for line in lines] == [False] * 4 + [True] * 2
+
+
+def test_an_exchange_that_fails_or_is_broken_off_is_in_the_log_with_the_reason(run: Commands) -> None:
+    run.attach("bob", "--exec", "false")
+    assert run("ask", "bob", "x", "--log", "log").code == 1
+    assert run("ask", "alice", "x", "--log", "log").code == 1  # nobody was asked
+    _, failed = (run.cwd / "log").read_text().splitlines()
+    assert " hub failed " in failed and 'why="bob: false ended with 1: it said nothing"' in failed
+
+
+def test_a_log_that_cannot_be_written_is_said_before_anything_is_asked(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    asked = run("ask", "bob", "x", "--log", "none/log")
+    assert (asked.code, asked.stdout) == (1, "")
+    assert asked.stderr == "modelpipes ask: none/log: the log cannot be written: no such file or directory\n"
+
+
+def test_a_disk_that_fills_up_costs_the_log_and_not_the_answer(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    asked = run("ask", "bob", "Hello", "--log", "/dev/full")
+    assert (asked.code, asked.stdout) == (0, "Hello\n")
+    assert asked.stderr.splitlines() == [
+        "/dev/full: the log has gaps from here on: no space left on device; all else goes on"
+    ]

@@ -83,6 +83,37 @@ def line_of(process: subprocess.Popen[bytes]) -> str:
     return os.read(process.stderr.fileno(), 65536).decode()
 
 
+def test_one_log_has_what_the_leader_and_its_members_did_in_the_order_it_happened(run: Commands) -> None:
+    chat = run("chat", *PAIR, "--rounds", "1", "--log", "log", "--opening", "secret")
+    assert chat.code == 0, chat.stderr
+    text = (run.cwd / "log").read_text()
+    done = [tuple(line.split()[1:3]) for line in text.splitlines()]
+    assert [each for each in done if each[0] == "hub"] == [
+        ("hub", what) for what in ("leads", "asked", "heard", "asked", "heard", "ended")
+    ]
+    for name in ("alice", "bob"):
+        assert [what for who, what in done if who == name] == ["seated", "ready", "heard", "answered", "left"]
+    times = [line.split()[0] for line in text.splitlines()]
+    assert times == sorted(times)
+    assert "secret" not in text
+    assert len(re.findall(" turn=1 ", text)) == 4  # asked, heard, answered, heard
+
+
+def test_verbose_says_what_the_leader_does_between_the_turns(run: Commands) -> None:
+    chat = run("chat", *PAIR, "--rounds", "1", "-v", LOG_FILE="log", LOG_CONTENT="1")
+    assert chat.stdout == "hub: Hello.\nalice: Hello.\nbob: Hello.\n"
+    said = [line.split()[2] for line in chat.stderr.splitlines()[:-1]]
+    assert said == ["leads", "asked", "heard", "asked", "heard", "ended"]
+    assert 'content="Hello."' in (run.cwd / "log").read_text()
+
+
+def test_a_talk_that_breaks_off_says_why_in_the_log(run: Commands) -> None:
+    chat = run("chat", "--exec", "alice=false", "--filter", "bob=cat", "--retries", "0", "--log", "log")
+    assert chat.code == 1
+    ended = [line for line in (run.cwd / "log").read_text().splitlines() if " hub ended " in line]
+    assert len(ended) == 1 and "false ended with 1" in ended[0]
+
+
 SLOWLY_LOADED = ("--engine", "llama-server", "--no-fit-check", "--max-tokens", "3", *QUICK_ENGINE)
 
 

@@ -29,6 +29,7 @@ from modelpipes.chat.turns import (
 from modelpipes.chat.voices import LEAVING_S
 from modelpipes.errors import Cancelled, DeadlineError, PeerError, PeerFailed, PipesError, Reason, UsageError
 from modelpipes.pipe.asker import SILENCE_S, Asker
+from modelpipes.pipe.log import NO_LOG, Log
 from modelpipes.pipe.message import Delta, Phase, Progress, Reply, Say, new_id
 from modelpipes.pipe.room import HUB, Room
 from modelpipes.values.deadline import Deadline
@@ -117,6 +118,7 @@ class Conversation:
         retries: int = 2,
         bring_back: Callable[[str, PeerError, Deadline], None] | None = None,
         guests: Collection[str] = (),
+        log: Log = NO_LOG,
         guest: Guest | None = None,
     ) -> None:
         """Nothing is said yet. What is not given: all turns are kept in memory and in no file, nobody listens,
@@ -157,12 +159,18 @@ class Conversation:
         self._retries = retries
         self._bring_back = bring_back or _give_up
         self._guests = guests
+        self._log = log
         self._guest = guest
         self._told = Retelling(self._transcript)
         self._called: str | None = None  # who speaks next, whoever's turn it were
         self._systems: dict[str, str] = {}  # system texts that a person gave
         self._known = {seat: self._transcript.known_by(seat) for seat in members}
         self._sat = {seat: room.sitting(seat).pid for seat in members}  # who was last seen there
+
+    @property
+    def id(self) -> str:
+        """Of the conversation, as its transcript has it."""
+        return self._transcript.header.id
 
     @property
     def turns(self) -> Sequence[Turn]:
@@ -317,6 +325,7 @@ class Conversation:
             limit=self._limit,
             was_seated=was_seated,
             stop_fd=stop_fd,
+            log=self._log,
         )
 
     def _take_turn(self, seat: str) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from modelpipes.chat.voices import LEAVING_S, LOAD_S, Arriving, show_nothing
+from modelpipes.chat.voices import LEAVING_S, LOAD_S
+from modelpipes.chat.voices.loading import Arriving, Show, show_nothing
 from modelpipes.child import Child
 from modelpipes.errors import DeadlineError, PeerError, PeerGone, UsageError
 from modelpipes.pipe.room import Room, Sitting
@@ -38,7 +39,7 @@ class Seating:
         *,
         patience_s: float = PATIENCE_S,
         report: Callable[[str], None] = say_nothing,
-        show: Callable[[Arriving | None], None] = show_nothing,
+        show: Show = show_nothing,
     ) -> None:
         """`patience_s` is how long a member that somebody else seated is waited for; 0: not at all, inf: for ever.
 

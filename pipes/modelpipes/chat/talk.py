@@ -14,10 +14,11 @@ from modelpipes.chat.seating import PATIENCE_S, Seating, say_nothing
 from modelpipes.chat.telling import who_hears_names
 from modelpipes.chat.transcript import VERSION, Header, Transcript, moment
 from modelpipes.chat.turns import DEFAULT_ROUNDS, Random, RoundRobin, StopRules
-from modelpipes.chat.voices import Arriving, show_nothing
+from modelpipes.chat.voices.loading import Show, show_nothing
 from modelpipes.errors import UsageError
 from modelpipes.pipe.asker import SILENCE_S
 from modelpipes.pipe.cleanup import clean_up
+from modelpipes.pipe.log import NO_LOG, Log
 from modelpipes.pipe.message import new_id
 from modelpipes.pipe.room import HUB, About, Room, star
 from modelpipes.values.deadline import Deadline
@@ -85,7 +86,8 @@ def prepared(
     talk: Talk,
     listener: Listener | None = None,
     report: Callable[[str], None] = say_nothing,
-    show: Callable[[Arriving | None], None] = show_nothing,
+    show: Show = show_nothing,
+    log: Log = NO_LOG,
 ) -> Iterator[Conversation]:
     """The conversation, ready to be led; at the end its members are ended, and what was made of the room is removed.
 
@@ -93,7 +95,7 @@ def prepared(
             conversation.lead("Hello.")
 
     `report` is told in a line when a member is waited for or seated again, and when others may read the transcript;
-    `show` how far a member is that loads, as `Seating` has it.
+    `show` how far a member is that loads, as `Seating` has it. `log` has what is asked, and heard.
     Raises RoomError, UsageError, FileError for the transcript, and what `Seating.seat` raises.
     """
     with contextlib.ExitStack() as stack:
@@ -122,6 +124,7 @@ def prepared(
             retries=talk.retries,
             bring_back=seating.bring_back,
             guests=(talk.person,) if talk.person else (),
+            log=log,
             guest=guest,
         )
 

@@ -14,6 +14,7 @@ from modelpipes.commands.cli.sampling import sampling_of, sampling_options
 from modelpipes.commands.views.answer import Printer
 from modelpipes.errors import PeerFailed, UsageError
 from modelpipes.pipe.asker import Asker, require_pipes
+from modelpipes.pipe.log import Log
 from modelpipes.pipe.message import Reply, Sampling, Say, new_id
 from modelpipes.pipe.room import HUB, PipePair, Room, check_seat
 from modelpipes.pipe.sidebyside import MOST, Outcome, SideBySide, ask_each, in_order
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 @sampling_options
 @click.option("--show-thinking", is_flag=True, help="A reasoning model's thoughts, on stderr.")
 @click.option("-v", "--verbose", is_flag=True, help="Times and rates, on stderr.")
+@options.logged
 @click.option("--to-pipe", metavar="PATH", type=values.FILE, help="The FIFO to write to, instead of TO.")
 @click.option("--from-pipe", metavar="PATH", type=values.FILE, help="The FIFO to read from.")
 @options.common
@@ -68,8 +70,10 @@ def command(
     limit = Deadline.after(options.bounded(given["max_seconds"]))
     printer = Printer(**{name: given[name] for name in ("as_json", "whole", "show_thinking", "verbose")})
 
+    log = Log(given["log"], with_content=given["log_content"])
+
     def open_asker() -> SideBySide:
-        return SideBySide(room, sender, to, silence_s=options.bounded(given["timeout"]), limit=limit)
+        return SideBySide(room, sender, to, silence_s=options.bounded(given["timeout"]), limit=limit, log=log)
 
     def say(message: str) -> Say:
         return Say(new_id(), sender, to, message, sampling=None if sampling == Sampling() else sampling)

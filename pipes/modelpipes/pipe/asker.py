@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Container, Generator
 from typing import Self, TypeAlias
 
-from modelpipes.errors import Cancelled, DeadlineError, PeerFailed, PeerGone, RoomError, UsageError
+from modelpipes.errors import Cancelled, DeadlineError, PeerFailed, PeerGone, PipesError, RoomError, UsageError
 from modelpipes.lockfile import Lock
 from modelpipes.pipe import fifo
 from modelpipes.pipe.endpoint import CHECK_S, Arrival, Endpoint, Lost, Readable
+from modelpipes.pipe.log import NO_LOG, Log
 from modelpipes.pipe.message import Bye, Cancel, Delta, Failure, Progress, Reply, Say, new_id
 from modelpipes.pipe.room import HUB, Room, check_seat
 from modelpipes.values.deadline import Deadline
@@ -72,7 +75,8 @@ class Asker:
 
     `silence_s` bounds how long the member may show no life, `limit` the whole exchange; None and
     Deadline.never() do not bound. A member that `was_seated` is not waited for where its seat is empty. Once the
-    descriptor `stop_fd` can be read, nobody wants the answer any more.
+    descriptor `stop_fd` can be read, nobody wants the answer any more. `log` is told of the beginning and the end of
+    each exchange.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Asker:
         limit: Deadline,
         was_seated: bool = False,
         stop_fd: int = -1,
+        log: Log = NO_LOG,
     ) -> None:
         self.room = room
         self.seat = seat
@@ -94,6 +99,7 @@ class Asker:
         self._silence_s = silence_s
         self._limit = limit
         self._was_seated = was_seated
+        self._log = log
         self._quiet = Deadline.after(silence_s).earlier(limit)
         self._endpoint = Endpoint(room, seat)
         self._lock: Lock | None = None
@@ -135,6 +141,39 @@ class Asker:
         Raises PeerGone where the member dies or leaves, PeerFailed for its failure, DeadlineError, and Cancelled where
         the answer is not wanted any more. An iteration that is broken off cancels the answer.
         """
+        return self._ask_noting(say) if self._log.is_on else self._ask(say)
+
+    def _ask_noting(self, say: Say) -> Generator[Answer]:
+        reply, why = None, None
+        began_s = self._note_asked(say)
+        try:
+            with contextlib.closing(self._ask(say)) as answers:
+                for answer in answers:
+                    reply = answer if isinstance(answer, Reply) else None
+                    yield answer
+        except Cancelled:
+            raise
+        except PipesError as error:
+            why = error
+            raise
+        finally:  # who asked may leave it at the reply
+            self._note_end(say, began_s, reply, why)
+
+    def _note_asked(self, say: Say) -> float:
+        """Tell the log; when that was."""
+        self._log.note(self.seat, "asked", id=say.id, to=self.to, turn=say.turn, content=say.words)
+        return time.monotonic()
+
+    def _note_end(self, say: Say, began_s: float, reply: Reply | None, why: PipesError | None) -> None:
+        ms = (time.monotonic() - began_s) * 1000
+        what = "heard" if reply else "failed" if why else "cancelled"
+        content, stop = (reply.content, reply.stop) if reply else (None, None)
+        because = str(why) if why else None
+        self._log.note(
+            self.seat, what, id=say.id, by=self.to, turn=say.turn, content=content, ms=ms, stop=stop, why=because
+        )
+
+    def _ask(self, say: Say) -> Generator[Answer]:
         self.connect().send(self.to, say, self._quiet)
         is_over = False
         if self._stop_fd >= 0:

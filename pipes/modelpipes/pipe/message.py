@@ -95,6 +95,11 @@ class Say(Struct, frozen=True, omit_defaults=True, tag="say", gc=False):
     sampling: Sampling | None = None
     system: str | None = None
 
+    @property
+    def words(self) -> str:
+        """What is to be answered: in a conversation, the last turn that is told."""
+        return self.heard[-1].content if self.heard else self.content
+
 
 class Progress(Struct, frozen=True, omit_defaults=True, tag="progress", gc=False):
     """The answer is on its way; `position` is that in the queue, from 1."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Container, Generator, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -52,9 +52,20 @@ class Questions(Protocol):
 class SideBySide(Asker):
     """An asker whose seat has several messages in work at a time. `with` holds the lock and both pipes."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._begun: dict[str | None, tuple[Say, float]] = {}
+
     def begin(self, say: Say) -> None:
         """Ask; PeerGone where the member dies or leaves, DeadlineError."""
+        self._begun[say.id] = say, self._note_asked(say)
         self.connect().send(self.to, say, self._quiet)
+
+    def close(self) -> None:
+        for say, began_s in self._begun.values():
+            self._note_end(say, began_s, None, None)
+        self._begun.clear()
+        super().close()
 
     def watch(self, fd: int, *, is_wanted: bool) -> None:
         """Have `ends` tell when a descriptor can be read, or no longer."""
@@ -62,11 +73,16 @@ class SideBySide(Asker):
         if is_wanted:
             self._endpoint.watch(fd)
 
-    def ends(self, asked: Container[str | None]) -> Generator[Reply | Failure | None]:
-        """The ends of what was asked under these ids, as they come; None when a watched descriptor can be read."""
-        for item in self._heard(asked):
-            if item is None or isinstance(item, Reply | Failure):
+    def ends(self) -> Generator[Reply | Failure | None]:
+        """The ends of what was begun, as they come; None when a watched descriptor can be read."""
+        for item in self._heard(self._begun):
+            if isinstance(item, Reply | Failure):
+                say, began_s = self._begun.pop(item.reply_to)
+                reply, why = (item, None) if isinstance(item, Reply) else (None, failed(item))
+                self._note_end(say, began_s, reply, why)
                 yield item
+            elif item is None:
+                yield None
 
 
 def ask_each(
@@ -96,7 +112,7 @@ def ask_each(
         asked: dict[str | None, _Asked] = {}
         try:
             with open_asker() as asker:
-                ends = asker.ends(asked)
+                ends = asker.ends()
                 is_begun = False
                 while asked or not is_begun or (waiting and at_a_time > 1):
                     is_begun = True

@@ -41,6 +41,14 @@ class Waiting:
             self._said_s = now_s
             say(line)
 
+    def say(self, line: str) -> None:
+        """Say a line that stays, above the one in place."""
+        progress = self._progress
+        if progress:
+            progress.say(line)
+        else:
+            say(line)
+
     def done(self) -> None:
         """What was waited for is over; what is shown next begins anew."""
         if self._progress:

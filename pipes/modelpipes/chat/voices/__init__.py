@@ -9,16 +9,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from msgspec import Struct
 
 from modelpipes.errors import MessageError
 from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
 from modelpipes.pipe.message import Heard, Phase, Say, Stop, Usage
-from modelpipes.pipe.room import About, Loading
+from modelpipes.pipe.room import About
 from modelpipes.values.deadline import Deadline
-from modelpipes.values.units import format_elapsed
 
 LEAVING_S = 3.0  # for a member that said it leaves, and its engine, to be gone
 LOAD_S = 600.0  # for a voice to be ready: a large model from a slow disk
@@ -130,33 +129,3 @@ class Voice(Protocol):
 
     def close(self) -> None:
         """End what was started; harmless again, and where nothing was."""
-
-
-class Arriving(Struct, frozen=True):
-    """A member that is being seated, the `number`th of `count`; the 0th where it is one that was lost.
-
-    `loading` is how far its voice has loaded, None where that cannot be seen.
-    """
-
-    seat: str
-    number: int = 0
-    count: int = 1
-    elapsed_s: float = 0.0
-    loading: Loading | None = None
-
-    def __str__(self) -> str:
-        which = f" ({self.number} of {self.count})" if self.count > 1 else ""
-        how_far = f": {self.loading}" if self.loading else ""
-        return f"loading {self.seat}{which}{how_far}, {format_elapsed(self.elapsed_s)}"
-
-
-def show_nothing(arriving: Arriving | None) -> None:
-    """Where nobody looks while members load."""
-
-
-@runtime_checkable
-class Loads(Protocol):
-    """A voice that takes its time to load, and can be asked how far it is."""
-
-    def loading(self) -> Loading | None:
-        """How much it has read by now; None where that cannot be seen. From any thread, while `prepare` runs."""

@@ -122,10 +122,12 @@ def make_voice(seat: str, given: dict[str, Any]) -> Voice:
             if _is_given(given[name.replace("-", "_")]) and name not in FOR_PROGRAMS:
                 raise UsageError(f"--{name} is for a model; a program takes its options in its command")
         if kind == "exec_":
-            return ExecVoice(given["exec_"], parallel=given["parallel"] or 1, silence_s=silence_s, log=given["log"])
+            return ExecVoice(
+                given["exec_"], parallel=given["parallel"] or 1, silence_s=silence_s, log=given["engine_log"]
+            )
         if (given["parallel"] or 1) > 1:
             raise UsageError("--parallel: a filter answers one line after the other; use --exec to answer several")
-        return FilterVoice(given["filter_"], silence_s=silence_s, log=given["log"])
+        return FilterVoice(given["filter_"], silence_s=silence_s, log=given["engine_log"])
     return _engine_voice(seat, given, silence_s)
 
 
@@ -148,7 +150,7 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
             root_of(given["server"])
         except EngineError as e:
             raise UsageError(f"--server: {e}") from None
-        for name in (*FOR_ENGINES, "log"):
+        for name in (*FOR_ENGINES, "engine-log"):
             if _is_given(given[name.replace("-", "_")]):
                 raise UsageError(f"--{name} is for an engine of ours; {given['server']} has its own")
         return EngineVoice(
@@ -172,7 +174,7 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
 
             for line in admit([Candidate(seat, spec)], engine):
                 output.say(line)
-        return Engine(spec, engine=engine, name=seat, log=given["log"])
+        return Engine(spec, engine=engine, name=seat, log=given["engine_log"])
 
     # Once the seat is taken: who waits for it learns that the file or the engine is missing.
     return EngineVoice(seat, kind=f"model {os.path.basename(given['model'])}", start_engine=start_engine, **common)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from modelpipes.chat.voices import Arriving
+from modelpipes.chat.voices.loading import Arriving, Show
 from modelpipes.terminal.waiting import Waiting
 
 
-def show_arriving(waiting: Waiting) -> Callable[[Arriving | None], None]:
+def show_arriving(waiting: Waiting) -> Show:
     """To be told, again and again, of the member that is being seated."""
 
     def show(arriving: Arriving | None) -> None:

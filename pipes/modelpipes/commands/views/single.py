@@ -22,7 +22,7 @@ class Single(Listener):
         self._show_thinking = show_thinking
         self._verbose = verbose
         self._speech = output.Speech(show_thinking=show_thinking)
-        self._sign = output.Sign(f"{name} is loading")
+        self._sign = output.Sign(f"waiting for {name}")
 
     def __enter__(self) -> Single:
         return self
