@@ -301,7 +301,7 @@ def test_a_members_memory_stays_small_however_much_is_said(run: Commands, voice:
 
 FAULTY = """
 import sys
-from modelpipes.chat.voices.program import FilterVoice
+from modelpipes.chat.voices.filter import FilterVoice
 from modelpipes.commands import main
 def fail(*_):
     raise ZeroDivisionError("integer division\\nor modulo by zero")

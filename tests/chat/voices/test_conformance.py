@@ -14,7 +14,8 @@ import pytest
 
 from modelpipes.chat.voices import Voice, terminal
 from modelpipes.chat.voices.engine import EngineVoice
-from modelpipes.chat.voices.program import ExecVoice, FilterVoice
+from modelpipes.chat.voices.filter import FilterVoice
+from modelpipes.chat.voices.program import ExecVoice
 from modelpipes.chat.voices.terminal import TerminalVoice
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.pipe.message import Sampling
