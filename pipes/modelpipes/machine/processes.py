@@ -109,22 +109,27 @@ def awaits_input(pid: int) -> bool | None:
     /proc/PID/task/TID/syscall: the number of the call that it waits in, then the arguments. Who may look is decided
     as for a debugger; a parent may.
     """
-    may = not _READS
     try:
-        for task in os.listdir(f"/proc/{pid}/task"):
-            fd = os.open(f"/proc/{pid}/task/{task}/syscall", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                call, *arguments = os.read(fd, 256).split()
-            finally:
-                os.close(fd)
-            if not call.isdigit():  # it runs
-                continue
-            if int(call) in _READS and arguments[0] == b"0x0":
-                return True
-            may = may or int(call) in _WAITS
+        if _reads_stdin(folder := f"/proc/{pid}"):  # as most do, with their first thread
+            return True
+        waits = [_reads_stdin(f"{folder}/task/{task}") for task in os.listdir(f"{folder}/task")]
     except (OSError, ValueError):  # it has ended, or is not ours to see
         return None
-    return None if may else False
+    return True if True in waits else None if None in waits else False
+
+
+def _reads_stdin(thread: str) -> bool | None:
+    fd = os.open(f"{thread}/syscall", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        call, *arguments = os.read(fd, 256).split()
+    finally:
+        os.close(fd)
+    if call == b"running":
+        return False
+    number = int(call)
+    if number in _READS:
+        return arguments[0] == b"0x0"
+    return None if number in _WAITS or not _READS else False
 
 
 def _ask(pid: int, question: Callable[[Process], _T], otherwise: _T) -> _T:

@@ -26,7 +26,7 @@ DYING_S = 0.05  # between the end of a dying program's output and its own
 BUSY_S = 5.0
 BEGINNING_S = 0.5
 SETTLING_S = 0.02
-LOOK_S = 0.001  # between two looks at what it does
+FIRST_LOOK_S, LOOK_S = 0.00002, 0.001  # between two looks at what it does: doubled from the one to the other
 SHOWN_CHARS = 60  # of what it said in vain
 
 _NEWLINE = re.compile(r"\r\n|\r|\n")
@@ -132,15 +132,16 @@ class FilterVoice:
 
     def _has_more_to_say(self, child: Child, work: Work) -> bool:
         """May it go on without being asked? Who reads its input does not."""
-        if self._idle.has_passed() or work.is_cancelled or child.exit_code() is not None:
+        if self._idle.has_passed() or (waits := awaits_input(child.pid)):
             return False
         work.show_life("thinking")
-        waits = awaits_input(child.pid)
-        return not waits and not (waits is None and self._settled.has_passed())
+        is_over = work.is_cancelled or child.exit_code() is not None
+        return not is_over and not (waits is None and self._settled.has_passed())
 
     def _drop_unasked(self, child: Child, has_more: Callable[[], bool] = lambda: False) -> None:
         """Drop what it says until it has no more to say: that answers nothing."""
         said, self._rest = self._rest, bytearray()
+        pause_s = FIRST_LOOK_S
         while True:
             will_say_more = has_more()  # asked first: what it said before it began to wait is there to be read
             with contextlib.suppress(OSError):  # there is no more now, or it is being ended
@@ -148,7 +149,8 @@ class FilterVoice:
                     said += data
             if not will_say_more or len(said) >= LAST_READ_BYTES:
                 break
-            time.sleep(LOOK_S)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, LOOK_S)
         if said.strip():
             self._tell_vain(child, said)
 
