@@ -57,14 +57,6 @@ OPEN = (
     "serve-models",
     "serve-models-load",
 )
-    "message",
-    "filter-told",
-    "filter-said",
-    "transcript",
-    "chat-models",
-    "serve-models",
-    "serve-models-load",
-)  # which others write or read too
 
 
 def validator(name: str) -> Any:
