@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -146,6 +147,11 @@ def test_while_its_model_loads_it_says_how_far_it_is(run: Commands, tmp_path: Pa
         (["--model", "tiny-chat", "--ctx-size", "x"], "--ctx-size"),
         (["--model", "tiny-chat", "--parallel", "0"], "--parallel"),
         (["--exec", "cat", "--timeout", "0"], "--timeout"),
+        (["--exec", "cat", "--json"], "--json is for --filter"),
+        (["--exec", "tr a-z A-Z | rev"], """so its | has no meaning: give it a shell, "sh -c 'tr a-z A-Z | rev'","""),
+        (["--filter", "~/bin/tool"], "so its ~ has no meaning"),
+        (["--filter", "LANG=C cat", "--json"], "so its LANG= has no meaning"),
+        (["--exec", "cat > x"], "so its > has no meaning"),
         (["--exec", "cat", "--nonsense"], "--nonsense"),
         (["second", "--exec", "cat"], "second"),
     ],
@@ -365,9 +371,55 @@ def test_a_members_memory_stays_small_however_much_is_said(run: Commands, voice:
     assert int(peak_kb) < 80_000
 
 
+BANNER = """
+import sys
+print("Welcome to tool 1.0", flush=True)
+for line in sys.stdin:
+    print("answer to", line.strip(), flush=True)
+"""
+
+
+def test_a_filters_banner_is_told_and_answers_nothing(run: Commands) -> None:
+    (run.cwd / "tool.py").write_text(BANNER)
+    member = run.attach("bob", "--filter", f"{sys.executable} tool.py")
+    asked = run("ask", "bob", "--each-line", typed="one\ntwo\nthree\n")
+    assert asked.lines == ["answer to one", "answer to two", "answer to three"]
+    member.terminate()
+    _, said = end_of(member)
+    assert said == f"bob: {sys.executable} said before it was asked: 'Welcome to tool 1.0'; dropped\n"
+
+
+REVERSER = """
+import json, sys
+for line in sys.stdin:
+    told = json.loads(line)
+    words = f"{told['from']} said:\\n{told['content'][::-1]}"
+    print(json.dumps({"delta": words[:5]}), flush=True)
+    print(json.dumps({"id": told["id"], "content": words}), flush=True)
+"""
+
+
+def test_a_filter_in_json_is_told_who_speaks_and_keeps_newlines(run: Commands) -> None:
+    (run.cwd / "reverser.py").write_text(REVERSER)
+    run.attach("bob", "--filter", f"{sys.executable} reverser.py", "--json")
+    assert run("ask", "bob", "--whole", "one\ntwo").stdout == "hub said:\nowt\neno\n"
+    assert json.loads(run("seats", "bob", "--json").stdout)[0]["voice"] == f"filter-json {sys.executable} reverser.py"
+
+
+def test_a_program_answers_as_many_at_a_time_as_it_may(run: Commands) -> None:
+    # Each of the two waits for the other at the ends of one FIFO.
+    assert run("setup", "bob", "alice", "--mesh").code == 0
+    os.mkfifo(run.cwd / "fifo")
+    script = "read what; case $what in first) cat fifo;; *) echo met > fifo;; esac"
+    run.attach("bob", "--exec", shlex.join(["sh", "-c", script]), "--parallel", "2")
+    first = run.start("ask", "bob", "first")
+    assert run("ask", "bob", "second", "--from", "alice").code == 0
+    assert first.communicate(timeout=LIMIT_S)[0] == b"met\n"
+
+
 FAULTY = """
 import sys
-from modelpipes.chat.voices.program import FilterVoice
+from modelpipes.chat.voices.filter import FilterVoice
 from modelpipes.commands import main
 def fail(*_):
     raise ZeroDivisionError("integer division\\nor modulo by zero")

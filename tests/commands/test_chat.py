@@ -7,6 +7,7 @@ import re
 import select
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -145,6 +146,28 @@ def test_members_speak_in_the_order_typed_whatever_names_them(run: Commands) -> 
     assert run.room.sitting("dora").state == "ready"
 
 
+TELLER = """
+import json, sys
+for line in sys.stdin:
+    told = json.loads(line)
+    heard = [f"{turn['from']}:{turn['content']!r}" for turn in told["turns"]]
+    print(json.dumps({"content": f"turn {told['turn']}\\n" + " ".join(heard)}), flush=True)
+"""
+
+
+def test_a_filter_in_json_hears_the_whole_conversation_and_is_seated_the_same_way_again(run: Commands) -> None:
+    (run.cwd / "teller.py").write_text(TELLER)
+    talk = ("--transcript", "talk.jsonl", "--opening", "Hi")
+    seated = ("--filter", "alice=cat", "--filter-json", f"bob={sys.executable} teller.py")
+    chat = run("chat", *seated, "--rounds", "1", *talk, "--json")
+    assert chat.code == 0, chat.stderr
+    assert [json.loads(line)["content"] for line in chat.lines] == ["Hi", "Hi", "turn 2\nhub:'Hi' alice:'Hi'"]
+    more = run("chat", "--resume", "--transcript", "talk.jsonl", "--rounds", "2", "--json")
+    assert more.code == 0, more.stderr
+    assert "bob" not in more.stderr, "it is seated as it was"
+    assert json.loads(more.lines[-1])["content"].startswith("turn 4\nhub:'Hi' alice:'Hi' bob:\"turn 2\\nhub:")
+
+
 def test_a_filter_that_dies_in_mid_talk_is_seated_again(run: Commands) -> None:
     # Its failures came faster than its death was noticed, and took all tries.
     dyer = "sh -c 'read l; echo one; read l; exit 3'"
@@ -250,6 +273,8 @@ def test_an_option_reaches_its_own_member_and_a_common_one_those_who_can_use_it(
         (["--filter", "alice", "bob"], "--filter alice: give it as NAME=alice"),
         (["--filter", "alice=", "bob"], "--filter alice=: give it as NAME=VALUE"),
         (["--exec", "alice='", *PAIR[2:]], "alice: cannot read the command"),
+        (["--exec", "alice=wc | rev", *PAIR[2:]], "alice: no shell runs 'wc | rev', so its | has no meaning"),
+        (["--filter-json", "alice=~/tool", *PAIR[2:]], "alice: no shell runs '~/tool', so its ~"),
         ([*PAIR, "--nonsense"], "--nonsense"),
         ([*PAIR, "--rounds", "0"], "--rounds"),
         ([*PAIR, "--max-seconds", "0"], "--max-seconds"),

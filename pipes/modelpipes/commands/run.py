@@ -83,7 +83,7 @@ def _prepared(name: str, given: dict[str, Any], limit: Deadline) -> Iterator[Voi
     from modelpipes.chat.voices.loading import watched
     from modelpipes.commands.views.loading import show_arriving
 
-    voice = voices.make_voice(name, given)
+    voice = voices.make_voice(name, {**given, "as_json": False})  # that is how the answer is printed
     with contextlib.closing(voice):
         with Waiting() as waiting, watched(voice, name, show_arriving(waiting)):
             voice.prepare(Deadline.after(LOAD_S).earlier(limit))

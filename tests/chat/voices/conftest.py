@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -71,6 +73,21 @@ class Asked:
 def prepared(voice: Voice) -> Voice:
     voice.prepare(Deadline.after(LIMIT_S))
     return voice
+
+
+def python(script: str) -> str:
+    return shlex.join([sys.executable, "-S", "-c", script])
+
+
+def sh(script: str) -> str:
+    return shlex.join(["/bin/sh", "-c", script])
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.fixture

@@ -64,14 +64,15 @@ SEATING: dict[str, tuple[str, Any, str]] = {
     "server": ("NAME=URL", click.STRING, "Seat a model of a running server."),
     "exec": ("NAME=COMMAND", click.STRING, "Seat a program, run for each message."),
     "filter": ("NAME=COMMAND", click.STRING, "Seat a program kept running, a line in, a line out."),
+    "filter-json": ("NAME=COMMAND", click.STRING, "The same in lines of JSON."),
 }
 
 
 def seating_options(command: Any) -> Any:
     """The options of `SEATING`, each for as many members as it is given for."""
     for name, (metavar, kind, text) in reversed(SEATING.items()):
-        pair = values.Paired(kind, is_shared=False)
-        command = click.option(f"--{name}", f"{name}_", type=pair, multiple=True, metavar=metavar, help=text)(command)
+        pair, variable = values.Paired(kind, is_shared=False), f"{name.replace('-', '_')}_"
+        command = click.option(f"--{name}", variable, type=pair, multiple=True, metavar=metavar, help=text)(command)
     return command
 
 
@@ -99,7 +100,7 @@ def read_options(ctx: click.Context) -> dict[str, Any]:
 
 def can_use(kind: str, option: str) -> bool:
     """Has this kind of voice any use for an option of VOICE?"""
-    if kind in ("exec", "filter"):
+    if kind in ("exec", "filter", "filter-json"):
         return kind == "exec" and option in FOR_PROGRAMS
     return option not in (FOR_ENGINES if kind == "server" else FOR_SERVERS)
 
@@ -114,21 +115,32 @@ def make_voice(seat: str, given: dict[str, Any]) -> Voice:
     if len(kinds) != 1:
         raise UsageError("give one of --model, --server, --exec and --filter")
     kind = kinds[0]
+    if given["as_json"] and kind != "filter_":
+        raise UsageError("--json is for --filter: its messages as lines of JSON")
     silence_s = options.bounded(given["timeout"])
     if kind in ("exec_", "filter_"):
-        from modelpipes.chat.voices.program import ExecVoice, FilterVoice
-
-        for name in VOICE:
-            if _is_given(given[name.replace("-", "_")]) and name not in FOR_PROGRAMS:
-                raise UsageError(f"--{name} is for a model; a program takes its options in its command")
-        if kind == "exec_":
-            return ExecVoice(
-                given["exec_"], parallel=given["parallel"] or 1, silence_s=silence_s, log=given["engine_log"]
-            )
-        if (given["parallel"] or 1) > 1:
-            raise UsageError("--parallel: a filter answers one line after the other; use --exec to answer several")
-        return FilterVoice(given["filter_"], silence_s=silence_s, log=given["engine_log"])
+        return _program_voice(seat, kind, given, silence_s)
     return _engine_voice(seat, given, silence_s)
+
+
+def _program_voice(seat: str, kind: str, given: dict[str, Any], silence_s: float | None) -> Voice:
+    for name in VOICE:
+        if _is_given(given[name.replace("-", "_")]) and name not in FOR_PROGRAMS:
+            raise UsageError(f"--{name} is for a model; a program takes its options in its command")
+    if kind == "exec_":
+        from modelpipes.chat.voices.program import ExecVoice
+
+        return ExecVoice(given["exec_"], parallel=given["parallel"] or 1, silence_s=silence_s, log=given["engine_log"])
+    if (given["parallel"] or 1) > 1:
+        raise UsageError("--parallel: a filter answers one line after the other; use --exec to answer several")
+    from modelpipes.chat.voices.filter import FilterVoice
+    from modelpipes.chat.voices.jsonfilter import JsonFilterVoice
+
+    def report(line: str) -> None:
+        output.say(f"{seat}: {line}")
+
+    kind_of_filter = JsonFilterVoice if given["as_json"] else FilterVoice
+    return kind_of_filter(given["filter_"], silence_s=silence_s, log=given["engine_log"], report=report)
 
 
 def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> Voice:

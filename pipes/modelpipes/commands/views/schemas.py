@@ -19,6 +19,8 @@ CONFIG = "config"
 # name: (what it describes, the module and the types that make it, [] for a list)
 SCHEMAS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "message": ("A message on a pipe.", "pipe.message", ("Message",)),
+    "filter-told": ("A line to a program of --filter --json.", "chat.voices.jsonfilter", ("Told",)),
+    "filter-said": ("A line of such a program.", "chat.voices.jsonfilter", ("Said",)),
     "transcript": ("A line of a transcript.", "chat.transcript", ("Header", "Turn", "Choice", "End")),
     CONFIG: ("A configuration, its TOML read.", CONFIG, ()),
     "list-seats": ("list-seats --json", "commands.views.seats", ("Seat[]",)),
