@@ -246,7 +246,7 @@ class Conversation:
             self._systems[name] = rest
             return f"{name} is told so first, from now on"
         self._systems = dict.fromkeys(self.members, text)
-        return "the models are told so first, from now on" if text else "the models are told nothing first, from now on"
+        return f"the models are told {'so' if text else 'nothing'} first, from now on"
 
     def _next_speaker(self) -> str:
         if self._called:
@@ -379,6 +379,7 @@ class Conversation:
         except Cancelled:
             self._called = next(iter(self._guests), None)  # who stops an answer has something to say
             if not any(said):
+                self._listener.notes(f"{seat} was stopped before its first word")
                 raise _Unsaid from None
             return Turn(number, seat, "".join(said), "cancelled", at=moment())
         if seat in self._guests and reply.stop == "cancelled":
