@@ -44,6 +44,7 @@ SCHEMAS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "watch-gpu": ("watch-gpu --json; a line of it with --format jsonl", "commands.views.gpu", ("Look",)),
     "check-system": ("check-system --json", "commands.check", ("SystemReport",)),
+    "run": ("modelpipes run --json", "commands.views.answer", ("Answered",)),
     "show": ("modelpipes show --format json", "chat.contents", ("Contents",)),
     "config-show": ("modelpipes config show --json", "config.inforce", ("Setting[]",)),
     "build-engine": ("modelpipes build-engine --json", "commands.views.engines", ("Made",)),
