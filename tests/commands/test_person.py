@@ -357,7 +357,7 @@ def test_a_terminal_that_goes_away_ends_the_talk_and_leaves_nothing(run: Command
         bob.begin("half an ")
         screen.wait_for("half an")
         screen.hang_up()
-        assert screen.process.wait(30) in (0, 128 + signal.SIGHUP, -signal.SIGHUP)
+        assert screen.process.wait(30) in (0, 1, 128 + signal.SIGHUP)  # whatever it learns of first: no traceback
     assert run.left_processes() == []
     assert not list(run.runtime.glob("modelpipes/*"))
     bob.end()
