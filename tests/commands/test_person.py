@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 from collections.abc import Iterator
@@ -436,3 +437,15 @@ def test_what_is_said_goes_to_a_file_as_ever_while_the_person_types(run: Command
             screen.press(CTRL_D)
             assert screen.end() == 0
     assert (run.cwd / "said").read_text() == f"me: Hello\nbob: {'word ' * 30}\n"
+
+
+def test_where_a_program_reads_what_is_said_the_terminal_is_left_to_it(run: Commands) -> None:
+    chat = shlex.join(run.command("chat", "me", "--filter", "bob=cat"))
+    with Screen(["sh", "-c", f"{chat} | tee said"], run) as screen:
+        screen.wait_for("^me>")
+        screen.press("Hello\n")
+        screen.wait_for("^bob: Hello$")
+        screen.press(CTRL_D)
+        assert screen.end() == 0
+        assert b"\x1b" not in screen.raw
+    assert (run.cwd / "said").read_text() == "me: Hello\nbob: Hello\n"

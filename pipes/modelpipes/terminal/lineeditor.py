@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -54,8 +55,21 @@ class Typist(Protocol):
 
 
 def is_possible() -> bool:
-    """Does a person sit at stdin and stderr, on a terminal whose cursor can be moved?"""
-    return os.isatty(STDIN) and os.isatty(output.STDERR) and os.environ.get("TERM", "dumb") != "dumb"
+    """Does a person sit at stdin and stderr, on a terminal whose cursor can be moved, and that nobody else writes to?
+
+    What reads our stdout (`| tee talk.log`) would write where the line stands.
+    """
+    can_move = os.environ.get("TERM", "dumb") != "dumb"
+    return can_move and os.isatty(STDIN) and os.isatty(output.STDERR) and not _is_read(output.STDOUT)
+
+
+def _is_read(descriptor: int) -> bool:
+    """Does another program read what is written there?"""
+    try:
+        mode = os.fstat(descriptor).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 class LineEditor:

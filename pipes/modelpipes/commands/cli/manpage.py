@@ -37,6 +37,8 @@ ENVIRONMENT: dict[str, tuple[str, tuple[str, ...]]] = {
     "OPENAI_API_KEY": ("The key for --server.", ()),
     "XDG_CACHE_HOME": ("What can be made again, in place of ~/.cache.", ("--model", "find", "fit", "serve")),
     "XDG_DATA_HOME": ("What build-engine made, in place of ~/.local/share.", ("--engine", "build-engine", "serve")),
+    "XDG_STATE_HOME": ("What you typed as me, in place of ~/.local/state.", ("chat", "run", "check")),
+    "NO_COLOR": ("Plain text on terminals too, as in a pipe; TERM=dumb does the same.", ("ask", "chat", "run")),
     "XDG_RUNTIME_DIR": ("What lives until logout: rooms, in modelpipes/default.", ("-d", "check", "serve")),
     "TMPDIR": ("The same where there is no XDG_RUNTIME_DIR: in modelpipes-UID/default.", ("-d", "check")),
     "SHELL": ("The shell to complete for.", ()),
@@ -45,6 +47,7 @@ FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     "$XDG_RUNTIME_DIR/modelpipes/default": ("The default room.", ("-d",)),
     "~/.config/modelpipes/config.toml": ("The configuration.", ("--config",)),
     "~/.cache/modelpipes": ("What was read of model files, and where they were found.", ("--model", "find", "fit")),
+    "~/.local/state/modelpipes/typed.jsonl": ("What you typed as me.", ("chat", "run")),
     "~/.local/share/modelpipes/engines": ("What modelpipes build-engine made.", ("--engine", "build-engine")),
 }
 EXIT_STATUS = {
