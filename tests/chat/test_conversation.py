@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from modelpipes.chat import telling
-from modelpipes.chat.conversation import MODERATOR_TRIES, Conversation, Listener
+from modelpipes.chat.conversation import Conversation, Listener
+from modelpipes.chat.moderator import MODERATOR_TRIES
 from modelpipes.chat.telling import cast_of
 from modelpipes.chat.transcript import VERSION, Choice, Header, Transcript, Turn
 from modelpipes.chat.turns import Random, RoundRobin, StopRules

@@ -15,7 +15,7 @@ from modelpipes.chat.retelling import save
 from modelpipes.chat.transcript import VERSION, Header, Turn, moment
 from modelpipes.chat.voices import Finish, Voice, Work
 from modelpipes.chat.voices.terminal import TerminalVoice
-from modelpipes.errors import DeadlineError, MessageError, PipesError, ProgramError
+from modelpipes.errors import Ended, MessageError, PipesError, ProgramError
 from modelpipes.pipe.message import Heard, Phase, Reply, Say, Timing, new_id
 from modelpipes.values.deadline import Deadline
 
@@ -29,10 +29,13 @@ class _Watched(Work):
     def __init__(self, say: Say, turns: Sequence[Heard], listener: Listener) -> None:
         super().__init__(say, turns, self._tell)
         self._listener = listener
+        self.show_life()
 
     def _tell(self, _: Work, content: str, thinking: str, anew: bool) -> None:
         if anew:
             self._listener.starts(self.say.to, len(self.turns))
+        if not content:
+            self._listener.waits(self.say.to, self.phase)
         self._listener.says(content, thinking)
 
     def show_life(self, phase: Phase | None = None) -> None:
@@ -126,7 +129,8 @@ class Duet:
             self._answer(guest)
         elif wish.kind == "system":
             self._system = wish.text
-            self._listener.notes("it is told so first, from now on" if wish.text else "it is told nothing first")
+            told = "so first, from now on" if wish.text else "nothing first, from now on"
+            self._listener.notes(f"{self._name} is told {told}")
         elif wish.kind == "retry":
             self._try_again(guest)
         else:
@@ -152,8 +156,10 @@ class Duet:
         except MessageError as too_large:
             self._listener.notes(f"{too_large}; your last message is taken back")
             self.turns.pop()
-        except DeadlineError as silent:
-            self._listener.notes(f"{silent}; /retry asks again")
+        except PipesError as failed:  # who talks decides whether that is the end
+            if not guest or isinstance(failed, Ended):
+                raise
+            self._listener.notes(f"{failed}; /retry asks again")
         else:
             turn = Turn(
                 number, self._name, reply.content, reply.stop, reply.usage, reply.timing, reply.dropped, reply.thinking

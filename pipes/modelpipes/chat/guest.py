@@ -22,7 +22,7 @@ LIFE_MS = 500  # a person thinks for as long as they like; their peers are told 
 
 HELP = """\
 /help         this
-/system TEXT  what the models are told first from now on; NAME=TEXT: one of them
+/system TEXT  what the models are told first from now on; NAME=TEXT: one only
 /retry        have the last answer given once more
 /save FILE    write the talk there, as a transcript
 /stop         stop the answer, as Ctrl-C does
@@ -169,6 +169,7 @@ class Guest:
             self.left()
         elif not self._stop_answer():
             if has_text:
+                self._interrupted_s = -TWICE_S  # that was for the text
                 return True
             output.say("Ctrl-C once more, or Ctrl-D, ends the talk; /help tells what else there is")
         return False

@@ -136,20 +136,24 @@ class LineEditor:
 
         try:
             asyncio.run(self._serve())
-        except (EOFError, OSError) as e:  # the terminal has gone
-            self._failure = e
-            self._typist.left()
-        except BaseException as e:
-            self._failure = e
-            self._typist.left()
-            raise
+        except Exception as e:  # noqa: BLE001  # the edge of this thread: whatever it is, who waits is told
+            self._fail(e)
         finally:
             self._began.set()
+
+    def _fail(self, error: BaseException | None) -> None:
+        """There is no line any more: the terminal has gone, or it is a fault that nobody foresaw."""
+        if self._failure is None:
+            self._failure = error or ProgramError("the editor failed")
+            if not isinstance(self._failure, (EOFError, OSError)):
+                output.say(f"the line editor has failed, please report it: {type(error).__name__}: {error}")
+            self._typist.left()
 
     async def _serve(self) -> None:
         import asyncio
 
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(lambda _, context: self._fail(context.get("exception")))
         self._app = self._make_app()
         await self._app.run_async(pre_run=self._began.set, set_exception_handler=False, handle_sigint=False)
 

@@ -43,6 +43,7 @@ class Foot(Protocol):
 
 
 _foot: Foot | None = None
+_sign: Sign | None = None  # the one that stands there now
 
 
 def set_foot(foot: Foot | None) -> None:
@@ -151,7 +152,7 @@ class Progress:
 class Sign:
     """A quiet word on the terminal on stderr, and for how long, while something is waited for; elsewhere, nothing.
 
-    A thread of its own counts the seconds. Nothing may be written to the terminal before `wipe`.
+    A thread of its own counts the seconds. `wipe` ends it, and so does whatever else is written to a terminal.
     """
 
     def __init__(self, what: str) -> None:
@@ -159,7 +160,7 @@ class Sign:
         self._began_s = time.monotonic()
         self._foot = _foot
         self._is_shown = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._is_over = threading.Event()
         if _terminal_columns(STDERR) and (self._foot or has_colours()):
             threading.Thread(target=self._count, daemon=True).start()
@@ -173,7 +174,6 @@ class Sign:
         self._is_over.set()
         with self._lock:
             if self._is_shown:
-                self._is_shown = False
                 self._show("")
 
     def __enter__(self) -> Sign:
@@ -186,16 +186,18 @@ class Sign:
         while not self._is_over.wait(SIGN_S):
             with self._lock:
                 if not self._is_over.is_set():
-                    self._is_shown = True
                     self._show(f"{self._what} … {time.monotonic() - self._began_s:.0f} s")
 
     def _show(self, line: str) -> None:
+        global _sign
+        self._is_shown = bool(line)
         if self._foot:
             self._foot.show_sign(make_line(line))
             return
+        _sign = self if line else None
         with contextlib.suppress(OSError):
             shown = clip(make_line(line), (_terminal_columns(STDERR) or DEFAULT_COLUMNS) - 1)
-            _write(STDERR, f"\r{shown}\x1b[K".encode("utf-8", "replace"))
+            write_through(STDERR, f"\r{shown}\x1b[K".encode("utf-8", "replace"))
 
 
 class Speech:
@@ -262,8 +264,6 @@ class Speech:
 
     def _end_line(self) -> None:
         self._write(self._safe.flush(), is_first=False)
-        if self._wrapper and (held := self._wrapper.flush(columns())):
-            write_text(held)
         if not self._ends_line:
             write_text("\n")
         self._ends_line = True
@@ -286,6 +286,8 @@ def _write_stdout(data: bytes) -> None:
 
 
 def _write(descriptor: int, data: bytes) -> None:
+    if _sign:
+        _sign.wipe()
     if _foot and _foot.takes(descriptor):
         _foot.write(descriptor, data.decode("utf-8", "replace"))
     else:

@@ -13,87 +13,67 @@ _TOKEN = r"\n|[^\S\n]+|\S+"
 class Wrapper:
     """Breaks lines at spaces, so that no word is cut that a line can hold; wide characters need no space.
 
-    A word whose end has not come yet is held back. The width may change with every piece.
+    Nothing is held back: a word that grows beyond the line is taken from its end, and put on the next. The width may
+    change with every piece; the last column stays free, as a cursor behind it is on either line.
     """
 
     def __init__(self, used: int = 0) -> None:
         """`used` columns of the first line are taken already."""
         self._column = used
-        self._is_begun = used > 0  # there is more in the line than its indentation
-        self._held = ""
-
-    @property
-    def held(self) -> str:
-        """What is to come after what came out: the space and the word that are not whole yet."""
-        return self._held
+        self._is_begun = used > 0  # there is more in the line, before the word, than its indentation
+        self._word = ""  # at the end of what came out, and how many columns it takes
+        self._word_columns = 0
 
     def feed(self, text: str, columns: int) -> str:
-        """The next piece, with the newlines that make it fit."""
-        columns = max(columns, WIDEST_CELL)
-        text, self._held = self._held + text.replace("\t", " " * TAB_COLUMNS), ""
+        """The next piece, with what makes it fit."""
+        width = max(columns - 1, WIDEST_CELL)
         out: list[str] = []
-        space = ""
-        tokens = re.compile(_TOKEN).findall(text)
-        for number, token in enumerate(tokens, 1):
+        for token in re.compile(_TOKEN).findall(text.replace("\t", " " * TAB_COLUMNS)):
             if token == "\n":
-                out.append("\n")
-                self._column, self._is_begun, space = 0, False, ""
-            elif token.isspace():
-                space = token
-            elif number < len(tokens):
-                self._place(out, space, token, columns)
-                space = ""
-            else:
-                self._hold(out, space, token, columns)
-                space = ""
-        self._held = self._held or space
-        return "".join(out)
-
-    def flush(self, columns: int) -> str:
-        """What was held back: the text has ended."""
-        held, self._held = self._held, ""
-        out: list[str] = []
-        word = held.lstrip()
-        if word:
-            self._place(out, held[: len(held) - len(word)], word, max(columns, WIDEST_CELL))
-        return "".join(out)
-
-    def _hold(self, out: list[str], space: str, word: str, columns: int) -> None:
-        """Hold back a word that may go on: all of it, or its last character where it may be broken anywhere."""
-        if columns_of(word) < columns and not _is_wide(word):
-            self._held = space + word
-            return
-        last = word[-1] if word.isascii() else list(cells(word))[-1][0]
-        if len(last) < len(word):
-            self._place(out, space, word[: -len(last)], columns)
-            space = ""
-        self._held = space + last
-
-    def _place(self, out: list[str], space: str, word: str, columns: int) -> None:
-        """Put a word on this line, or on the next."""
-        needed = columns_of(word)
-        if self._column + len(space) + needed <= columns:
-            self._put(out, space + word, len(space) + needed)
-            return
-        if needed <= columns and self._is_begun and not _is_wide(word):
-            self._break(out)
-            self._put(out, word, needed)
-            return
-        if self._column + len(space) < columns:  # its indentation stays, also where the word has to be cut
-            self._put(out, space, len(space), is_word=False)
-        for cell, taken in cells(word) if not word.isascii() else ((char, 1) for char in word):
-            if self._column + taken > columns:
                 self._break(out)
-            self._put(out, cell, taken)
+            elif token.isspace():
+                self._end_word()
+                if self._column + len(token) <= width:
+                    out.append(token)
+                    self._column += len(token)
+                else:  # the line is full: the next word finds no room
+                    self._column = width
+            else:
+                self._add(out, token, width)
+        return "".join(out)
 
-    def _put(self, out: list[str], text: str, columns: int, *, is_word: bool = True) -> None:
-        out.append(text)
-        self._column += columns
-        self._is_begun |= is_word
+    def _add(self, out: list[str], piece: str, width: int) -> None:
+        """Add to the word at the end."""
+        before = self._word_columns
+        whole = self._word + piece
+        needed = columns_of(whole)
+        if self._column + needed - before <= width:
+            out.append(piece)
+            self._column += needed - before
+        elif self._is_begun and needed <= width and not _is_wide(whole):
+            out.append(f"\x1b[{before}D\x1b[K" if before else "")
+            self._break(out)
+            out.append(whole)
+            self._column = needed
+        else:
+            for cell, taken in ((char, 1) for char in piece) if piece.isascii() else cells(piece):
+                if self._column + taken > width:
+                    self._break(out)
+                out.append(cell)
+                self._column += taken
+            whole, needed = "", 0  # what follows goes on where this ends, and is no longer moved
+            self._is_begun = True
+        self._word, self._word_columns = whole, needed
+
+    def _end_word(self) -> None:
+        if self._word:
+            self._is_begun = True
+        self._word, self._word_columns = "", 0
 
     def _break(self, out: list[str]) -> None:
         out.append("\n")
         self._column, self._is_begun = 0, False
+        self._word, self._word_columns = "", 0
 
 
 def _is_wide(word: str) -> bool:
