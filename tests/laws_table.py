@@ -170,7 +170,7 @@ CASES = (
         "seats",
         examples=(
             manned("list-seats"),
-            manned("list-seats --wait alice bob --timeout 60"),
+            manned("list-seats --wait alice bob --max-seconds 5m"),
             manned("list-seats --json"),
         ),
         prints=manned("list-seats"),

@@ -14,7 +14,7 @@ from tests.peers import LIMIT_S, modelpipes, peer
 from tests.shell import TINY_CHAT, UNMEASURED
 
 HEAVY = {"httpx", "httpx_sse", "http", "numpy", "gguf", "psutil", "asyncio", "subprocess", "concurrent", "email", "ssl",
-         "tabulate", "pynvml", "starlette", "uvicorn", "wcwidth", "markdown_it"}  # fmt: skip
+         "tabulate", "prompt_toolkit", "pynvml", "starlette", "uvicorn", "wcwidth", "markdown_it"}  # fmt: skip
 
 
 def modules_of(*args: str, code: int | None = 0) -> set[str]:
@@ -47,7 +47,7 @@ def test_what_makes_lists_and_removes_pipes_imports_nothing_heavy(room: Room, ar
     assert not modules & HEAVY
 
 
-@pytest.mark.parametrize("args", [[], ["--json"], ["-v", "--whole"]])
+@pytest.mark.parametrize("args", [[], ["--json"], ["-v", "--whole"], ["--log", "/dev/null"]])
 def test_what_asks_imports_nothing_heavy(room: Room, args: list[str]) -> None:
     with peer("echo", room):
         modules = imported("ask", "bob", "Hello", *args, "-d", room.path)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from modelpipes.chat import telling
-from modelpipes.chat.conversation import MODERATOR_TRIES, Conversation
+from modelpipes.chat.conversation import Conversation, Listener
+from modelpipes.chat.moderator import MODERATOR_TRIES
 from modelpipes.chat.telling import cast_of
 from modelpipes.chat.transcript import VERSION, Choice, Header, Transcript, Turn
 from modelpipes.chat.turns import Random, RoundRobin, StopRules
@@ -28,7 +29,7 @@ ONE_TURN_S = 2.0  # in which a member answers once, on a machine that does other
 SILENCE_S = 1.0  # in which one who answers shows life
 
 
-class Recorder:
+class Recorder(Listener):
     """A listener that remembers everything."""
 
     def __init__(self) -> None:

@@ -140,19 +140,56 @@ def test_a_lone_message_leaves_no_trace_in_the_next_one(room: Room, seat: Seat) 
     assert voice.heard == [[("hub", "first")], [("hub", "second")]]
 
 
-def test_each_askers_messages_are_answered_in_order_and_askers_side_by_side(room: Room, seat: Seat) -> None:
-    gates = {"slow": Gate(), "quick": Gate()}
-    seat(ScriptedVoice(lambda work: gates[work.turns[-1].content.split()[0]](work), parallel=4))
-    with Wire(room) as hub, Wire(room, "alice") as alice:
-        first, second = hub.say("slow 1"), hub.say("slow 2")
+def slow_and_quick() -> tuple[dict[str, Gate], Callable[[Work], None]]:
+    """Gates by the first word of what is asked, and the script of a voice that waits at them."""
+    gates = {name: Gate() for name in ("slow", "quick", "late")}
+    return gates, lambda work: gates[work.turns[-1].content.split()[0]](work)
+
+
+def test_messages_of_one_asker_that_stand_alone_are_answered_side_by_side(room: Room, seat: Seat) -> None:
+    gates, script = slow_and_quick()
+    seat(ScriptedVoice(script, parallel=2))
+    with Wire(room) as hub:
+        first, second = hub.say("slow"), hub.say("quick")
         gates["slow"].wait_begun()
-        other = alice.say("quick")
         gates["quick"].wait_begun()
         gates["quick"].opened.set()
-        assert alice.hear(Reply).reply_to == other  # type: ignore[union-attr]
-        assert not gates["slow"].begun.acquire(blocking=False), "hub's second message did not wait for its first"
+        assert hub.hear(Reply).reply_to == second  # type: ignore[union-attr]
         gates["slow"].opened.set()
-        assert [hub.hear(Reply).reply_to for _ in range(2)] == [first, second]  # type: ignore[union-attr]
+        assert hub.hear(Reply).reply_to == first  # type: ignore[union-attr]
+
+
+def test_messages_of_a_conversation_are_answered_in_order_beside_those_that_stand_alone(room: Room, seat: Seat) -> None:
+    gates, script = slow_and_quick()
+    seat(ScriptedVoice(script, parallel=4))
+    with Wire(room) as hub:
+        first, _ = hub.tell(1, -1, (0, "hub", "slow")), hub.tell(2, 0, (1, "hub", "slow"))
+        alone = hub.say("quick")
+        gates["slow"].wait_begun()
+        gates["quick"].wait_begun()
+        gates["quick"].opened.set()
+        assert hub.hear(Reply).reply_to == alone  # type: ignore[union-attr]
+        assert not gates["slow"].begun.acquire(blocking=False), "the second turn did not wait for the first"
+        gates["slow"].opened.set()
+        assert hub.hear(Reply).reply_to == first  # type: ignore[union-attr]
+
+
+def test_an_asker_with_many_messages_does_not_shut_out_another(room: Room, seat: Seat) -> None:
+    gates, script = slow_and_quick()
+    seat(ScriptedVoice(script, parallel=2))
+    with Wire(room) as hub, Wire(room, "alice") as alice:
+        for word in ("slow", "late", "late"):
+            hub.say(word)
+        gates["slow"].wait_begun()
+        gates["late"].wait_begun()
+        alice.say("quick")
+        assert isinstance(alice.hear(Progress), Progress)
+        gates["slow"].opened.set()
+        gates["quick"].wait_begun()  # before the hub's third
+        assert not gates["late"].begun.acquire(blocking=False)
+        gates["quick"].opened.set()
+        gates["late"].opened.set()
+        assert alice.hear(Reply)
 
 
 def test_no_more_than_parallel_messages_are_in_work_and_the_others_learn_their_place(room: Room, seat: Seat) -> None:

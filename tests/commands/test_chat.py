@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from modelpipes.values.deadline import Deadline
 from tests.commands.conftest import LIMIT_S, QUICK_ENGINE, Commands
 from tests.peers import eventually
-from tests.shell import UNMEASURED
+from tests.shell import UNMEASURED, HeldEngine
 
 PAIR = ("--filter", "alice=cat", "--filter", "bob=cat")
 SLOW = "sh -c 'printf begun; exec sleep 1000'"  # begins to answer, and never ends
@@ -71,6 +72,67 @@ def test_one_command_seats_leads_and_leaves_nothing(run: Commands) -> None:
     assert chat.stdout == "hub: Hi\nalice: Hi\nbob: Hi\nalice: Hi\nbob: Hi\n"
     assert chat.stderr.startswith("4 turns, first token ")
     assert chat.stderr.endswith(" s in all; ended by: rounds\n")
+    assert is_left_nothing(run)
+
+
+def line_of(process: subprocess.Popen[bytes]) -> str:
+    """The next line that the process writes to stderr."""
+    assert process.stderr
+    poll = select.poll()
+    poll.register(process.stderr, select.POLLIN)
+    assert poll.poll(LIMIT_S * 1000), "it said nothing"
+    return os.read(process.stderr.fileno(), 65536).decode()
+
+
+def test_one_log_has_what_the_leader_and_its_members_did_in_the_order_it_happened(run: Commands) -> None:
+    chat = run("chat", *PAIR, "--rounds", "1", "--log", "log", "--opening", "secret")
+    assert chat.code == 0, chat.stderr
+    text = (run.cwd / "log").read_text()
+    done = [tuple(line.split()[1:3]) for line in text.splitlines()]
+    assert [each for each in done if each[0] == "hub"] == [
+        ("hub", what) for what in ("leads", "asked", "heard", "asked", "heard", "ended")
+    ]
+    for name in ("alice", "bob"):
+        assert [what for who, what in done if who == name] == ["seated", "ready", "heard", "answered", "left"]
+    times = [line.split()[0] for line in text.splitlines()]
+    assert times == sorted(times)
+    assert "secret" not in text
+    assert len(re.findall(" turn=1 ", text)) == 4  # asked, heard, answered, heard
+
+
+def test_verbose_says_what_the_leader_does_between_the_turns(run: Commands) -> None:
+    chat = run("chat", *PAIR, "--rounds", "1", "-v", LOG_FILE="log", LOG_CONTENT="1")
+    assert chat.stdout == "hub: Hello.\nalice: Hello.\nbob: Hello.\n"
+    said = [line.split()[2] for line in chat.stderr.splitlines()[:-1]]
+    assert said == ["leads", "asked", "heard", "asked", "heard", "ended"]
+    assert 'content="Hello."' in (run.cwd / "log").read_text()
+
+
+def test_a_talk_that_breaks_off_says_why_in_the_log(run: Commands) -> None:
+    chat = run("chat", "--exec", "alice=false", "--filter", "bob=cat", "--retries", "0", "--log", "log")
+    assert chat.code == 1
+    ended = [line for line in (run.cwd / "log").read_text().splitlines() if " hub ended " in line]
+    assert len(ended) == 1 and "false ended with 1" in ended[0]
+
+
+SLOWLY_LOADED = ("--engine", "llama-server", "--no-fit-check", "--max-tokens", "3", *QUICK_ENGINE)
+
+
+def test_while_models_load_it_is_said_which_and_how_far_it_is(run: Commands, tmp_path: Path) -> None:
+    # Two models that took 12 s each to load: 24 s without a word.
+    held = HeldEngine(tmp_path)
+    chat = run.start(
+        "chat", "--model", "alice=tiny-chat", "--model", "bob=tiny-chat", "--rounds", "1", *SLOWLY_LOADED,
+        LLAMA_SERVER=str(held.engine),
+    )  # fmt: skip
+    for number, name in enumerate(("alice", "bob"), 1):
+        said = line_of(chat)
+        assert re.fullmatch(rf"loading {name} \({number} of 2\)(: 0\.0 of 1\.6 MiB)?, \d+ s\n", said), said
+        held.let_load()
+    stdout, stderr = chat.communicate(timeout=LIMIT_S)
+    assert chat.returncode == 0, stderr
+    assert [line.split(b":")[0] for line in stdout.splitlines()] == [b"hub", b"alice", b"bob"]
+    assert b"loading" not in stdout
     assert is_left_nothing(run)
 
 
@@ -699,9 +761,11 @@ def test_what_is_given_to_a_resumed_conversation_overrides_it_and_is_told(run: C
 
 def test_labels_cannot_change_in_a_conversation(run: Commands) -> None:
     assert run("chat", *PAIR, "--rounds", "1", "--transcript", "talk.jsonl").code == 0
-    refused = run("chat", *PAIR, "--resume", "--transcript", "talk.jsonl", "--labels", "never")
-    assert refused.code == 2
-    assert "settled when a conversation begins" in refused.stderr
+    before = records((run.cwd / "talk.jsonl").read_text())[0]
+    resumed = run("chat", "--resume", "--transcript", "talk.jsonl", "--labels", "never", "--rounds", "2")
+    assert resumed.code == 0
+    assert "--labels is left out" in resumed.stderr
+    assert records((run.cwd / "talk.jsonl").read_text())[0] == before
 
 
 def test_the_header_tells_of_each_model_what_it_is_and_what_it_was_told(run: Commands) -> None:

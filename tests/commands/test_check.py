@@ -38,7 +38,7 @@ import sys
 from modelpipes import commands
 from modelpipes.commands.checkup import whole
 whole.DEFAULT_LISTEN = {listen!r}
-sys.exit(commands.run("check", sys.argv[1:], "check-system"))
+sys.exit(commands.run_verb("check", sys.argv[1:], "check-system"))
 """
 # As llama-server answers, which is what matters here.
 ENGINE = """\

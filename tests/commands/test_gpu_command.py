@@ -32,7 +32,7 @@ RUN = """
 import sys
 from modelpipes import commands
 commands.VERBS.setdefault("gpu", ("watch-gpu", ""))
-sys.exit(commands.run("gpu", sys.argv[1:], "watch-gpu"))
+sys.exit(commands.run_verb("gpu", sys.argv[1:], "watch-gpu"))
 """
 KEYS = ["time_s", "driver_version", "gpus", "problems", "alarms", "system"]
 GPU_KEYS = list(Gpu.__struct_fields__)

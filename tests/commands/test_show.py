@@ -55,7 +55,9 @@ def talk(tmp_path: Path) -> Path:
     return path
 
 
-CALL = "import sys; from modelpipes import commands; sys.exit(commands.run('show', sys.argv[1:], 'modelpipes show'))"
+CALL = (
+    "import sys; from modelpipes import commands; sys.exit(commands.run_verb('show', sys.argv[1:], 'modelpipes show'))"
+)
 
 
 def show(run: Commands, *arguments: object, typed: str = "") -> Ended:

@@ -113,7 +113,7 @@ def run(verb: str, arguments: list[str]) -> tuple[int, str]:
     os.dup2(nowhere, 1)
     os.dup2(said, 2)
     try:
-        code = commands.run(verb, arguments, verb)
+        code = commands.run_verb(verb, arguments, verb)
     finally:
         for descriptor, number in zip(kept, (1, 2), strict=True):
             os.dup2(descriptor, number)

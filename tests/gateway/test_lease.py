@@ -46,7 +46,7 @@ def test_a_lease_lets_one_speak_to_the_engine_and_holds_it_until_it_is_closed(ru
     with Lease(Client(running.url), "also-hello") as lease:
         client = lease.take(lambda: None, Deadline.after(LIMIT_S))
         assert client.root != running.url
-        answer = client.chat([{"role": "user", "content": "Hi."}], silence_s=LIMIT_S)
+        answer = client.stream([{"role": "user", "content": "Hi."}], silence_s=LIMIT_S)
         assert "".join(piece.content for piece in answer if isinstance(piece, Piece)) == "Hello there."
         assert len(running.pool.grants) == 1
     running.pool.wait_until(lambda: not running.pool.grants)

@@ -21,9 +21,11 @@ from modelpipes.chat.outbox import DELTA_S, UNSENT_LIMIT_BYTES, Outbox
 from modelpipes.chat.pending import Pending, PendingQueue
 from modelpipes.chat.plain import PlainAnswers
 from modelpipes.chat.voices import LOAD_S, Finish, Voice, Work
+from modelpipes.chat.voices.loading import Arriving, Show, show_nothing, watched
 from modelpipes.errors import DeadlineError, EngineError, MessageError, PeerError, PipesError, Reason, RoomError
 from modelpipes.pipe.endpoint import Arrival, Endpoint, Lost, Readable, Unended
 from modelpipes.pipe.framing import encode
+from modelpipes.pipe.log import NO_LOG, Log
 from modelpipes.pipe.message import (
     Bye,
     Cancel,
@@ -37,7 +39,7 @@ from modelpipes.pipe.message import (
     Timing,
     new_id,
 )
-from modelpipes.pipe.room import Room, Sitting, State
+from modelpipes.pipe.room import Loading, Room, Sitting, State
 from modelpipes.terminal import output
 from modelpipes.values.deadline import Deadline
 
@@ -62,7 +64,13 @@ class Member:
         once: bool = False,
         load_s: float = LOAD_S,
         report: Callable[[str], None] = output.say,
+        show: Show = show_nothing,
+        log: Log = NO_LOG,
     ) -> None:
+        """`show` is told twice a second, in a thread of its own, how far a voice is that loads; None once it has.
+
+        `log` has what is heard and answered.
+        """
         self.room = room
         self.seat = seat
         self.voice = voice
@@ -77,9 +85,13 @@ class Member:
         self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._wake_lock = threading.RLock()  # a signal handler may wake while its own thread does
         self._listened_ns = 0  # when the room had last changed as we looked which pipes lead here
+        self._show = show
+        self._log = log
+        self._loading: Loading | None = None
         self._is_ready = False
         self._shown: Sitting | None = None
         self._answers = 0
+        self._seated_s = time.monotonic()
         self._end: PipesError | int | None = None  # why the member leaves: an error, or an exit code
         self._tick = Deadline.after(TICK_S)
 
@@ -102,9 +114,10 @@ class Member:
     def _run(self) -> int:
         try:
             with self.room.take_seat(self.seat) as self._lock, Endpoint(self.room, self.seat) as self._endpoint:
-                self._out = Outbox(self._endpoint)
+                self._out = Outbox(self._endpoint, self._log)
                 self._plain = PlainAnswers(self._endpoint, self._report)
                 self._show_state()
+                self._log.note(self.seat, "seated", pid=os.getpid(), voice=self.voice.kind)
                 self._endpoint.watch(self._wake_r)
                 self._endpoint.watch_lines()
                 self._listen()
@@ -113,6 +126,8 @@ class Member:
                     self._say_goodbye()
                 finally:
                     self.voice.close()
+                    why = str(self._end) if isinstance(self._end, PipesError) else None
+                    self._log.note(self.seat, "left", answers=self._answers, why=why)
                 if not isinstance(self._end, PipesError):
                     self._lock.clear()  # else the last state stays, so that who waits for the seat learns of its death
         finally:
@@ -199,11 +214,20 @@ class Member:
         return PeerError(f"{self.seat}: a fault of modelpipes, please report it: {what} ({_place(error)})")
 
     def _load(self) -> None:
-        self.voice.prepare(Deadline.after(self._load_s))
+        with watched(self.voice, self.seat, self._show_loading):
+            self.voice.prepare(Deadline.after(self._load_s))
         self._hand_over(self._be_ready)
+
+    def _show_loading(self, arriving: Arriving | None) -> None:
+        """In a thread of its own: the seat's line tells it too."""
+        if arriving:
+            self._loading = arriving.loading
+            self._hand_over(lambda: None)
+        self._show(arriving)
 
     def _be_ready(self) -> None:
         self._is_ready = True
+        self._log.note(self.seat, "ready", ms=(time.monotonic() - self._seated_s) * 1000)
         if (fd := self.voice.death_fd()) >= 0:
             self._endpoint.watch(fd)
 
@@ -240,12 +264,15 @@ class Member:
         if not self._out.connect(sender):
             return  # a typed asker opens its answer pipe before it speaks: this one has gone
         if reply := self._memory.reply_to(say.id):
+            self._log.note(self.seat, "repeated", id=say.id, to=sender, content=reply.content)
             self._out.post(sender, reply, limit_bytes=UNSENT_LIMIT_BYTES)
         elif (pending := self._pending.find(say.id)) and not pending.is_abandoned:
             if pending.work and pending.work.content:  # joined: tell what was said so far
                 delta = Delta(say.id, self.seat, sender, "".join(pending.work.content))
                 self._out.post(sender, delta, limit_bytes=UNSENT_LIMIT_BYTES)
-        elif not self._pending.add(Pending(sender, say)):
+        elif self._pending.add(Pending(sender, say)):
+            self._note_heard(say)
+        else:
             self._out.fail(sender, say.id, "busy", f"{self.seat} has {QUEUE_LIMIT} messages waiting; ask again later")
 
     def _hear_malformed(self, sender: str, item: Malformed) -> None:
@@ -292,8 +319,21 @@ class Member:
             return
         self._supersede(sender)
         pending = Pending(sender, Say(new_id(), sender, self.seat, plain.content), is_plain=True)
-        if not self._pending.add(pending):
+        if self._pending.add(pending):
+            self._note_heard(pending.say)
+        else:
             self._report(f"{self.seat}: too busy for a plain line from {sender}; it is lost")
+
+    def _note_heard(self, say: Say) -> None:
+        if self._log.is_on:
+            self._log.note(self.seat, "heard", id=say.id, by=say.sender, turn=say.turn, content=say.words)
+
+    def _note_end(self, pending: Pending, what: str, content: str | None = None, **facts: str | None) -> None:
+        if not self._log.is_on:
+            return
+        ms = (time.monotonic() - pending.arrived_s) * 1000
+        say = pending.say
+        self._log.note(self.seat, what, id=say.id, to=say.sender, turn=say.turn, content=content, ms=ms, **facts)
 
     def _forget_asker(self, asker: str, unsent_bytes: int) -> None:
         """A typed asker that has gone wants no answer; a plain one that comes and goes loses what it did not read."""
@@ -408,6 +448,7 @@ class Member:
     def _reply(self, pending: Pending, stop: Stop, content: str, finish: Finish | None = None) -> None:
         finish = finish or Finish()
         self._answers += stop != "cancelled"
+        self._note_end(pending, "answered", content, stop=stop)
         if pending.is_plain:
             if not pending.is_abandoned:
                 self._plain.keep(pending.asker, content)
@@ -442,6 +483,7 @@ class Member:
         if self._once:
             self._leave(PeerError(f"{self.seat}: {detail}"))
         if pending.is_plain and not pending.is_abandoned:
+            self._note_end(pending, "failed", reason=reason, why=detail)
             self._plain.keep(pending.asker, f"error: {detail}")
         elif not pending.is_abandoned:
             self._out.fail(pending.asker, pending.say.id, reason, detail)
@@ -477,7 +519,9 @@ class Member:
         state: State = "loading" if not self._is_ready else "busy" if self._pending.working else "ready"
         kind, command = (text.encode("utf-8", "replace").decode() for text in (self.voice.kind, self._command))
         about = self.voice.about() if self._is_ready else None
-        who = Sitting(self.seat, state, os.getpid(), kind, len(self._pending.waiting), self._answers, command, about)
+        loading = self._loading if state == "loading" else None
+        queue = len(self._pending.waiting)
+        who = Sitting(self.seat, state, os.getpid(), kind, queue, self._answers, command, about, loading)
         if who != self._shown:
             self._shown = who
             self._lock.write(msgspec.json.encode(who) + b"\n")
@@ -488,6 +532,7 @@ class Member:
             if pending.work:
                 pending.work.cancel()
             if pending.is_plain and not pending.is_abandoned:
+                self._note_end(pending, "failed", reason="leaving", why=detail)
                 self._plain.keep(pending.asker, f"error: {detail}")
             elif not pending.is_abandoned:
                 self._out.fail(pending.asker, pending.say.id, "leaving", detail)

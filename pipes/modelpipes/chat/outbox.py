@@ -8,6 +8,7 @@ import time
 from modelpipes.chat.pending import Pending
 from modelpipes.errors import MessageError, Reason, RoomError
 from modelpipes.pipe.endpoint import Endpoint
+from modelpipes.pipe.log import NO_LOG, Log
 from modelpipes.pipe.message import Bye, Delta, Failure, Message, Phase, Progress
 from modelpipes.values.deadline import Deadline
 
@@ -21,8 +22,9 @@ FAREWELL_S = 0.2  # for the last words to go out when the member leaves
 class Outbox:
     """Nothing here waits: an asker that has gone, or reads slowly, holds nobody up."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, log: Log = NO_LOG) -> None:
         self._endpoint = endpoint
+        self._log = log
         self._seat = endpoint.seat
         self._lagging: list[Pending] = []  # with pieces that go in a moment
 
@@ -44,6 +46,7 @@ class Outbox:
             self._endpoint.post(asker, message)
 
     def fail(self, asker: str, say_id: str | None, reason: Reason, detail: str, have: int | None = None) -> None:
+        self._log.note(self._seat, "failed", id=say_id, to=asker, reason=reason, why=detail)
         failure = Failure(self._seat, asker, reason, detail, say_id, have)
         is_cheap = reason in ("busy", "malformed")  # to provoke, without end and without reading
         self.post(asker, failure, limit_bytes=UNSENT_LIMIT_BYTES if is_cheap else None)

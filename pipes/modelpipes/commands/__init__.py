@@ -30,6 +30,7 @@ VERBS = {
     "serve": ("serve-models", "Own the engines, swap them by memory; a gateway."),
     "gpu": ("watch-gpu", "GPU figures and alarms."),
     "check": ("check-system", "What is here, what is missing, what to do."),
+    "run": ("", "One model: one prompt, or a talk with you."),
     "show": ("", "Show a transcript: text, Markdown, HTML or JSON."),
     "config": ("", "What is configured, and where; an example."),
     "build-engine": ("", "Compile llama.cpp for this machine."),
@@ -57,7 +58,7 @@ def main() -> None:
         if args and args[0] in verbs:  # also by its command's name: modelpipes ask-model
             verb, args = verbs[args[0]], args[1:]
             name = f"modelpipes {verb}"
-    sys.exit(run(verb, args, name))
+    sys.exit(run_verb(verb, args, name))
 
 
 def load(verb: str) -> click.Command:
@@ -66,7 +67,7 @@ def load(verb: str) -> click.Command:
     return command
 
 
-def run(verb: str | None, args: list[str], name: str) -> int:
+def run_verb(verb: str | None, args: list[str], name: str) -> int:
     """Run one command; its exit code. The one place where errors become exit codes."""
     try:
         import click

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar, TypeAlias, TypedDict, Unpack
 
 from modelpipes.engine.chunks import ERROR_EVENT, HalfJoiner, read_chunk
 from modelpipes.engine.refusal import SHOWN_BODY_CHARS, refusal, refused_fields
@@ -22,11 +22,12 @@ from modelpipes.web.site import Site, root_of
 from modelpipes.web.sse import EventParser, ServerEvent
 from modelpipes.web.stream import Stream
 
-CHAT = "/v1/chat/completions"
+CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 DONE = b"[DONE]"
 FAULT = "error"  # a field of older llama-servers for what broke the answer off
 INSIDE_STATUS = 500  # of an error inside an answer that began with 200, unless it names another
 SHOWN_MODELS = 12  # of those that a server has, in a line
+SILENCE_S = 120.0  # a large model that reads a long prompt on a processor is silent for as long
 CONNECT_LIMIT_S = 10.0  # a handshake across any network is over by then
 QUERY_LIMIT_S = 30.0  # counting tokens and the like; llama-server answers them beside a running answer
 
@@ -45,10 +46,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Reading:
-    """How far the prompt is read, in tokens."""
+    """How far the prompt is read, in tokens: a piece without words."""
 
     done: int
     total: int
+    content: ClassVar[str] = ""
+    thinking: ClassVar[str] = ""
+    anew: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,54 @@ class TokenUsage:
     cached_tokens: int | None = None  # of the prompt, read before
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer: what it says, why it ended, and how long it took, in milliseconds from the request on."""
+
+    text: str
+    thinking: str  # a reasoning model's thoughts before it
+    finish: str | None  # "stop", "length", or what else the server calls it
+    latency_ms: float  # until its end
+    first_token_ms: float | None  # until its first word or thought; None where it has none
+    usage: TokenUsage | None  # None where the server does not count
+    tokens_per_second: float | None  # as the server measured it; None where it does not
+
+
+class Given(TypedDict, total=False):
+    """How to choose words; what is not given, or None, is left to the server."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    seed: int | None
+    top_k: int | None
+    min_p: float | None
+    stop: Sequence[str] | None
+    schema: Mapping[str, Any] | None  # of JSON, that the answer is to be
+
+
+Asked: TypeAlias = str | Sequence[Mapping[str, str]]
+
+
 class Client:
-    """Talks to one server; safe to use from several threads at once."""
+    """Talks to one server of the OpenAI protocol, as llama-server; safe to use from several threads at once.
+
+        client = Client("http://127.0.0.1:8080")
+        answer = client.chat("What is 3 and 4?", temperature=0)
+        print(answer.text, answer.latency_ms, answer.usage)
+        for piece in client.stream("Count from one to ten."):
+            print(piece.content, end="", flush=True)
+
+    What cannot be had raises Refused, with the server's own words, its HTTP status and the kind of fault; EngineError
+    where nothing answers, or something else does; DeadlineError after a silence; UsageError where a model has no name.
+    """
 
     def __init__(self, base_url: str, *, model_name: str | None = None, api_key: str | None = None) -> None:
-        """`base_url` with or without `/v1`; `model_name` None: the only one that the server has."""
+        """`base_url` with or without `/v1`; EngineError where it is no address.
+
+        `model_name` None: the only one that the server has. `api_key` None: none is sent. `https` trusts whom OpenSSL
+        does, and the file that $SSL_CERT_FILE names.
+        """
         self.root = root_of(base_url)
         self.site = Site(self.root)
         self.headers = {"User-Agent": "modelpipes", "Content-Type": "application/json", "Connection": "close"}
@@ -76,30 +123,36 @@ class Client:
         self._begins_in_thoughts = False  # an answer of the model, without a tag that says so
         self._lock = threading.Lock()
 
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        silence_s: float | None,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        may_stop: Sequence[str] = (),
-    ) -> ChatStream:
-        """The answer to `messages` as a stream; nothing is sent before it is iterated.
+    def chat(self, messages: Asked, *, silence_s: float | None = SILENCE_S, **sampling: Unpack[Given]) -> Answer:
+        """The whole answer to `messages`, or to one text; what it takes and raises is that of `stream`."""
+        with self.stream(messages, silence_s=silence_s, **sampling) as stream:
+            return stream.whole()
 
-        The stream ends in DeadlineError when the server shows no life for `silence_s` (None: never). Words of `stop`
-        end the answer, and a server that cannot do that refuses; those of `may_stop` need not.
+    def complete(self, prompt: str, *, silence_s: float | None = SILENCE_S, **sampling: Unpack[Given]) -> Answer:
+        """How the model goes on after `prompt`, which no template of a chat is put around; else as `chat`.
+
+        Some servers have no such page: Refused, kind `missing`.
         """
-        body: dict[str, Any] = {"messages": [dict(message) for message in messages], "stream": True}
-        asked = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-        body |= {key: value for key, value in asked.items() if value is not None}
-        added: dict[str, Any] = {"stream_options": {"include_usage": True}}
-        if stop or may_stop:
-            (body if stop else added)["stop"] = [*stop, *may_stop]
-        return ChatStream(self, body, added, silence_s)
+        with ChatStream(self, {"prompt": prompt}, sampling, silence_s, COMPLETION) as stream:
+            return stream.whole()
+
+    def stream(
+        self,
+        messages: Asked,
+        *,
+        silence_s: float | None = SILENCE_S,
+        may_stop: Sequence[str] = (),
+        **sampling: Unpack[Given],
+    ) -> ChatStream:
+        """The answer to `messages`, or to one text, as it comes; nothing is sent before it is iterated.
+
+        A message has `role` (`system`, `user`, `assistant`) and `content`. The stream ends in DeadlineError when the
+        server shows no life for `silence_s` seconds (None: never). What is given of `Given` is sent, and what is not is
+        left to the server, which may refuse what it cannot do; `may_stop` are words that end the answer where the
+        server can do that.
+        """
+        texts = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        return ChatStream(self, {"messages": [dict(text) for text in texts]}, sampling, silence_s, may_stop=may_stop)
 
     def is_llama_server(self) -> bool:
         """Whether the server has llama-server's own endpoints; asked once."""
@@ -252,14 +305,36 @@ class Client:
 
 
 class ChatStream:
-    """One answer as it comes: iterate it; `finish`, `usage` and `tokens_per_second` are known at its end."""
+    """One answer as it comes: iterate it; within `with`, leaving it ends the server's work.
 
-    def __init__(self, client: Client, body: dict[str, Any], added: dict[str, Any], silence_s: float | None) -> None:
+    `finish`, `usage`, `tokens_per_second` and `latency_ms` are known at its end, `first_token_ms` once words came.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        body: dict[str, Any],
+        sampling: Given,
+        silence_s: float | None,
+        page: str = CHAT,
+        *,
+        may_stop: Sequence[str] = (),
+    ) -> None:
         self.finish: str | None = None  # "stop", "length", or what else the server calls it
         self.usage: TokenUsage | None = None
         self.tokens_per_second: float | None = None
         self._client = client
-        self._body, self._added = body, added
+        self.first_token_ms: float | None = None
+        self.latency_ms = 0.0
+        asked: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
+        if (schema := asked.pop("schema", None)) is not None:
+            form = {"name": "answer", "strict": True, "schema": schema}
+            asked["response_format"] = {"type": "json_schema", "json_schema": form}
+        self._body = body | asked | {"stream": True}
+        self._added: dict[str, Any] = {"stream_options": {"include_usage": True}}
+        if may_stop:
+            (self._body if sampling.get("stop") else self._added)["stop"] = [*(sampling.get("stop") or ()), *may_stop]
+        self._page = page
         self._silence_s = silence_s
         self._last_life_s = time.monotonic()
         self._content, self._thinking = HalfJoiner(), HalfJoiner()
@@ -267,7 +342,7 @@ class ChatStream:
         self._has_words = False
         self._is_cancelled = False
         self._stream = Stream(client.site, self._explain)
-        self._iterator: Generator[Piece | Reading] = self._part()
+        self._iterator: Generator[Piece | Reading] = self._time()
 
     def __iter__(self) -> ChatStream:
         return self
@@ -275,6 +350,18 @@ class ChatStream:
     def __next__(self) -> Piece | Reading:
         """The next piece; Cancelled, DeadlineError, Refused or EngineError where there is none."""
         return next(self._iterator)
+
+    def whole(self) -> Answer:
+        """What is left of the answer, once it has come, with its figures; raises as `next` does."""
+        text = thinking = ""
+        for piece in self:
+            if piece.anew:
+                text = thinking = ""
+            text += piece.content
+            thinking += piece.thinking
+        return Answer(
+            text, thinking, self.finish, self.latency_ms, self.first_token_ms, self.usage, self.tokens_per_second
+        )
 
     def cancel(self) -> None:
         """End the answer from any thread at any time; who iterates it gets Cancelled at once."""
@@ -292,6 +379,16 @@ class ChatStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _time(self) -> Generator[Piece | Reading]:
+        """What comes, and when."""
+        began_s = time.monotonic()
+        with contextlib.closing(self._part() if self._page == CHAT else self._ask_or_again()) as coming:
+            for piece in coming:
+                if self.first_token_ms is None and isinstance(piece, Piece):
+                    self.first_token_ms = (time.monotonic() - began_s) * 1000
+                yield piece
+        self.latency_ms = (time.monotonic() - began_s) * 1000
 
     def _part(self) -> Generator[Piece | Reading]:
         """What comes, the thoughts parted from the words."""
@@ -330,7 +427,7 @@ class ChatStream:
                 stream.check_cancelled()
                 body = _encode(self._client.complete_body(self._body, self._added))
                 headers = self._client.headers | {"Accept": "text/event-stream"}
-                stream.send("POST", CHAT, body, headers, connect_s=limit_s, silence_s=self._silence_s)
+                stream.send("POST", self._page, body, headers, connect_s=limit_s, silence_s=self._silence_s)
                 self._last_life_s = time.monotonic()
                 yield from self._read_answer()
             except PipesError:
@@ -403,7 +500,7 @@ class ChatStream:
         piece.thinking += self._thinking.feed(chunk.thinking)
         piece.content += self._content.feed(chunk.content)
         self.finish = chunk.finish or self.finish
-        if chunk.usage:
+        if chunk.usage and any(chunk.usage):  # some that do not count say 0
             self.usage = TokenUsage(*chunk.usage)
         self.tokens_per_second = chunk.tokens_per_second or self.tokens_per_second
         self._reading = Reading(*chunk.read) if chunk.read else None

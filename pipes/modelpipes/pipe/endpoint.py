@@ -238,6 +238,13 @@ class Endpoint:
         self._poll.register(fd, select.POLLIN)
 
     @_alone
+    def unwatch(self, fd: int) -> None:
+        """Report it no longer."""
+        if fd in self._by_fd:
+            del self._by_fd[fd]
+            self._poll.unregister(fd)
+
+    @_alone
     def try_connect(self, receiver: str) -> bool:
         """Open the pipe to a seat, unless it is open; False while nobody reads there."""
         return self._try_connect(receiver)

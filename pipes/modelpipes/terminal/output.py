@@ -8,20 +8,48 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import threading
 import time
 from types import TracebackType
+from typing import Protocol
 
 import msgspec
 
 from modelpipes.errors import FileError
+from modelpipes.terminal.colours import coloured, has_colours
 from modelpipes.terminal.drawing import SCREEN, draw
 from modelpipes.terminal.safetext import SafeText, make_line, make_safe
 from modelpipes.terminal.table import Table
-from modelpipes.terminal.width import clip
+from modelpipes.terminal.width import clip, columns_of
+from modelpipes.terminal.wrapping import Wrapper
 
 STDOUT, STDERR = 1, 2
 DEFAULT_COLUMNS = 80  # where stdout is no terminal, of what fills a line
 PROGRESS_S = 0.5  # between two words of a progress line; work that ends sooner needs none
+SIGN_S = 1.0  # a wait that is over sooner needs no sign; and how often its seconds are counted
+
+
+class Foot(Protocol):
+    """What stands at the foot of a terminal, below all that is written there: the line where a person types."""
+
+    def takes(self, descriptor: int) -> bool:
+        """Does it write what goes there?"""
+
+    def write(self, descriptor: int, text: str) -> None:
+        """Write text above it, now."""
+
+    def show_sign(self, line: str) -> None:
+        """Say in a line what is waited for; "" for nothing."""
+
+
+_foot: Foot | None = None
+_sign: Sign | None = None  # the one that stands there now
+
+
+def set_foot(foot: Foot | None) -> None:
+    """From now on this stands at the foot of the terminal; None: nothing does."""
+    global _foot
+    _foot = foot
 
 
 def write_text(text: str) -> None:
@@ -49,6 +77,11 @@ def width() -> int | None:
     return _terminal_columns(STDOUT)
 
 
+def is_fancy() -> bool:
+    """Does stdout show more than plain text: a terminal on which colours are wanted, or a person types?"""
+    return width() is not None and (has_colours() or (_foot is not None and _foot.takes(STDOUT)))
+
+
 def columns() -> int:
     """Columns to draw in: those of the terminal on stdout, or what a terminal is thought to have."""
     return width() or DEFAULT_COLUMNS
@@ -74,9 +107,11 @@ def prompt(text: str) -> None:
 class Progress:
     """A line on the terminal on stderr that says how far a long work is, wiped when it ends; elsewhere, nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet_s: float = PROGRESS_S) -> None:
+        """Nothing is shown before `quiet_s`."""
         self._width = _terminal_columns(STDERR) or 0
-        self._next_at = time.monotonic() + PROGRESS_S
+        self._foot = _foot
+        self._next_at = time.monotonic() + quiet_s
         self._is_shown = False
 
     def show(self, line: str) -> None:
@@ -92,25 +127,90 @@ class Progress:
             self._write("")
         say(line)
 
+    def end(self) -> None:
+        """Wipe it."""
+        if self._is_shown:
+            self._write("")
+        self._is_shown = False
+
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._is_shown:
-            self._write("")
+        self.end()
 
     def _write(self, text: str) -> None:
+        if self._foot:
+            self._foot.show_sign(text)
+            return
         with contextlib.suppress(OSError):
             _write(STDERR, f"\r{text}\x1b[K".encode("utf-8", "replace"))  # erase what was longer
 
 
-class Speech:
-    """One answer on stdout as it comes, made safe, under its speaker's label; thoughts go to stderr."""
+class Sign:
+    """A quiet word on the terminal on stderr, and for how long, while something is waited for; elsewhere, nothing.
 
-    def __init__(self, label: str = "", *, show_thinking: bool = False) -> None:
+    A thread of its own counts the seconds. `wipe` ends it, and so does whatever else is written to a terminal.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._began_s = time.monotonic()
+        self._foot = _foot
+        self._is_shown = False
+        self._lock = threading.RLock()
+        self._is_over = threading.Event()
+        if _terminal_columns(STDERR) and (self._foot or has_colours()):
+            threading.Thread(target=self._count, daemon=True).start()
+
+    def say(self, what: str) -> None:
+        """What is waited for from now on."""
+        self._what = what
+
+    def wipe(self) -> None:
+        """It is there, or nobody waits any more; harmless again."""
+        self._is_over.set()
+        with self._lock:
+            if self._is_shown:
+                self._show("")
+
+    def __enter__(self) -> Sign:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wipe()
+
+    def _count(self) -> None:
+        while not self._is_over.wait(SIGN_S):
+            with self._lock:
+                if not self._is_over.is_set():
+                    self._show(f"{self._what} … {time.monotonic() - self._began_s:.0f} s")
+
+    def _show(self, line: str) -> None:
+        global _sign
+        self._is_shown = bool(line)
+        if self._foot:
+            self._foot.show_sign(make_line(line))
+            return
+        _sign = self if line else None
+        with contextlib.suppress(OSError):
+            shown = clip(make_line(line), (_terminal_columns(STDERR) or DEFAULT_COLUMNS) - 1)
+            write_through(STDERR, f"\r{shown}\x1b[K".encode("utf-8", "replace"))
+
+
+class Speech:
+    """One answer on stdout as it comes, made safe, under its speaker's label; thoughts go to stderr.
+
+    On a terminal that shows more than plain text, the label has the speaker's colour and lines are broken at spaces.
+    """
+
+    def __init__(self, label: str = "", *, speaker: int | None = None, show_thinking: bool = False) -> None:
+        """`speaker` is the number of who speaks, which has a colour; None: none."""
         self._label = label
+        self._speaker = speaker
+        self._wrapper: Wrapper | None = None
         self._show_thinking = show_thinking
         self._safe = SafeText()
         self._thoughts = SafeText()
@@ -144,17 +244,23 @@ class Speech:
         self.say("", thinking.removeprefix("".join(self._thought)))
         if not said or content != said:
             self._write(self._safe.feed(content[len(said) :]), is_first=not said)
-        self._write(self._safe.flush(), is_first=False)
         self._end_line()
 
     def _write(self, text: str, *, is_first: bool) -> None:
         if self._is_thinking:
             self._is_thinking = False
             prompt(self._thoughts.flush() + "\n")
-        text = self._label + text if is_first else text
-        if text:
-            self._ends_line = text.endswith("\n")
-            write_text(text)
+        label = self._label if is_first else ""
+        if text or label:
+            self._ends_line = (text or label).endswith("\n")
+        if is_first:
+            self._wrapper = Wrapper(columns_of(label)) if is_fancy() else None
+        if self._wrapper:
+            text = self._wrapper.feed(text, columns())
+            if label and self._speaker is not None and has_colours():
+                label = coloured(label, self._speaker)
+        if label or text:
+            write_text(label + text)
 
     def _end_line(self) -> None:
         self._write(self._safe.flush(), is_first=False)
@@ -180,6 +286,16 @@ def _write_stdout(data: bytes) -> None:
 
 
 def _write(descriptor: int, data: bytes) -> None:
+    if _sign:
+        _sign.wipe()
+    if _foot and _foot.takes(descriptor):
+        _foot.write(descriptor, data.decode("utf-8", "replace"))
+    else:
+        write_through(descriptor, data)
+
+
+def write_through(descriptor: int, data: bytes) -> None:
+    """Write all bytes to a descriptor, whatever stands at the foot of the terminal; OSError where it cannot be."""
     rest = memoryview(data)
     while rest:
         try:

@@ -18,7 +18,7 @@ def columns_of(text: str) -> int:
     """Columns that a text takes, as wcwidth knows them: two for a wide character, none for a combining one."""
     if text.isascii() or text.replace(ELLIPSIS, "").isascii():
         return len(text)
-    return sum(columns for _, columns in _cells(text))
+    return sum(columns for _, columns in cells(text))
 
 
 def clip(text: str, columns: int) -> str:
@@ -70,7 +70,7 @@ def _end_of_piece(text: str, start: int, columns: int) -> int:
     if text.isascii():
         return min(start + max(columns, 0), len(text))
     end = start
-    for cell, taken in _cells(text, start):
+    for cell, taken in cells(text, start):
         columns -= taken
         if columns < 0:
             return end
@@ -83,7 +83,7 @@ def _tail(text: str, columns: int) -> str:
     if text.isascii():
         return text[max(len(text) - max(columns, 0), 0) :]
     begin = len(text)
-    for cell, taken in reversed(list(_cells(text))):
+    for cell, taken in reversed(list(cells(text))):
         columns -= taken
         if columns < 0:
             break
@@ -91,7 +91,7 @@ def _tail(text: str, columns: int) -> str:
     return text[begin:]
 
 
-def _cells(text: str, start: int = 0) -> Iterator[tuple[str, int]]:
+def cells(text: str, start: int = 0) -> Iterator[tuple[str, int]]:
     """What is never cut, from `start` on, and the columns that each takes."""
     from wcwidth import iter_graphemes, wcswidth  # its import takes longer than all else that a command for FIFOs does
 

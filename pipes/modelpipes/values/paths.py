@@ -49,6 +49,11 @@ def data_dir() -> str:
     return _home_dir("XDG_DATA_HOME", os.path.join(".local", "share"))
 
 
+def state_dir() -> str:
+    """The folder for what should be kept, and is worth little: what a person typed."""
+    return _home_dir("XDG_STATE_HOME", os.path.join(".local", "state"))
+
+
 def config_dir() -> str:
     """The folder of the user's configuration."""
     return _home_dir("XDG_CONFIG_HOME", ".config")

@@ -17,7 +17,7 @@ from modelpipes.engine.locate import PACKAGED_MODELS
 from modelpipes.errors import Cancelled, MessageError, Refused, UsageError
 from modelpipes.gateway.lease import Lease, is_gateway
 from modelpipes.pipe.message import Sampling, Stop, Usage
-from modelpipes.pipe.room import About
+from modelpipes.pipe.room import About, Loading
 from modelpipes.values.deadline import Deadline
 
 HISTORY_BYTES_PER_TOKEN = 16  # four times what text has: more than this never fits a prompt
@@ -101,6 +101,10 @@ class EngineVoice:
                     raise
             time.sleep(LOADING_INTERVAL_S)
 
+    def loading(self) -> Loading | None:
+        intake = self._engine.loading() if self._engine else None
+        return Loading(*intake) if intake else None
+
     def _look_at(self, client: Client) -> None:
         if not self._engine and is_gateway(client):
             self._leased_name = _choose(client.models(), self._model_name)
@@ -151,7 +155,8 @@ class EngineVoice:
         except Refused as refused:
             if work.content or work.thinking:
                 raise
-            if refused.kind == "template" and self._system != "" and not self._folds_system:
+            has_system = self._system != "" or work.say.system
+            if refused.kind == "template" and has_system and not self._folds_system:
                 self._folds_system = True
             elif refused.kind != "context":
                 raise
@@ -163,9 +168,17 @@ class EngineVoice:
                 raise
 
     def _answer(self, work: Work, *, is_exact: bool) -> Finish:
-        cast, turns, sampling = work.say.cast, work.turns, self._sampling
+        cast, turns = work.say.cast, work.turns
+        sampling = work.say.sampling.over(self._sampling) if work.say.sampling else self._sampling
         with self._engine_of(work) as client:
-            told = told_to(self._seat, self._system, cast, turns, folds_system=self._folds_system, manner=self._manner)
+            told = told_to(
+                self._seat,
+                self._system_for(work, client),
+                cast,
+                turns,
+                folds_system=self._folds_system,
+                manner=self._manner,
+            )
             messages, dropped = trim(turns, told, lambda messages: self._fits(client, messages, work, is_exact))
             names = labels_of(cast, turns, self._seat)
             finish = self._speak(client, messages, names, sampling, work)
@@ -175,17 +188,28 @@ class EngineVoice:
                 finish = self._speak(client, messages, names, replace(sampling, seed=seed), work)
             return replace(finish, dropped=dropped)
 
+    def _system_for(self, work: Work, client: Client) -> str | None:
+        """The system text: of the message, if it has one, else the member's own."""
+        system = self._system if work.say.system is None else work.say.system
+        if system and self._system == "" and not self._folds_system and client.is_llama_server():
+            self._folds_system = client.refuses_system()  # not asked before: there was none
+        return system
+
     def _speak(
         self, client: Client, messages: Messages, names: Sequence[str], sampling: Sampling, work: Work
     ) -> Finish:
         """Let the engine answer, and pass on what it says as itself."""
-        with client.chat(
+        with client.stream(
             messages,
             silence_s=self._silence_s,
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=sampling.seed,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            stop=sampling.stop or None,
+            schema=sampling.schema,
             may_stop=[f"\n{name}:" for name in names],
         ) as stream:
             work.when_cancelled(stream.cancel)

@@ -1,4 +1,4 @@
-"""The person at the terminal as a voice: a line typed is an answer."""
+"""The person as a voice: a line typed is an answer, or a message that the line editor has."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import select
 from collections.abc import Callable
 
+from modelpipes.chat.guest import Guest
 from modelpipes.chat.voices import Finish, Work
 from modelpipes.errors import MessageError, ProgramError
 from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
@@ -87,3 +88,30 @@ class TerminalVoice:
 
     def close(self) -> None:
         pass
+
+
+class GuestVoice(TerminalVoice):
+    """Gives what the person typed at the line editor; a wish is no answer, and is put off for who leads the talk."""
+
+    def __init__(self, guest: Guest, *, leave: Callable[[], None]) -> None:
+        super().__init__(guest.name, leave=leave)
+        self._guest = guest
+
+    def answer(self, work: Work) -> Finish:
+        wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        work.when_cancelled(lambda: os.eventfd_write(wake, 1))
+        try:
+            wish = self._guest.next(wake, lambda: work.show_life("thinking"))
+        except ProgramError:
+            self._leave()
+            raise
+        finally:
+            work.when_cancelled(None)
+            os.close(wake)
+        if wish is None:
+            return Finish()
+        if wish.kind != "say":
+            self._guest.put_off(wish)
+            return Finish("cancelled")
+        work.emit(wish.text)
+        return Finish()

@@ -185,7 +185,7 @@ def _commands(kinds: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, l
             raise UsageError(f"--{option} {common[-1]}: no member that is seated here can use it")
         for name, command in commands.items():
             values = [*(common if name in users else []), *own[name]]
-            command += [f"--{option}={value}" for value in (values if option == voices.REPEATABLE else values[-1:])]
+            command += [f"--{option}={value}" for value in (values if option in voices.REPEATABLE else values[-1:])]
     return commands
 
 

@@ -9,6 +9,7 @@ import click
 
 from modelpipes.commands.cli import options, reading, values
 from modelpipes.commands.cli.configured import is_from_file
+from modelpipes.commands.cli.sampling import SAMPLING, sampling_of
 from modelpipes.errors import EngineError, UsageError
 from modelpipes.terminal import output
 
@@ -21,10 +22,7 @@ if TYPE_CHECKING:
 # [voice], but for the name of a server's model.
 VOICE: dict[str, tuple[str, Any, str]] = {
     "system": ("TEXT|@FILE", values.TEXT_OR_FILE, "What the model is told first."),
-    "max-tokens": ("N", click.IntRange(1), "Longest answer."),
-    "temperature": ("T", click.FloatRange(0), "How freely it chooses words."),
-    "top-p": ("P", click.FloatRange(0, 1), "Of the likeliest words, this share."),
-    "seed": ("N", click.IntRange(0), "Same seed, same answer."),
+    **SAMPLING,
     "model-name": ("NAME", click.STRING, "Which of the models of --server."),
     "api-key-file": ("FILE", values.FILE, "The key of --server.  [$OPENAI_API_KEY]"),
     "ctx-size": ("N", click.IntRange(64), "Context of a conversation, in tokens.  [4096]"),
@@ -39,15 +37,15 @@ VOICE: dict[str, tuple[str, Any, str]] = {
     "engine": ("ENGINE", click.Choice(["auto", "llama-server", "embedded"]), "auto, llama-server or embedded.  [auto]"),
     "engine-arg": ("ARG", click.STRING, "Passed to the engine as it is; may be repeated."),
 }
-REPEATABLE = "engine-arg"
+REPEATABLE = {"engine-arg": "engine_args", "stop": "stop"}  # and their keys
 NO_KEY = "model-name"
 
 
 def voice_options(command: Any) -> Any:
     """The options of `VOICE`, each with its type."""
     for name, (metavar, kind, text) in reversed(VOICE.items()):
-        key = None if name == NO_KEY else f"voice.{name.replace('-', '_')}{'s' * (name == REPEATABLE)}"
-        made = options.option(f"--{name}", key=key, type=kind, metavar=metavar, multiple=name == REPEATABLE, help=text)
+        key = None if name == NO_KEY else f"voice.{REPEATABLE.get(name) or name.replace('-', '_')}"
+        made = options.option(f"--{name}", key=key, type=kind, metavar=metavar, multiple=name in REPEATABLE, help=text)
         command = made(command)
     return command
 
@@ -96,7 +94,7 @@ def read_options(ctx: click.Context) -> dict[str, Any]:
         parameter = name.replace("-", "_")
         is_beaten = name == "api-key-file" and os.environ.get(API_KEY)
         if is_from_file(ctx, parameter) and (is_beaten or not can_use(kind, name)):
-            given[parameter] = () if name == REPEATABLE else None
+            given[parameter] = () if name in REPEATABLE else None
     return given
 
 
@@ -132,7 +130,7 @@ def _program_voice(seat: str, kind: str, given: dict[str, Any], silence_s: float
     if kind == "exec_":
         from modelpipes.chat.voices.program import ExecVoice
 
-        return ExecVoice(given["exec_"], parallel=given["parallel"] or 1, silence_s=silence_s, log=given["log"])
+        return ExecVoice(given["exec_"], parallel=given["parallel"] or 1, silence_s=silence_s, log=given["engine_log"])
     if (given["parallel"] or 1) > 1:
         raise UsageError("--parallel: a filter answers one line after the other; use --exec to answer several")
     from modelpipes.chat.voices.filter import FilterVoice
@@ -142,20 +140,19 @@ def _program_voice(seat: str, kind: str, given: dict[str, Any], silence_s: float
         output.say(f"{seat}: {line}")
 
     kind_of_filter = JsonFilterVoice if given["as_json"] else FilterVoice
-    return kind_of_filter(given["filter_"], silence_s=silence_s, log=given["log"], report=report)
+    return kind_of_filter(given["filter_"], silence_s=silence_s, log=given["engine_log"], report=report)
 
 
 def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> Voice:
     from modelpipes.chat.voices.engine import EngineVoice
     from modelpipes.engine.confinement import check_machine
     from modelpipes.engine.lifecycle import Engine
-    from modelpipes.pipe.message import Sampling
     from modelpipes.web.site import root_of
 
     spec = spec_of_options(given)
     common: dict[str, Any] = {
         "system": given["system"] and reading.read_text(given["system"]),
-        "sampling": Sampling(given["max_tokens"], given["temperature"], given["top_p"], given["seed"]),
+        "sampling": sampling_of(given),
         "ctx_size": spec.n_ctx_seq,
         "parallel": spec.n_parallel,
         "silence_s": silence_s,
@@ -165,7 +162,7 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
             root_of(given["server"])
         except EngineError as e:
             raise UsageError(f"--server: {e}") from None
-        for name in (*FOR_ENGINES, "log"):
+        for name in (*FOR_ENGINES, "engine-log"):
             if _is_given(given[name.replace("-", "_")]):
                 raise UsageError(f"--{name} is for an engine of ours; {given['server']} has its own")
         return EngineVoice(
@@ -189,7 +186,7 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
 
             for line in admit([Candidate(seat, spec)], engine):
                 output.say(line)
-        return Engine(spec, engine=engine, name=seat, log=given["log"])
+        return Engine(spec, engine=engine, name=seat, log=given["engine_log"])
 
     # Once the seat is taken: who waits for it learns that the file or the engine is missing.
     return EngineVoice(seat, kind=f"model {os.path.basename(given['model'])}", start_engine=start_engine, **common)
