@@ -485,6 +485,106 @@ def test_every_plain_line_is_heard_though_only_the_last_is_answered(room: Room, 
     assert voice.heard == [[("hub", "one")], [("hub", "two")], [("hub", "three")]]
 
 
+def say_plainly(room: Room, data: bytes) -> None:
+    with open(room.pipe("hub", "bob"), "wb", buffering=0) as pipe:
+        pipe.write(data)
+
+
+def collect(room: Room) -> bytes:
+    with open(room.pipe("bob", "hub"), "rb") as pipe:
+        return pipe.readline()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"a": 1} is this JSON?', b"{ what is this brace?", b"{", b'{"type":"dance"}'],
+)
+def test_a_line_that_begins_as_a_message_and_is_none_is_answered_with_an_error_to_who_reads_later(
+    room: Room, seat: Seat, line: bytes
+) -> None:
+    # Nobody was told anything: its asker read for ever.
+    seat(ScriptedVoice())
+    answer = plainly(room, line)
+    assert answer.startswith(b"error: not a message: ")
+    assert answer.endswith(b"; words must not begin with { (a space before it will do)\n")
+    assert plainly(room, b" " + line) == b" " + line + b"\n"
+
+
+def test_a_line_that_is_no_message_takes_the_place_of_an_older_answer(room: Room, seat: Seat) -> None:
+    member = seat(ScriptedVoice())
+    say_plainly(room, b"older\n")
+    eventually(lambda: room.sitting("bob").answers == 1, "the older answer")
+    say_plainly(room, b"{ newer\n")
+    eventually(lambda: member.said, "word of the lost answer")
+    assert collect(room).startswith(b"error: not a message")
+    assert plainly(room, b"newest") == b"newest\n"
+
+
+def test_a_typed_asker_that_writes_rubbish_is_told_by_a_failure(room: Room, seat: Seat) -> None:
+    seat(ScriptedVoice())
+    with room.take(room.asker_lock("hub", "bob"), Deadline.after(LIMIT_S)), Wire(room) as hub:
+        say_plainly(room, b"{ rubbish\n")
+        failure = hub.hear(Failure)
+        assert isinstance(failure, Failure) and (failure.reason, failure.reply_to) == ("malformed", None)
+
+
+def test_rubbish_of_a_seat_that_a_member_holds_is_not_answered(room: Room, seat: Seat) -> None:
+    member = seat(ScriptedVoice())
+    with room.take_seat("hub") as lock:
+        lock.write(b'{"seat":"hub","state":"ready"}\n')
+        say_plainly(room, b"{ rubbish\n")
+        eventually(lambda: member.said, "word of it")
+    assert member.said == ["bob: a plain line from hub, which is a member, is not answered"]
+
+
+def test_a_last_line_without_a_newline_is_answered_and_told(room: Room, seat: Seat) -> None:
+    # It waited in the pipe, and was the beginning of the next asker's line.
+    member = seat(ScriptedVoice())
+    for number in range(5):
+        say_plainly(room, f"half {number}".encode())
+        assert collect(room) == f"half {number}\n".encode()
+        assert plainly(room, b"whole") == b"whole\n"
+    assert member.said[0] == "bob: hub's line 'half 0' has no newline at its end; it is read as it is"
+
+
+def test_a_line_that_is_written_in_pieces_is_one_line(room: Room, seat: Seat) -> None:
+    member = seat(ScriptedVoice())
+    with open(room.pipe("hub", "bob"), "wb", buffering=0) as pipe:
+        pipe.write(b"What is ")
+        eventually(lambda: member.said, "word of the line that is not ended")
+        pipe.write(b"3 and 4?\n")
+        assert collect(room) == b"What is 3 and 4?\n"
+    assert member.said == ["bob: hub does not end its line 'What is '; it is read when its newline comes"]
+
+
+@pytest.mark.parametrize("half", [b'{"type":"say","id":"1","from":"hub","to":"bob","content":"ha', b"{ ha"])
+def test_half_a_message_of_who_has_gone_is_dropped_and_told(room: Room, seat: Seat, half: bytes) -> None:
+    member = seat(ScriptedVoice())
+    say_plainly(room, half)
+    eventually(lambda: member.said, "word of it")
+    assert plainly(room, b"mine") == b"mine\n"
+    (said,) = member.said
+    assert said.startswith("bob: half a message of hub, which went away, is dropped: '{")
+    assert len(said) < 110
+
+
+def test_a_whole_message_without_a_newline_is_heard(room: Room, seat: Seat) -> None:
+    seat(ScriptedVoice())
+    with Wire(room) as hub:
+        hub.endpoint.close()
+        hub.endpoint.listen("bob")
+        say_plainly(room, b'{"type":"say","id":"1","from":"hub","to":"bob","content":"hi"}')
+        assert hub.hear(Reply).content == "hi"  # type: ignore[union-attr]
+
+
+def test_half_a_line_never_joins_that_of_a_typed_asker(room: Room, seat: Seat) -> None:
+    seat(ScriptedVoice())
+    with open(room.pipe("hub", "bob"), "wb", buffering=0) as pipe:
+        pipe.write(b"half")
+        assert [reply.content for reply in ask(room, "typed") if isinstance(reply, Reply)] == ["typed"]
+    assert collect(room) == b"half\n"
+
+
 def test_a_plain_asker_that_never_collects_holds_nobody_up_and_a_newer_line_replaces_its_answer(
     room: Room, seat: Seat, capfd: pytest.CaptureFixture[str]
 ) -> None:

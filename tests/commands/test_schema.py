@@ -79,9 +79,9 @@ def lines_of(path: Path) -> Iterator[Any]:
 def test_what_a_program_is_told_and_says_in_json_is_as_described() -> None:
     told = Told("1", "carol", "bob", "No.", "c", 2, (Heard(0, "hub", "Hi"), Heard(1, "carol", "No.")), ("carol",))
     for value in (told, Told("1", "hub", "bob", "Hi")):
-        assert faults("filter-told", msgspec.to_builtins(value)) == []
+        assert faults("filter-told", json.loads(msgspec.json.encode(value))) == []
     for said in (Said(delta="It"), Said(content="It is 7.", id="1", thinking="3 + 4"), Said(error="no")):
-        assert faults("filter-said", msgspec.to_builtins(said)) == []
+        assert faults("filter-said", json.loads(msgspec.json.encode(said))) == []
 
 
 def test_without_a_name_it_lists_them(run: Commands) -> None:

@@ -23,7 +23,7 @@ from modelpipes.chat.plain import PlainAnswers
 from modelpipes.chat.voices import LOAD_S, Finish, Voice, Work
 from modelpipes.chat.voices.loading import Arriving, Show, show_nothing, watched
 from modelpipes.errors import DeadlineError, EngineError, MessageError, PeerError, PipesError, Reason, RoomError
-from modelpipes.pipe.endpoint import Arrival, Endpoint, Lost, Readable
+from modelpipes.pipe.endpoint import Arrival, Endpoint, Lost, Readable, Unended
 from modelpipes.pipe.framing import encode
 from modelpipes.pipe.log import NO_LOG, Log
 from modelpipes.pipe.message import (
@@ -45,7 +45,8 @@ from modelpipes.values.deadline import Deadline
 
 QUEUE_LIMIT = 64  # messages that wait; more are refused as busy, so that an asker learns of it
 TICK_S = 0.5  # progress, lost pipes and dead guards are looked after twice a second, noticed within one
-PLAIN_RETRY_S = 0.005  # the kernel has no event for a reader that comes
+PLAIN_RETRY_S = 0.005  # the kernel has no event for a reader that comes, nor, as we hold one, for the last writer
+SHOWN_CHARS = 40  # of a line that lacks its end
 SETTLED_NS = 2_000_000_000  # far more than a tick of the file system's clock
 DYING_S = 0.2  # between the end of an engine's connections and its own, on a busy machine
 
@@ -118,6 +119,7 @@ class Member:
                 self._show_state()
                 self._log.note(self.seat, "seated", pid=os.getpid(), voice=self.voice.kind)
                 self._endpoint.watch(self._wake_r)
+                self._endpoint.watch_lines()
                 self._listen()
                 try:
                     self._work_until_the_end()
@@ -152,7 +154,8 @@ class Member:
         plain = [pending for pending in (*self._pending.waiting, *self._pending.working) if pending.is_plain]
         is_idle = self._plain.is_idle(pending.asker for pending in plain)
         waits_for_lock = any(not pending.work for pending in plain)
-        until = Deadline.after(PLAIN_RETRY_S) if waits_for_lock or not is_idle else self._tick
+        is_pressing = waits_for_lock or not is_idle or self._endpoint.has_unended
+        until = Deadline.after(PLAIN_RETRY_S) if is_pressing else self._tick
         if not self._out.is_idle():
             until = until.earlier(Deadline.after(DELTA_S))
         event = self._endpoint.receive(until.earlier(self._tick))
@@ -162,6 +165,9 @@ class Member:
             self._forget_asker(event.receiver, event.unsent_bytes)
         elif isinstance(event, Readable):
             self._wake_up(event.fd)
+        if self._endpoint.has_unended:
+            for unended in self._endpoint.look_at_unended():
+                self._hear_unended(unended)
         self._out.post_lagging()
         if self._plain.deliver() and self._once:
             self._leave(0)
@@ -246,8 +252,7 @@ class Member:
         elif isinstance(item, Plain):
             self._hear_plain(sender, item)
         elif isinstance(item, Malformed):
-            if self._out.connect(sender):
-                self._out.fail(sender, item.reply_to, "malformed", item.detail)
+            self._hear_malformed(sender, item)
         elif isinstance(item, Cancel):
             pending = self._pending.find(item.reply_to)
             if pending and pending.asker == sender:
@@ -270,15 +275,49 @@ class Member:
         else:
             self._out.fail(sender, say.id, "busy", f"{self.seat} has {QUEUE_LIMIT} messages waiting; ask again later")
 
-    def _hear_plain(self, sender: str, plain: Plain) -> None:
-        if self.room.sitting(sender).state not in ("free", "died"):
-            self._report(f"{self.seat}: a plain line from {sender}, which is a member, is not answered")
-            return
+    def _hear_malformed(self, sender: str, item: Malformed) -> None:
+        """Whose line was none is told so: a typed asker by a failure, who writes plain lines by a plain one."""
+        if self._plain.refuses(sender):
+            return  # and is still to be told of an earlier one
+        is_typed = self._endpoint.is_typed(sender) or item.reply_to or self.room.is_asked(sender, self.seat)
+        if is_typed and self._out.connect(sender):
+            self._out.fail(sender, item.reply_to, "malformed", item.detail)
+        elif self._may_be_plain(sender):
+            self._supersede(sender)
+            self._plain.refuse(sender, item.detail)
+
+    def _hear_unended(self, unended: Unended) -> None:
+        sender, item = unended.sender, unended.item
+        line = unended.line.decode("utf-8", "replace")
+        line = line if len(line) <= SHOWN_CHARS else f"{line[: SHOWN_CHARS - 1]}…"
+        if item is None:
+            self._report(f"{self.seat}: {sender} does not end its line '{line}'; it is read when its newline comes")
+        elif isinstance(item, Malformed):
+            self._report(f"{self.seat}: half a message of {sender}, which went away, is dropped: '{line}'")
+        else:
+            if isinstance(item, Plain):
+                self._report(f"{self.seat}: {sender}'s line '{line}' has no newline at its end; it is read as it is")
+            self._hear(sender, item)
+
+    def _may_be_plain(self, sender: str) -> bool:
+        """May a seat be answered plainly? Not that of a member: the two would talk for ever."""
+        if self.room.sitting(sender).state in ("free", "died"):
+            return True
+        self._report(f"{self.seat}: a plain line from {sender}, which is a member, is not answered")
+        return False
+
+    def _supersede(self, sender: str) -> None:
+        """Nobody wants the answers to older plain lines of a seat any more."""
         self._plain.drop(sender)
         for older in self._pending.of(sender):
             if older.is_plain and not older.is_abandoned:
                 self._report(f"{self.seat}: {sender} asked again before it had its answer, which is lost")
                 older.is_abandoned = True  # its words are heard all the same: a program may count them
+
+    def _hear_plain(self, sender: str, plain: Plain) -> None:
+        if not self._may_be_plain(sender):
+            return
+        self._supersede(sender)
         pending = Pending(sender, Say(new_id(), sender, self.seat, plain.content), is_plain=True)
         if self._pending.add(pending):
             self._note_heard(pending.say)

@@ -135,7 +135,7 @@ def exports(hub: str, seats: Sequence[str]) -> dict[str, tuple[str, str]]:
     for seat in seats:
         other = named.setdefault(seat_variable(seat), seat)
         if other != seat:
-            raise UsageError(f"--print-env: {other} and {seat} would both be PIPE_TO_{seat_variable(seat)}; rename one")
+            raise UsageError(f"{other} and {seat} would both be PIPE_TO_{seat_variable(seat)}; rename one")
     return {
         variable: pair
         for name, seat in named.items()
