@@ -99,6 +99,9 @@ END"""
 CONFIGURED = "export MODELPIPES_CONFIG=config/rtx4080.toml"
 TALK = "cp ~/talk.jsonl talk.jsonl"
 TORN = "echo torn >libnvidia-ml.so.1; export LD_LIBRARY_PATH=$PWD"
+NATIVE = """echo 'import os; open(os.environ["PIPE_FROM_HUB"]).read()' > bob.py"""
+HELD = "list-seats --wait bob"
+SEATED = "while list-seats bob | grep -q free; do :; done"
 SAID = "while ! test -s stdout; do :; done"
 
 CASES = (
@@ -429,6 +432,26 @@ FAKE_PIDS=$!:1 watch-gpu --per-process --format tsv; kill $!""",
             Line('LLAMA_SERVER="$HOSTILE" check-system'),
             Line("LLAMA_SERVER=./engine check-system", before=ENGINE),
         ),
+    ),
+    Case(
+        "hold",
+        arguments="bob cat",
+        examples=(
+            Line("modelpipes hold bob -- python3 bob.py", before=f"setup-pipes bob; {NATIVE}", until=HELD, code=SIGTERM),
+            Line(
+                """modelpipes hold bob -- sh -c 'while read -r line; do ...; done < "$PIPE_FROM_HUB"'""",
+                before="setup-pipes bob",
+                until=HELD,
+                code=SIGTERM,
+            ),
+        ),
+        failures=(
+            Failure(manned("modelpipes hold bob -- cat"), 1, "bob"),
+            Failure(Line("modelpipes hold bob -- /none/bob", before="setup-pipes bob"), 1, "/none/bob"),
+            Failure(Line("modelpipes hold nobody -- cat", before="setup-pipes bob"), 1, "nobody"),
+        ),
+        hostile=(Line('modelpipes hold bob -- "$HOSTILE"', before="setup-pipes bob"),),
+        waits=(Line("modelpipes hold bob -- sleep 100", before="setup-pipes bob", until=SEATED),),
     ),
     Case(
         "run",
