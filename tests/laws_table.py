@@ -170,7 +170,7 @@ CASES = (
         "seats",
         examples=(
             manned("list-seats"),
-            manned("list-seats --wait alice bob --timeout 60"),
+            manned("list-seats --wait alice bob --max-seconds 5m"),
             manned("list-seats --json"),
         ),
         prints=manned("list-seats"),
@@ -233,6 +233,7 @@ CASES = (
         ),
         reports=(
             Report(manned("chat-models alice bob --rounds 1 --json"), "chat-models", is_lines=True),
+            Report(Line("chat-models --model a=tiny-chat --filter b=cat --dry-run --json"), "prompt", is_lines=True),
             Report(
                 Line("chat-models --model alice=tiny-chat --filter bob=cat --rounds 1 --json"),
                 "chat-models",
@@ -462,18 +463,25 @@ FAKE_PIDS=$!:1 watch-gpu --per-process --format tsv; kill $!""",
             Line("modelpipes show talk.jsonl", before=TALK),
             Line("modelpipes show talk.jsonl --format html > talk.html", before=TALK),
             Line("modelpipes show - --format json < talk.jsonl", before=TALK),
+            Line("modelpipes show talk.jsonl --as bob --turn 2", before=TALK),
         ),
         prints=Line("modelpipes show talk.jsonl", before=TALK),
         failures=(
             Failure(Line("modelpipes show none.jsonl"), 1, "none.jsonl"),
             Failure(Line("modelpipes show questions.txt"), 1, "questions.txt"),
+            Failure(Line("modelpipes show talk.jsonl --as mallory", before=TALK), 2, "mallory"),
+            Failure(Line("modelpipes show talk.jsonl --turn 1", before=TALK), 2, "--as"),
             Failure(Line("modelpipes show - --max-seconds 50ms 0<>pipe", before="mkfifo pipe"), 124, "stdin"),
         ),
-        reports=(Report(Line("modelpipes show talk.jsonl --format json", before=TALK), "show"),),
+        reports=(
+            Report(Line("modelpipes show talk.jsonl --format json", before=TALK), "show"),
+            Report(Line("modelpipes show talk.jsonl --as bob --format json", before=TALK), "prompt"),
+        ),
         hostile=(
             Line("modelpipes show ~/hostile/talk.jsonl --show-thinking"),
             Line("modelpipes show ~/hostile/talk.jsonl --format markdown --show-thinking"),
             Line("modelpipes show ~/hostile/talk.jsonl --format html --show-thinking"),
+            Line('modelpipes show ~/hostile/talk.jsonl --as "$HOSTILE"'),
             Line('modelpipes show "$HOSTILE"'),
         ),
     ),

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+STEP_LIMIT_S = 30.0  # for a client that never takes the next step
 
 
 class Scripted:
     """Not a llama-server, unless `pages` make it one."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.status = 200
         self.body: list[bytes] = []
         self.answers: list[tuple[int, list[bytes]]] = []  # status and body of the next answers, before those above
+        self.step: threading.Semaphore | None = None  # each part of an answer waits for it
         self.hold = False  # after the body: the connection stays open, with pings
         self.asked: list[dict[str, Any]] = []
         self.authorization: list[str | None] = []
@@ -50,6 +54,8 @@ class Scripted:
                 self.send_header("Content-Type", kind)
                 self.end_headers()
                 for part in parts:
+                    if script.step and kind == "text/event-stream":
+                        script.step.acquire(timeout=STEP_LIMIT_S)
                     self.wfile.write(part)
                     self.wfile.flush()
 
@@ -61,7 +67,9 @@ class Scripted:
                 pass  # clients that go away are what is tested
 
         self.server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+        if tls:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.server.server_address[1]}/v1"
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
         self.thread.start()
 

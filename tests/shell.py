@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,3 +126,22 @@ def _command_line(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path("/proc", str(pid), "cmdline").read_text("utf-8", "replace").replace("\0", " ").strip()
     return f"process {pid}"
+
+
+class HeldEngine:
+    """An engine that loads a model only when it is let: `engine` is its program, for $LLAMA_SERVER."""
+
+    def __init__(self, folder: Path) -> None:
+        self.engine = folder / "llama-server"
+        self._gate = folder / "gate"
+        os.mkfifo(self._gate)
+        self.engine.write_text(
+            '#!/bin/sh\ncase "$*" in *--model*) read -r _ < "${0%/*}/gate" ;; esac\n'
+            f'exec "{sys.executable}" -P -m modelpipes.engine.embedded "$@"\n'
+        )
+        self.engine.chmod(0o755)
+
+    def let_load(self) -> None:
+        """Let the one that waits go on; returns once it does."""
+        with open(self._gate, "w") as gate:
+            gate.write("go\n")

@@ -21,7 +21,7 @@ from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
 from tests.peers import LIMIT_S, peer
 from tests.shell import CHECKOUT, Home
 
-PROMISED = {"Conversation", "Endpoint", "Engine", "Room", "ask", "plan", "predict_memory", "read_header"}
+PROMISED = {"Client", "Conversation", "Endpoint", "Engine", "Room", "ask", "plan", "predict_memory", "read_header"}
 COMPANIONS = {
     "Deadline",  # be_ready, wait_for, connect and receive take one
     "PipesError",  # what all of it raises
@@ -264,8 +264,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 STRANGER = """
 from modelpipes import (
-    Conversation, Deadline, Endpoint, Engine, PipesError, Room, Seating, Settings, Space, StopRules, __version__,
-    ask, clean_up, plan, predict_memory, read_header,
+    Client, Conversation, Deadline, Endpoint, Engine, PipesError, Room, Seating, Settings, Space, StopRules,
+    __version__, ask, clean_up, plan, predict_memory, read_header,
 )
 
 
@@ -281,6 +281,15 @@ def fits(path: str) -> bool:
     header = read_header(path)
     share: int = predict_memory(header, Settings(n_ctx=8192)).device_bytes
     return plan([header], Space((share,), 1 << 30)).is_together
+
+
+def times(url: str) -> list[float]:
+    client = Client(url, model_name="tiny-chat")
+    answer = client.chat("Hello.", temperature=0, stop=["end"], silence_s=5)
+    told: str = client.complete("Once", max_tokens=4).text + answer.text
+    for piece in client.stream([{"role": "user", "content": told}], seed=1):
+        told += piece.content
+    return [answer.latency_ms, answer.usage.completion_tokens if answer.usage else 0.0]
 
 
 def main() -> str:

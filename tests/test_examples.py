@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ EXPECTED = {
     "basic.sh": ["It is 7.", '{"from":"bob","to":"hub",…', "alice  ready …", "bob    ready …"],
     "multi-round.sh": ["alice, round 1: …", "bob, round 2: …", "hub: …", "alice: …", "bob: …"],
     "critic.sh": ["hub: …", "alice: …", "bob: …", "critic: …", "verdict: …"],
+    "debate.sh": ["turn 1, alice", "hub: …", "alice: …", "bob: …", "carol: …", "chosen by the moderator: 6 of 6"],
     "pipeline.sh": ["alice: …", "bob: …", "What is 5 and 6?\tIt is 11."],
     "non-model-member.sh": ["That makes 19", "5 words", "Dear friend, … Yours truly.", "counter: … words"],
     "find_gpu_models.sh": ["name …path", "tiny-chat …/tiny-chat.gguf", "largest that fits: tiny-chat", "It is 7."],
@@ -86,3 +89,19 @@ def test_the_commands_on_the_path_come_first(home: Home, tmp_path: Path) -> None
     (mine / "setup-pipes").chmod(0o755)
     ended = home.run([CHECKOUT / "examples" / "basic.sh"], env={"PATH": f"{mine}:{home.env['PATH']}"})
     assert (ended.code, ended.stderr) == (3, "mine\n")
+
+
+def test_the_client_in_python_answers_with_times_and_leaves_nothing(home: Home) -> None:
+    ended = home.run([sys.executable, "-P", CHECKOUT / "examples" / "client.py"])
+    assert (ended.code, ended.stderr, home.left_processes(), home.left_files()) == (0, "", [], [])
+    chat, took, streamed, why = ended.lines
+    assert chat == "chat: It is 7."
+    assert re.fullmatch(r"took \d+ ms, first word after \d+ ms, \d+ \+ \d+ tokens", took)
+    assert len(streamed) > len("stream: ") and why == "ended by stop"
+    assert "| [`client.py`](client.py) |" in (CHECKOUT / "examples" / "README.md").read_text("utf-8")
+
+
+def test_the_client_in_python_says_in_one_line_that_nobody_answers(home: Home) -> None:
+    ended = home.run([sys.executable, "-P", CHECKOUT / "examples" / "client.py", "http://127.0.0.1:9"])
+    assert (ended.code, ended.stdout) == (1, "")
+    assert ended.stderr == "client.py: no server answers at http://127.0.0.1:9: is it running?\n"

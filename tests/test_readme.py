@@ -33,6 +33,7 @@ PAGES = [README, *sorted(f"docs/{path.name}" for path in (CHECKOUT / "docs").glo
 START_LIMIT_S = 30.0
 SERVER = "127.0.0.1:8080"  # a llama-server that runs already; in the test it has a port of its own
 GATEWAY = "127.0.0.1:9090"
+CHECKED_OUT = ("bin", "config", "pipes", ".venv")  # what a page needs of a checkout whose commands were run once
 TYPED = "Do you like boats?\n"  # by the person in the conversation, who then leaves
 MARK = "-- line "  # in the output, before that of each block
 
@@ -90,6 +91,11 @@ class Typed:
     page: str
     home: Home
     ended: Ended
+    script: Path
+
+    def again(self) -> Ended:
+        """Type it once more, in the same place."""
+        return self.home.run(["sh", self.script], typed=TYPED)
 
     def said_by(self, beginning: str) -> list[str]:
         """What the block that begins with these words wrote to stdout."""
@@ -114,8 +120,8 @@ def typed(tmp_path_factory: pytest.TempPathFactory, server: str) -> Callable[[st
     @functools.cache
     def type_(page: str) -> Typed:
         home = Home(tmp_path_factory.mktemp(Path(page).stem))
-        for name in ("bin", "config", "pipes"):
-            (home.cwd / name).symlink_to(CHECKOUT / name)
+        for name in CHECKED_OUT:
+            (home.cwd / name).symlink_to(sys.prefix if name == ".venv" else CHECKOUT / name)
         with socket.create_server(("127.0.0.1", 0)) as probe:
             gateway = f"127.0.0.1:{probe.getsockname()[1]}"
         script = ["set -eu"]
@@ -124,7 +130,7 @@ def typed(tmp_path_factory: pytest.TempPathFactory, server: str) -> Callable[[st
             script += [f"echo '{mark(block)}'; echo '{mark(block)}' >&2", text]
         path = home.cwd.parent / "page.sh"
         path.write_text("\n".join(script) + "\n", "utf-8")
-        return Typed(page, home, home.run(["sh", path], typed=TYPED))
+        return Typed(page, home, home.run(["sh", path], typed=TYPED), path)
 
     return type_
 
@@ -145,12 +151,33 @@ def test_every_command_runs_in_one_shell_and_leaves_nothing_behind(page: str, ty
     assert done.home.left_files() == []
 
 
-def test_the_demo_has_alice_and_bob_talk(typed: Type) -> None:
-    assert speakers(typed(README).said_by("./bin/demo")) == ["hub", *["alice", "bob"] * 4]
+def test_the_readme_leaves_the_checkout_as_it_was_and_can_be_typed_again(typed: Type) -> None:
+    # Its files lay among those of the checkout, and the second time its transcript was refused.
+    done = typed(README)
+    assert done.ended.code == 0
+    assert sorted(path.name for path in done.home.cwd.iterdir()) == sorted(CHECKED_OUT)
+    again = done.again()
+    assert again.code == 0, f"{again.stdout}\n{again.stderr}"
+    assert sorted(path.name for path in done.home.cwd.iterdir()) == sorted(CHECKED_OUT)
+    assert done.home.left_files() == []
+
+
+def test_the_demo_has_alice_and_bob_talk_as_the_sample_shows(typed: Type) -> None:
+    said = typed(README).said_by("./bin/demo")
+    assert speakers(said) == ["hub", *["alice", "bob"] * 4]
+    sample = next(block for block in blocks(README) if block.text.startswith("hub: ")).text.splitlines()
+    assert speakers(sample[: len(said)]) == speakers(said)
+    prose = typed(README).ended.stderr.split(mark(commands(README)[0]))[1].splitlines()
+    for line, shown in zip([line for line in prose if line.strip()][:2], sample[len(said) :], strict=True):
+        assert re.sub(r"[0-9.]+", "#", line) == re.sub(r"[0-9.]+", "#", shown)
+
+
+def test_a_program_asks_from_the_interpreter_that_the_install_gave(typed: Type) -> None:
+    assert typed(README).said_by(".venv/bin/python") == ["It is 7."]
 
 
 def test_one_command_leads_a_conversation(typed: Type) -> None:
-    said = typed(CONVERSATIONS).said_by("chat-models --model alice=tiny-chat --model bob=tiny-chat \\\n    --system")
+    said = typed(CONVERSATIONS).said_by("chat-models --model alice=tiny-chat --model bob=tiny-chat --rounds 3")
     assert speakers(said) == ["hub", *["alice", "bob"] * 3]
 
 

@@ -14,7 +14,7 @@ from tests.peers import LIMIT_S, modelpipes, peer
 from tests.shell import TINY_CHAT, UNMEASURED
 
 HEAVY = {"httpx", "httpx_sse", "http", "numpy", "gguf", "psutil", "asyncio", "subprocess", "concurrent", "email", "ssl",
-         "tabulate", "prompt_toolkit", "pynvml", "starlette", "uvicorn", "wcwidth"}  # fmt: skip
+         "tabulate", "prompt_toolkit", "pynvml", "starlette", "uvicorn", "wcwidth", "markdown_it"}  # fmt: skip
 
 
 def modules_of(*args: str, code: int | None = 0) -> set[str]:
@@ -47,7 +47,7 @@ def test_what_makes_lists_and_removes_pipes_imports_nothing_heavy(room: Room, ar
     assert not modules & HEAVY
 
 
-@pytest.mark.parametrize("args", [[], ["--json"], ["-v", "--whole"]])
+@pytest.mark.parametrize("args", [[], ["--json"], ["-v", "--whole"], ["--log", "/dev/null"]])
 def test_what_asks_imports_nothing_heavy(room: Room, args: list[str]) -> None:
     with peer("echo", room):
         modules = imported("ask", "bob", "Hello", *args, "-d", room.path)
@@ -98,6 +98,14 @@ def test_who_seats_a_model_of_another_server_imports_nothing_to_predict_memory_w
     modules = modules_of("attach", "bob", "--server", "http://127.0.0.1:1", "-d", room.path, code=1)
     assert "modelpipes.web.site" in modules
     assert "modelpipes.engine.admission" not in modules
+
+
+@pytest.mark.parametrize(
+    ("form", "is_rendered"), [("text", False), ("markdown", False), ("json", False), ("html", True)]
+)
+def test_a_conversation_imports_markdown_it_only_for_a_page(tmp_path: Path, form: str, is_rendered: bool) -> None:
+    (tmp_path / "talk.jsonl").write_text('{"turn":0,"from":"hub","content":"Hello."}\n')
+    assert ("markdown_it" in imported("show", str(tmp_path / "talk.jsonl"), "--format", form)) is is_rendered
 
 
 def test_who_lists_models_does_not_import_psutil() -> None:

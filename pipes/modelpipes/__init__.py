@@ -22,6 +22,7 @@ Words through pipes:
 
 Model files and engines:
 
+    Client          one server over HTTP: a chat, a stream, a completion, with their times and tokens
     Engine          a llama-server of ours, or the embedded engine, with one model
     read_header     what a GGUF file says of itself, without loading it
     EngineSpec      what an engine is given: its model, and how it runs it; Settings is its former name
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from modelpipes.chat.conversation import Conversation
     from modelpipes.chat.seating import Seating
     from modelpipes.chat.turns import StopRules
+    from modelpipes.engine.client import Client
     from modelpipes.engine.lifecycle import Engine
     from modelpipes.errors import PipesError
     from modelpipes.fit.memory import predict_memory
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from modelpipes.values.version import __version__
 
 __all__ = [
+    "Client",
     "Conversation",
     "Deadline",
     "Endpoint",
@@ -77,6 +80,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Client": "engine.client",
     "Conversation": "chat.conversation",
     "Deadline": "values.deadline",
     "Endpoint": "pipe.endpoint",

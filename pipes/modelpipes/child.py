@@ -52,6 +52,7 @@ class Child:
         env: Mapping[str, str] | None = None,
         pipe_stdin: bool = False,
         pipe_stdout: bool = False,
+        is_attached: bool = False,
         log: str | None = None,
         sink: Callable[[bytes], object] | None = None,
         cpus: Collection[int] = (),
@@ -62,7 +63,9 @@ class Child:
         What it writes to stderr, and to stdout unless that is piped, is drained, its end kept, appended to
         the file `log` and handed to `sink`, in pieces, by whichever thread drains: it must not wait or call us,
         and is called no more once it failed. It has the CPUs that are named, else all of ours, and may have so much
-        memory of its own (RLIMIT_DATA). Raises ProgramError, or FileError for the log.
+        memory of its own (RLIMIT_DATA). `is_attached`: its stdin, stdout and stderr are ours, but for the stdin of a
+        terminal, which only who is in the foreground may read; nothing is drained then. Raises ProgramError, or
+        FileError for the log.
         """
         self.name = name
         self.pid = -1
@@ -88,7 +91,7 @@ class Child:
         try:
             self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC)
             self._start_guard()
-            self._start_child(list(argv), env, pipe_stdin, pipe_stdout, cpus)
+            self._start_child(list(argv), env, pipe_stdin, pipe_stdout, is_attached, cpus)
             if data_limit_bytes is not None:
                 # What it took in the moment before counts as well (mm/mmap.c, may_expand_vm).
                 with contextlib.suppress(ProcessLookupError):  # it has ended, and nobody asks for its exit yet
@@ -215,6 +218,7 @@ class Child:
         env: Mapping[str, str] | None,
         pipe_stdin: bool,
         pipe_stdout: bool,
+        is_attached: bool,
         cpus: Collection[int],
     ) -> None:
         with contextlib.ExitStack() as theirs:
@@ -238,9 +242,9 @@ class Child:
                 self.pid = _spawn(
                     argv,
                     os.environ if env is None else env,
-                    stdin=child_stdin,
-                    stdout=child_stdout if pipe_stdout else child_stderr,
-                    stderr=child_stderr,
+                    stdin=0 if is_attached and not os.isatty(0) else child_stdin,
+                    stdout=1 if is_attached else child_stdout if pipe_stdout else child_stderr,
+                    stderr=2 if is_attached else child_stderr,
                     group=self._group,
                     name=self.name,
                 )

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import msgspec
 
-from modelpipes.engine.client import Piece
+from modelpipes.engine.answers import Piece
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import find_engine
 from modelpipes.values.deadline import Deadline
@@ -144,7 +144,7 @@ def measure_swap(folder: Path, runs: int, *, pad_mib: int = 0, memory: str = "",
             stopped = time.monotonic()
             starting.be_ready(Deadline.after(LIMIT_S))
             ready = time.monotonic()
-            with starting.client().chat(QUESTION, silence_s=LIMIT_S, max_tokens=1) as answer:
+            with starting.client().stream(QUESTION, silence_s=LIMIT_S, max_tokens=1) as answer:
                 next(piece for piece in answer if isinstance(piece, Piece))
                 bare_token = time.monotonic() - ready
             ending, starting = starting, ending

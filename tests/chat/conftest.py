@@ -14,6 +14,7 @@ from modelpipes.errors import PipesError
 from modelpipes.pipe.asker import Answer, Asker
 from modelpipes.pipe.message import Say, new_id
 from modelpipes.pipe.room import Room, star
+from modelpipes.terminal import output
 from modelpipes.values.deadline import Deadline
 from tests.peers import LIMIT_S
 
@@ -56,8 +57,9 @@ class ScriptedVoice:
 class Seated:
     """A member in a thread."""
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: Member, said: Sequence[str] = ()) -> None:
         self.member = member
+        self.said = said  # on stderr
         self.exit_code: int | None = None
         self.error: PipesError | None = None
         self.thread = threading.Thread(target=self._run)
@@ -94,7 +96,13 @@ def seat(room: Room) -> Iterator[Seat]:
     seated: list[Seated] = []
 
     def start(voice: Voice, name: str = "bob", **options: bool) -> Seated:
-        seated.append(Seated(Member(room, name, voice, **options)))  # type: ignore[arg-type]  # once
+        said: list[str] = []
+
+        def report(line: str) -> None:
+            said.append(line)
+            output.say(line)
+
+        seated.append(Seated(Member(room, name, voice, report=report, **options), said))  # type: ignore[arg-type]  # once
         room.wait_for([name], Deadline.after(LIMIT_S))
         return seated[-1]
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from modelpipes.chat import telling
-from modelpipes.chat.conversation import MODERATOR_TRIES, Conversation, Listener
+from modelpipes.chat.conversation import Conversation, Listener
+from modelpipes.chat.moderator import MODERATOR_TRIES
 from modelpipes.chat.telling import cast_of
 from modelpipes.chat.transcript import VERSION, Choice, Header, Transcript, Turn
 from modelpipes.chat.turns import Random, RoundRobin, StopRules
@@ -160,6 +161,19 @@ def test_a_listener_hears_the_turn_begin_its_pieces_and_its_end(seat: Seat, lead
     listener = Recorder()
     lead("alice", "bob", rounds=1, listener=listener)
     assert listener.events[:4] == [("ends", 0), ("starts", ("alice", 1)), ("says", "Hello."), ("ends", 1)]
+
+
+def test_words_that_turned_out_to_be_thoughts_are_told_to_nobody(seat: Seat, lead: Lead) -> None:
+    def think_aloud(work: Work) -> None:
+        work.emit("The user asks of the sea.")
+        work.begin_anew(thinking="The user asks of the sea.")
+        work.emit("Blue.")
+
+    bob = ScriptedVoice()
+    seat(ScriptedVoice(think_aloud), "alice")
+    seat(bob, "bob")
+    lead("alice", "bob", rounds=1)
+    assert [words for _, words in bob.heard[0]][-1] == "Blue."
 
 
 def test_random_turns_go_on_alike_after_a_resume(seat: Seat, lead: Lead, path: str) -> None:

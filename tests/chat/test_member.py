@@ -106,6 +106,32 @@ def test_an_answer_comes_in_pieces_and_then_whole_with_its_times(room: Room, sea
     assert 0 <= reply.timing.queued_ms <= reply.timing.total_ms
 
 
+def test_words_that_turn_out_to_be_thoughts_are_told_anew_on_the_wire(room: Room, seat: Seat) -> None:
+    gate = Gate()
+
+    def script(work: Work) -> None:
+        gate(work)
+        work.begin_anew(thinking="begun done")
+        work.emit("Blue.")
+
+    seat(ScriptedVoice(script))
+    with Wire(room) as hub:
+        hub.say("x")
+        deltas = [hub.hear(Delta)]
+        gate.opened.set()
+        while not isinstance(deltas[-1], Delta) or "Blue." not in deltas[-1].content:
+            deltas.append(hub.hear(Delta))
+        reply = hub.hear(Reply)
+    content = thinking = ""
+    for delta in deltas:
+        assert isinstance(delta, Delta)
+        content = delta.content if delta.anew else content + delta.content
+        thinking = delta.thinking if delta.anew else thinking + delta.thinking
+    assert isinstance(reply, Reply)
+    assert (reply.content, reply.thinking) == (content, thinking) == ("Blue.", "begun done")
+    assert deltas[0] == Delta(reply.reply_to, "bob", "hub", "begun ")
+
+
 def test_a_lone_message_leaves_no_trace_in_the_next_one(room: Room, seat: Seat) -> None:
     voice = ScriptedVoice()
     seat(voice)
@@ -114,19 +140,56 @@ def test_a_lone_message_leaves_no_trace_in_the_next_one(room: Room, seat: Seat) 
     assert voice.heard == [[("hub", "first")], [("hub", "second")]]
 
 
-def test_each_askers_messages_are_answered_in_order_and_askers_side_by_side(room: Room, seat: Seat) -> None:
-    gates = {"slow": Gate(), "quick": Gate()}
-    seat(ScriptedVoice(lambda work: gates[work.turns[-1].content.split()[0]](work), parallel=4))
-    with Wire(room) as hub, Wire(room, "alice") as alice:
-        first, second = hub.say("slow 1"), hub.say("slow 2")
+def slow_and_quick() -> tuple[dict[str, Gate], Callable[[Work], None]]:
+    """Gates by the first word of what is asked, and the script of a voice that waits at them."""
+    gates = {name: Gate() for name in ("slow", "quick", "late")}
+    return gates, lambda work: gates[work.turns[-1].content.split()[0]](work)
+
+
+def test_messages_of_one_asker_that_stand_alone_are_answered_side_by_side(room: Room, seat: Seat) -> None:
+    gates, script = slow_and_quick()
+    seat(ScriptedVoice(script, parallel=2))
+    with Wire(room) as hub:
+        first, second = hub.say("slow"), hub.say("quick")
         gates["slow"].wait_begun()
-        other = alice.say("quick")
         gates["quick"].wait_begun()
         gates["quick"].opened.set()
-        assert alice.hear(Reply).reply_to == other  # type: ignore[union-attr]
-        assert not gates["slow"].begun.acquire(blocking=False), "hub's second message did not wait for its first"
+        assert hub.hear(Reply).reply_to == second  # type: ignore[union-attr]
         gates["slow"].opened.set()
-        assert [hub.hear(Reply).reply_to for _ in range(2)] == [first, second]  # type: ignore[union-attr]
+        assert hub.hear(Reply).reply_to == first  # type: ignore[union-attr]
+
+
+def test_messages_of_a_conversation_are_answered_in_order_beside_those_that_stand_alone(room: Room, seat: Seat) -> None:
+    gates, script = slow_and_quick()
+    seat(ScriptedVoice(script, parallel=4))
+    with Wire(room) as hub:
+        first, _ = hub.tell(1, -1, (0, "hub", "slow")), hub.tell(2, 0, (1, "hub", "slow"))
+        alone = hub.say("quick")
+        gates["slow"].wait_begun()
+        gates["quick"].wait_begun()
+        gates["quick"].opened.set()
+        assert hub.hear(Reply).reply_to == alone  # type: ignore[union-attr]
+        assert not gates["slow"].begun.acquire(blocking=False), "the second turn did not wait for the first"
+        gates["slow"].opened.set()
+        assert hub.hear(Reply).reply_to == first  # type: ignore[union-attr]
+
+
+def test_an_asker_with_many_messages_does_not_shut_out_another(room: Room, seat: Seat) -> None:
+    gates, script = slow_and_quick()
+    seat(ScriptedVoice(script, parallel=2))
+    with Wire(room) as hub, Wire(room, "alice") as alice:
+        for word in ("slow", "late", "late"):
+            hub.say(word)
+        gates["slow"].wait_begun()
+        gates["late"].wait_begun()
+        alice.say("quick")
+        assert isinstance(alice.hear(Progress), Progress)
+        gates["slow"].opened.set()
+        gates["quick"].wait_begun()  # before the hub's third
+        assert not gates["late"].begun.acquire(blocking=False)
+        gates["quick"].opened.set()
+        gates["late"].opened.set()
+        assert alice.hear(Reply)
 
 
 def test_no_more_than_parallel_messages_are_in_work_and_the_others_learn_their_place(room: Room, seat: Seat) -> None:
@@ -420,6 +483,106 @@ def test_every_plain_line_is_heard_though_only_the_last_is_answered(room: Room, 
     with open(room.pipe("bob", "hub"), "rb") as pipe:
         assert pipe.readline() == b"three\n"
     assert voice.heard == [[("hub", "one")], [("hub", "two")], [("hub", "three")]]
+
+
+def say_plainly(room: Room, data: bytes) -> None:
+    with open(room.pipe("hub", "bob"), "wb", buffering=0) as pipe:
+        pipe.write(data)
+
+
+def collect(room: Room) -> bytes:
+    with open(room.pipe("bob", "hub"), "rb") as pipe:
+        return pipe.readline()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"a": 1} is this JSON?', b"{ what is this brace?", b"{", b'{"type":"dance"}'],
+)
+def test_a_line_that_begins_as_a_message_and_is_none_is_answered_with_an_error_to_who_reads_later(
+    room: Room, seat: Seat, line: bytes
+) -> None:
+    # Nobody was told anything: its asker read for ever.
+    seat(ScriptedVoice())
+    answer = plainly(room, line)
+    assert answer.startswith(b"error: not a message: ")
+    assert answer.endswith(b"; words must not begin with { (a space before it will do)\n")
+    assert plainly(room, b" " + line) == b" " + line + b"\n"
+
+
+def test_a_line_that_is_no_message_takes_the_place_of_an_older_answer(room: Room, seat: Seat) -> None:
+    member = seat(ScriptedVoice())
+    say_plainly(room, b"older\n")
+    eventually(lambda: room.sitting("bob").answers == 1, "the older answer")
+    say_plainly(room, b"{ newer\n")
+    eventually(lambda: member.said, "word of the lost answer")
+    assert collect(room).startswith(b"error: not a message")
+    assert plainly(room, b"newest") == b"newest\n"
+
+
+def test_a_typed_asker_that_writes_rubbish_is_told_by_a_failure(room: Room, seat: Seat) -> None:
+    seat(ScriptedVoice())
+    with room.take(room.asker_lock("hub", "bob"), Deadline.after(LIMIT_S)), Wire(room) as hub:
+        say_plainly(room, b"{ rubbish\n")
+        failure = hub.hear(Failure)
+        assert isinstance(failure, Failure) and (failure.reason, failure.reply_to) == ("malformed", None)
+
+
+def test_rubbish_of_a_seat_that_a_member_holds_is_not_answered(room: Room, seat: Seat) -> None:
+    member = seat(ScriptedVoice())
+    with room.take_seat("hub") as lock:
+        lock.write(b'{"seat":"hub","state":"ready"}\n')
+        say_plainly(room, b"{ rubbish\n")
+        eventually(lambda: member.said, "word of it")
+    assert member.said == ["bob: a plain line from hub, which is a member, is not answered"]
+
+
+def test_a_last_line_without_a_newline_is_answered_and_told(room: Room, seat: Seat) -> None:
+    # It waited in the pipe, and was the beginning of the next asker's line.
+    member = seat(ScriptedVoice())
+    for number in range(5):
+        say_plainly(room, f"half {number}".encode())
+        assert collect(room) == f"half {number}\n".encode()
+        assert plainly(room, b"whole") == b"whole\n"
+    assert member.said[0] == "bob: hub's line 'half 0' has no newline at its end; it is read as it is"
+
+
+def test_a_line_that_is_written_in_pieces_is_one_line(room: Room, seat: Seat) -> None:
+    member = seat(ScriptedVoice())
+    with open(room.pipe("hub", "bob"), "wb", buffering=0) as pipe:
+        pipe.write(b"What is ")
+        eventually(lambda: member.said, "word of the line that is not ended")
+        pipe.write(b"3 and 4?\n")
+        assert collect(room) == b"What is 3 and 4?\n"
+    assert member.said == ["bob: hub does not end its line 'What is '; it is read when its newline comes"]
+
+
+@pytest.mark.parametrize("half", [b'{"type":"say","id":"1","from":"hub","to":"bob","content":"ha', b"{ ha"])
+def test_half_a_message_of_who_has_gone_is_dropped_and_told(room: Room, seat: Seat, half: bytes) -> None:
+    member = seat(ScriptedVoice())
+    say_plainly(room, half)
+    eventually(lambda: member.said, "word of it")
+    assert plainly(room, b"mine") == b"mine\n"
+    (said,) = member.said
+    assert said.startswith("bob: half a message of hub, which went away, is dropped: '{")
+    assert len(said) < 110
+
+
+def test_a_whole_message_without_a_newline_is_heard(room: Room, seat: Seat) -> None:
+    seat(ScriptedVoice())
+    with Wire(room) as hub:
+        hub.endpoint.close()
+        hub.endpoint.listen("bob")
+        say_plainly(room, b'{"type":"say","id":"1","from":"hub","to":"bob","content":"hi"}')
+        assert hub.hear(Reply).content == "hi"  # type: ignore[union-attr]
+
+
+def test_half_a_line_never_joins_that_of_a_typed_asker(room: Room, seat: Seat) -> None:
+    seat(ScriptedVoice())
+    with open(room.pipe("hub", "bob"), "wb", buffering=0) as pipe:
+        pipe.write(b"half")
+        assert [reply.content for reply in ask(room, "typed") if isinstance(reply, Reply)] == ["typed"]
+    assert collect(room) == b"half\n"
 
 
 def test_a_plain_asker_that_never_collects_holds_nobody_up_and_a_newer_line_replaces_its_answer(

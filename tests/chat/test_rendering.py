@@ -20,6 +20,7 @@ from modelpipes.chat.rendering.exact import to_json
 from modelpipes.chat.rendering.markdown import to_markdown
 from modelpipes.chat.rendering.page import to_html
 from modelpipes.chat.rendering.text import to_text
+from modelpipes.chat.rendering.words import LIMIT_CHARS
 from modelpipes.chat.transcript import VERSION, End, Header, Turn
 from modelpipes.pipe.message import Stop, Timing, Usage
 from modelpipes.terminal.safetext import make_safe
@@ -85,13 +86,22 @@ def shown(text: str) -> str:
     return make_safe(text).replace("\u2028", "\n").replace("\u2029", "\n").expandtabs(4)
 
 
+EMPTY_TAGS = {"br", "hr"}
+SHOWN_TAGS = {
+    *EMPTY_TAGS, "p", "h3", "h4", "h5", "h6", "em", "strong", "s", "code", "pre", "blockquote", "ul", "ol", "li",
+    "table", "thead", "tbody", "tr", "th", "td", "a", "figure", "figcaption",
+}  # fmt: skip
+
+
 class Page(HTMLParser):
-    """The tags of a page, and the words in it."""
+    """The tags of a page, those within words apart, and the words in it."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
         self.tags: list[tuple[str, list[tuple[str, str | None]]]] = []
         self.ends: list[str] = []
+        self.inside: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []  # of what was opened within words
         self.others: list[str] = []
         self.words: list[str] = []
         self.text = ""
@@ -100,12 +110,20 @@ class Page(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if self._is_in_words:
+            self.inside.append((tag, dict(attrs)))
+            if tag not in EMPTY_TAGS:
+                self.open.append(tag)
+            return
         self.tags.append((tag, attrs))
-        if ("class", "words") in attrs:
+        if tag == "div" and (dict(attrs).get("class") or "").startswith("words"):
             self.words.append("")
             self._is_in_words = True
 
     def handle_endtag(self, tag: str) -> None:
+        if self.open:
+            assert self.open.pop() == tag, "what is opened last is closed first"
+            return
         self.ends.append(tag)
         self._is_in_words = False
 
@@ -124,13 +142,22 @@ class Page(HTMLParser):
         self.others.append(data)
 
 
-@given(contents(), st.booleans())
-def test_a_page_has_the_same_tags_whatever_is_said_and_its_words_are_what_was_said(
-    wild: Contents, show_thinking: bool
+def by(voice: str, wild: Contents) -> Contents:
+    """The same conversation, in which all who speak have a voice of this kind; "": there is no header."""
+    if not voice:
+        return msgspec.structs.replace(wild, header=None)
+    names = tuple(dict.fromkeys(turn.sender for turn in wild.turns))
+    return msgspec.structs.replace(wild, header=Header(VERSION, "0" * 32, names, dict.fromkeys(names, voice)))
+
+
+@pytest.mark.parametrize("voice", ["exec cat", "filter tr a b", "the terminal"])
+@given(wild=contents(), show_thinking=st.booleans())
+def test_what_a_program_or_a_person_said_stands_on_the_page_as_it_was_said(
+    voice: str, wild: Contents, show_thinking: bool
 ) -> None:
-    page = Page(to_html(wild, show_thinking=show_thinking))
-    tame = Page(to_html(tamed(wild), show_thinking=show_thinking))
-    assert (page.tags, page.ends, page.others) == (tame.tags, tame.ends, [])
+    page = Page(to_html(by(voice, wild), show_thinking=show_thinking))
+    tame = Page(to_html(by(voice, tamed(wild)), show_thinking=show_thinking))
+    assert (page.tags, page.ends, page.inside, page.others) == (tame.tags, tame.ends, [], [])
     said = []
     for turn in wild.turns:
         said += [shown(turn.thinking)] * bool(show_thinking and turn.thinking)
@@ -138,6 +165,140 @@ def test_a_page_has_the_same_tags_whatever_is_said_and_its_words_are_what_was_sa
     assert page.words == said
     for end in wild.ends:
         assert shown(end.why).replace("\n", " ") in page.text
+
+
+@pytest.mark.parametrize("voice", ["model tiny-chat", ""])
+@given(wild=contents(), show_thinking=st.booleans())
+def test_nothing_that_a_model_says_breaks_out_of_its_words_or_does_more_than_show(
+    voice: str, wild: Contents, show_thinking: bool
+) -> None:
+    page = Page(to_html(by(voice, wild), show_thinking=show_thinking))
+    tame = Page(to_html(by(voice, tamed(wild)), show_thinking=show_thinking))
+    assert (page.tags, page.ends, page.others, page.open) == (tame.tags, tame.ends, [], [])
+    for tag, attrs in page.inside:
+        assert tag in SHOWN_TAGS
+        if tag == "a":
+            assert (attrs["href"] or "").startswith(("http://", "https://", "mailto:"))
+            assert attrs["rel"] == "noopener noreferrer nofollow"
+        assert set(attrs) <= {"a": {"href", "rel"}, "ol": {"start"}, "th": {"style"}, "td": {"style"}}.get(tag, set())
+        assert re.fullmatch(r"(text-align:(left|center|right))?", attrs.get("style") or "")
+
+
+@given(st.text("aé日 .,!?", min_size=1))
+def test_plain_words_of_a_model_are_all_on_the_page(words: str) -> None:
+    page = Page(to_html(Contents(None, (Turn(0, "bob", words),))))
+    assert "".join(page.words).split() == words.split()
+
+
+def page_of(words: str) -> Page:
+    return Page(to_html(Contents(None, (Turn(1, "alice", words),))))
+
+
+def hrefs(page: Page) -> list[str | None]:
+    return [attrs["href"] for tag, attrs in page.inside if tag == "a"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[go](javascript:alert(1))",
+        "[go](JaVaScRiPt&colon;alert(1))",
+        "[go](java&Tab;script:alert(1))",
+        "[go](&#106;avascript:alert(1))",
+        "[go](<javascript:alert(1)>)",
+        "[go](vbscript:msgbox)",
+        "[go](data:text/html;base64,PHNjcmlwdD4=)",
+        "![go](data:image/png;base64,iVBORw0KGgo=)",
+        "[go](file:///etc/passwd)",
+        "[go](//a.b/c)",
+        "[go](/etc/passwd)",
+        "[go](#turn-1)",
+        "[go](http:)",
+        "[go](ftp://a.b)",
+        "<javascript:alert(1)>",
+        "<data:text/html,x>",
+        "[go][x]\n\n[x]: javascript:alert(1)",
+        "![go](javascript:alert(1))",
+        "[go](http:a.b)",
+    ],
+)
+def test_a_link_that_leads_neither_to_the_web_nor_to_mail_is_none(words: str) -> None:
+    page = page_of(words)
+    assert not hrefs(page)
+    assert not {tag for tag, _ in page.inside} & {"img", "script"}
+
+
+@pytest.mark.parametrize(
+    ("words", "address", "text"),
+    [
+        ("[go](http://a.b/c)", "http://a.b/c", "go"),
+        ("[go](HTTPS://a.b 'a title')", "HTTPS://a.b", "go"),
+        ("<https://a.b>", "https://a.b", "https://a.b"),
+        ("<ann@a.b>", "mailto:ann@a.b", "ann@a.b"),
+        ('[go](http://a.b/"onclick=x)', "http://a.b/%22onclick=x", "go"),
+        ("![a cat](http://a.b/cat.png)", "http://a.b/cat.png", "a cat"),
+        ("![](http://a.b/cat.png)", "http://a.b/cat.png", "picture"),
+        ("[![a cat](http://a.b/cat.png)](http://c.d)", "http://c.d", "a cat"),
+    ],
+)
+def test_a_link_is_one_that_tells_nobody_and_a_picture_is_a_link(words: str, address: str, text: str) -> None:
+    page = page_of(words)
+    assert hrefs(page) == [address]
+    assert page.words[0].strip() == text
+    assert "img" not in {tag for tag, _ in page.inside}
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["<b>no</b>", "<script>alert(1)</script>", "a <img src=x onerror=alert(1)> b", "<!-- a", "<?php x ?>",
+     "<!DOCTYPE x>", "<![CDATA[x]]>", "</div></article>", "> </div>", "- <style>", "`</code>`", "```\n</pre>\n```",
+     "    </pre>", "```</figcaption>\nx\n```", "|<b>|\n|-|\n|</table>|", "&lt;b&gt;", "<details open>", "[<b>](http://a.b)"],
+)  # fmt: skip
+def test_raw_html_of_a_model_is_text(words: str) -> None:
+    page = page_of(words)
+    assert {tag for tag, _ in page.inside} <= SHOWN_TAGS
+    assert not page.others
+
+
+def test_an_entity_brings_back_no_control_character() -> None:
+    page = to_html(Contents(None, (Turn(1, "alice", "a&#x202e;b `&#27;` &#155; [c&#x2066;](http://a.b/&#x202e;)"),)))
+    assert not BIDI & set(page)
+    assert not {c for c in page if unicodedata.category(c) == "Cc"} - {"\n"}
+
+
+def test_the_markdown_of_a_model_is_rendered() -> None:
+    words = "# Pipes\n\nA *FIFO* has **two** `ends`:\n\n1. one\n2. two\n\n| a | b |\n|---|:-:|\n| 1 | 2 |\n\n> quoted"
+    tags = [tag for tag, _ in page_of(words).inside]
+    assert tags[:6] == ["h3", "p", "em", "strong", "code", "ol"]
+    assert {"li", "table", "td", "blockquote"} <= set(tags)
+
+
+def test_each_line_of_a_model_stays_a_line() -> None:
+    assert [tag for tag, _ in page_of("Roses are red\nViolets are blue").inside] == ["p", "br"]
+
+
+def test_code_stands_in_a_fixed_face_under_its_language() -> None:
+    words = "```python title=x\nif a < b:\n    print('*hi*')\n```\n\n    plain"
+    page = to_html(Contents(None, (Turn(1, "alice", words),)))
+    assert (
+        "<figure><figcaption>python</figcaption>"
+        "<pre><code>if a &lt; b:\n    print(&#x27;*hi*&#x27;)\n</code></pre></figure>\n"
+        "<pre><code>plain\n</code></pre>\n"
+    ) in page
+    assert "monospace" in page
+
+
+def test_headings_of_a_model_stand_below_those_of_the_page() -> None:
+    tags = [tag for tag, _ in page_of("# a\n\n## b\n\n###### c\n\nd\n===").inside]
+    assert tags == ["h3", "h4", "h6", "h3"]
+
+
+@pytest.mark.parametrize("part", ["*", "[", "> ", "![a](b", "|a|\n|-|\n", "<a", "a `` b ", "- "])
+def test_words_that_are_very_long_stand_as_they_are(part: str) -> None:
+    words = part * (LIMIT_CHARS // len(part) + 1)
+    page = page_of(words)
+    assert [tag for tag, _ in page.inside] == ["pre"]
+    assert page.words == [shown(words)]
 
 
 @given(contents(), st.booleans())
@@ -181,28 +342,26 @@ def parsed(markdown: str) -> list[Token]:
     return flat(MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(markdown))
 
 
-PLAIN = {"paragraph_open", "paragraph_close", "inline", "text", "hardbreak", "softbreak"}
-
-
 @given(contents(), st.booleans())
 def test_markdown_has_the_same_markup_whatever_is_said(wild: Contents, show_thinking: bool) -> None:
     wild_markup, tame_markup = (
-        [(token.type, token.tag) for token in parsed(to_markdown(each, show_thinking=show_thinking))
-         if token.type not in PLAIN and not token.type.startswith("blockquote")]
-        for each in (wild, tamed(wild))
+        [(token.type, token.tag, token.info) for token in parsed(to_markdown(each, show_thinking=show_thinking))
+         if token.type not in ("text", "softbreak")]
+        for each in (by("model x", wild), by("model x", tamed(wild)))
     )  # fmt: skip
-    assert [each for each in wild_markup if each[0] != "em_open"] == [
-        each for each in tame_markup if each[0] != "em_open"
-    ]
     assert wild_markup == tame_markup
 
 
-@given(WORDS)
-def test_a_reader_of_markdown_reads_what_was_said(words: str) -> None:
-    tokens = parsed(to_markdown(Contents(None, (Turn(0, "hub", words),))))
-    heading = max(n for n, token in enumerate(tokens) if token.type == "heading_close")
-    read_words = "".join(token.content if token.type == "text" else "\n" for token in tokens[heading:])
-    assert read_words.split() == shown(words).split()
+@given(contents(), st.booleans())
+def test_a_reader_of_markdown_reads_what_was_said_to_the_letter(wild: Contents, show_thinking: bool) -> None:
+    quoted = [
+        token.content for token in parsed(to_markdown(wild, show_thinking=show_thinking)) if token.type == "fence"
+    ]
+    said = []
+    for turn in wild.turns:
+        said += [shown(turn.thinking)] * bool(show_thinking and turn.thinking)
+        said.append(shown(turn.content))
+    assert quoted == [f"{words}\n" for words in said]
 
 
 @given(st.binary() | st.lists(st.sampled_from([b'{"turn":', b'0', b',"from":"a"', b',"content":"b"', b"}", b"\n", b"[",
@@ -324,11 +483,19 @@ def test_text_breaks_at_spaces_and_keeps_indentation_and_wide_characters_whole()
     assert said.split("\n\n")[1] == "0 hub\n  one two\n  three\n      if\n  日本語日\n  本語\n"
 
 
-def test_markdown_escapes_what_would_be_markup_and_keeps_lines() -> None:
-    words = "# no\n\n* a_b `c`\n1. <b>\n    if x:\nhttp://a.b"
-    assert to_markdown(Contents(None, (Turn(0, "hub", words),))).split("\n\n", 3)[3] == (
-        "\\# no\n\n\\* a\\_b \\`c\\`\\\n1\\. &lt;b&gt;\\\n&nbsp;&nbsp;&nbsp;&nbsp;if x:\\\nhttp\\://a.b\n"
-    )
+@pytest.mark.parametrize(
+    ("words", "fence"),
+    [
+        ("# no\n\n* a_b `c`\n1. <b>\n    if x:\nhttp://a.b", "```"),
+        ("See:\n```python\nprint(1)\n```", "````"),
+        ("````\n```\nnever closed", "`````"),
+        ("</details>\n\n[x]: http://a.b", "```"),
+        ("~~~\nx", "```"),
+    ],
+)
+def test_markdown_quotes_words_in_a_fence_that_is_longer_than_any_of_theirs(words: str, fence: str) -> None:
+    said = to_markdown(Contents(None, (Turn(1, "alice", words),)))
+    assert said.endswith(f"\n\n{fence}markdown\n{words}\n{fence}\n")
 
 
 def test_a_page_needs_nothing_from_elsewhere() -> None:
@@ -358,6 +525,7 @@ def test_json_is_the_header_and_the_turns_as_the_transcript_has_them() -> None:
         "unknown_lines": [],
         "partial_lines": [],
         "is_cut_off": False,
+        "choices": [],
     }
 
 

@@ -7,14 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from modelpipes.chat.seating import Seating
+from modelpipes.chat.voices.loading import Arriving
 from modelpipes.child import Child
 from modelpipes.errors import DeadlineError, PeerError, PeerGone, UsageError
-from modelpipes.pipe.room import Room
+from modelpipes.pipe.room import Loading, Room
 from modelpipes.values.deadline import Deadline
 from tests.chat.conftest import ScriptedVoice, Seat, ask
+from tests.commands.conftest import QUICK_ENGINE
 from tests.peers import LIMIT_S, eventually
+from tests.shell import TINY_CHAT, HeldEngine
 
 LOST = PeerGone("bob is lost")
 
@@ -130,6 +134,61 @@ def test_one_that_loads_too_long_is_not_waited_for_beyond_the_limit(room: Room, 
     os.kill(pid_of(room, "bob"), signal.SIGKILL)
     with pytest.raises(DeadlineError, match="bob"):
         seating.bring_back("bob", LOST, Deadline.after(0))  # which no member that starts can beat
+
+
+@pytest.fixture
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HeldEngine:
+    engine = HeldEngine(tmp_path)
+    monkeypatch.setenv("LLAMA_SERVER", str(engine.engine))
+    return engine
+
+
+MODEL = ["--model=tiny-chat", "--engine=llama-server", "--no-fit-check", *QUICK_ENGINE]
+
+
+def test_while_a_model_loads_it_is_shown_which_and_how_far_it_is(room: Room, held: HeldEngine) -> None:
+    shown: list[Arriving | None] = []
+    looked_at: list[Loading | None] = []
+
+    def show(arriving: Arriving | None) -> None:
+        shown.append(arriving)
+        if arriving and arriving.loading and not looked_at:  # its engine may go on
+            looked_at.append(room.sitting(arriving.seat).loading)
+            held.let_load()
+
+    with Seating(room, show=show) as seating:
+        seating.seat({"alice": ["--filter=cat"], "bob": MODEL})
+        assert room.sitting("bob").state == "ready"
+        assert room.sitting("bob").loading is None
+    assert shown[-1] is None and shown.count(None) == 2
+    told = next(each for each in shown if each and each.loading)
+    assert (told.seat, told.number, told.count) == ("bob", 2, 2)
+    assert told.loading and told.loading.done_bytes < told.loading.total_bytes == TINY_CHAT.stat().st_size
+    assert looked_at == [told.loading]
+    assert str(replace(told, elapsed_s=12.3)) == "loading bob (2 of 2): 0.0 of 1.6 MiB, 12 s"
+
+
+def test_a_member_that_fails_while_it_loads_is_shown_no_more(room: Room) -> None:
+    shown: list[Arriving | None] = []
+    with pytest.raises(PeerGone), Seating(room, show=shown.append) as seating:
+        seating.seat({"alice": ["--filter=no-such-program"]})
+    assert shown[-1] is None
+
+
+@pytest.mark.parametrize(
+    ("arriving", "line"),
+    [
+        (
+            Arriving("alice", 1, 2, 12.2, Loading(3_328_600_000, 5_046_586_573)),
+            "loading alice (1 of 2): 3.1 of 4.7 GiB, 12 s",
+        ),
+        (Arriving("alice", 1, 1, 1.0, Loading(0, 900)), "loading alice: 0 of 900 B, 1 s"),
+        (Arriving("alice", 0, 1, 83.0), "loading alice, 1 min 23 s"),
+        (Arriving("alice", 2, 3, 59.6), "loading alice (2 of 3), 1 min 0 s"),
+    ],
+)
+def test_how_far_a_member_is_in_words(arriving: Arriving, line: str) -> None:
+    assert str(arriving) == line
 
 
 def test_one_that_somebody_else_seated_is_waited_for(room: Room, seat: Seat, reports: list[str]) -> None:

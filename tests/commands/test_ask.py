@@ -4,12 +4,14 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
 from tests.commands.conftest import LIMIT_S, Commands
 from tests.peers import eventually
+from tests.server import Scripted, piece
 from tests.shell import UNMEASURED
 
 
@@ -238,7 +240,7 @@ def test_each_line_ends_at_a_newline_alone(run: Commands) -> None:
     answers = [
         json.loads(line) for line in run("ask", "bob", "--each-line", "--json", typed=batch).stdout.split("\n") if line
     ]
-    assert [answer["content"] for answer in answers] == ["a\x0cb", "c\u2028d", "e"]
+    assert [answer.get("content") for answer in answers] == ["a\x0cb", "c\u2028d", None, "e"]
 
 
 def test_who_asks_is_who_was_named_also_where_the_shell_names_the_hubs_pipes(run: Commands) -> None:
@@ -275,6 +277,174 @@ def test_one_failure_of_a_batch_does_not_end_the_others(run: Commands) -> None:
     answers = [json.loads(line) for line in asked.stdout.splitlines()]
     assert asked.code == 1
     assert [answer.get("content") or answer["reason"] for answer in answers] == ["a", "voice", "c"]
+    assert [(answer["line"], answer["question"]) for answer in answers] == [(1, "a"), (2, "b"), (3, "c")]
+
+
+# -- line by line
+
+
+def test_each_line_is_asked_as_it_comes(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    asking = run.start("ask", "bob", "--each-line", stdin=subprocess.PIPE)
+    assert asking.stdin and asking.stdout
+    for word in (b"hi\n", b"yo\n"):
+        asking.stdin.write(word)
+        asking.stdin.flush()
+        assert asking.stdout.readline() == word
+        eventually(lambda: not run.room.is_asked("hub", "bob"), "the seat is free for others between two lines")
+    asking.stdin.close()
+    assert asking.wait(LIMIT_S) == 0
+
+
+def test_a_seat_may_be_an_asker_of_another_seat(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    run("setup", "far")
+    line = " ".join(run.command("ask", "bob", "--each-line"))
+    run.attach("far", "--filter", line, PIPE_DIR=run.room.path)
+    assert run("ask", "far", "one").stdout == "one\n"
+    assert run("ask", "far", "two").stdout == "two\n"
+
+
+@pytest.mark.parametrize("parallel", [(), ("--parallel", "4")])
+def test_input_and_output_stay_aligned(run: Commands, parallel: tuple[str, ...]) -> None:
+    script = "read l; case $l in bad) echo no >&2; exit 3;; two) echo a; echo b;; *) echo $l;; esac"
+    run.attach("bob", "--exec", f"sh -c '{script}'", "--parallel", "4")
+    asked = run("ask", "bob", "--each-line", *parallel, typed="one\n\nbad\ntwo\n \nlast")
+    assert asked.stdout.split("\n") == ["one", "", "", "a b", "", "last", ""]
+    assert (asked.code, asked.stderr) == (1, "ask-model: line 3: bob: sh ended with 3: no\n")
+
+
+def test_the_lines_of_a_member_that_left_are_told_of_and_no_more_are_asked(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat", "--once")
+    asked = run("ask", "bob", "--each-line", "--json", "--timeout", "1", typed="a\nb\nc\n")
+    answers = [json.loads(line) for line in asked.stdout.splitlines()]
+    assert asked.code in (1, 124)
+    assert [answer.get("content") or answer.get("reason") for answer in answers] == ["a", "leaving", "leaving"]
+
+
+GATE = "read l; echo $$ > here.$l; while ! test -e go.$l; do sleep 0.01; done; echo $l"
+
+
+def test_so_many_are_asked_at_a_time_and_answers_keep_their_order(run: Commands) -> None:
+    run.attach("bob", "--exec", f"sh -c '{GATE}'", "--parallel", "2")
+    asking = run.start("ask", "bob", "--each-line", "--parallel", "3", stdin=subprocess.PIPE)
+    assert asking.stdin and asking.stdout
+    asking.stdin.write(b"a\nb\nc\n")
+    asking.stdin.flush()
+    eventually(lambda: (run.cwd / "here.a").exists() and (run.cwd / "here.b").exists(), "two at once")
+    assert not (run.cwd / "here.c").exists()
+    for name in ("b", "c", "a"):
+        eventually((run.cwd / f"here.{name}").exists, name)
+        (run.cwd / f"go.{name}").touch()
+    asking.stdin.close()
+    assert asking.stdout.read() == b"a\nb\nc\n"
+    assert asking.wait(LIMIT_S) == 0
+
+
+def test_answers_may_be_printed_as_they_come(run: Commands) -> None:
+    run.attach("bob", "--exec", f"sh -c '{GATE}'", "--parallel", "2")
+    asking = run.start(
+        "ask", "bob", "--each-line", "--parallel", "2", "--as-they-come", "--json", stdin=subprocess.PIPE
+    )
+    assert asking.stdin and asking.stdout
+    asking.stdin.write(b"a\nb\n")
+    asking.stdin.flush()
+    for name in ("b", "a"):
+        (run.cwd / f"go.{name}").touch()
+        answer = json.loads(asking.stdout.readline())
+        assert (answer["content"], answer["line"]) == (name, "ab".index(name) + 1)
+    asking.stdin.close()
+    assert asking.wait(LIMIT_S) == 0
+
+
+def test_lines_that_come_while_others_are_answered_join_them(run: Commands) -> None:
+    run.attach("bob", "--exec", f"sh -c '{GATE}'", "--parallel", "2")
+    asking = run.start("ask", "bob", "--each-line", "--parallel", "2", stdin=subprocess.PIPE)
+    assert asking.stdin and asking.stdout
+    for name in ("a", "b"):
+        asking.stdin.write(f"{name}\n".encode())
+        asking.stdin.flush()
+        eventually((run.cwd / f"here.{name}").exists, name)
+    for name in ("a", "b"):
+        (run.cwd / f"go.{name}").touch()
+    asking.stdin.close()
+    assert asking.stdout.read() == b"a\nb\n"
+
+
+def test_a_signal_amid_many_lines_stops_them_all(run: Commands) -> None:
+    run.attach("bob", "--exec", f"sh -c '{GATE}'", "--parallel", "2")
+    asking = run.start("ask", "bob", "--each-line", "--parallel", "2", stdin=subprocess.PIPE)
+    assert asking.stdin
+    asking.stdin.write(b"a\nb\n")
+    asking.stdin.flush()
+    eventually(lambda: (run.cwd / "here.a").exists() and (run.cwd / "here.b").exists(), "two at once")
+    asking.terminate()
+    assert asking.wait(LIMIT_S) == 143
+    eventually(lambda: run.room.sitting("bob").state == "ready", "bob is free again")
+
+
+def test_many_lines_are_a_conversation_with_a_transcript(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    talk = run.cwd / "talk.jsonl"
+    assert run("ask", "bob", "--each-line", "--transcript", str(talk), typed="a\n\nb\n").stdout == "a\n\nb\n"
+    assert [turn["content"] for turn in lines_of(talk)[1:]] == ["a", "a", "b", "b"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["x", "--parallel", "2"], "--parallel goes with --each-line"),
+        (["x", "--as-they-come"], "--as-they-come goes with --each-line"),
+        (["--each-line", "--parallel", "2", "--transcript", "t.jsonl"], "leave out --transcript"),
+        (["--each-line", "--parallel", "0"], "--parallel"),
+        (["x", "--schema", "none.json"], "none.json: cannot be read"),
+        (["x", "--schema", "list.json"], "a JSON schema is an object"),
+        (["x", "--schema", "text.json"], "is no JSON"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(run: Commands, options: list[str], said: str) -> None:
+    run("setup", "bob")
+    (run.cwd / "list.json").write_text("[1]")
+    (run.cwd / "text.json").write_text("{")
+    refused = run("ask", "bob", *options)
+    assert refused.code == 2
+    assert said in refused.stderr
+
+
+def test_text_that_is_none_is_refused_at_its_line_after_what_came_before(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    asking = run.start("ask", "bob", "--each-line", stdin=subprocess.PIPE)
+    out, err = asking.communicate(b"a\n", timeout=LIMIT_S)
+    assert out == b"a\n"
+    asking = run.start("ask", "bob", "--each-line", stdin=subprocess.PIPE)
+    _, err = asking.communicate(b"\xff\n", timeout=LIMIT_S)
+    assert b"line 1 of stdin is not UTF-8 text" in err
+    assert asking.returncode == 1
+
+
+def test_how_words_are_chosen_and_a_schema_reach_the_server(run: Commands) -> None:
+    server = Scripted()
+    server.say(piece("stop", content='{"sea": "blue"}'), b"[DONE]")
+    (run.cwd / "schema.json").write_text('{"type": "object"}')
+    try:
+        run.attach("bob", "--server", server.url, "--temperature", "0.1", "--top-k", "9")
+        asked = run("ask", "bob", "x", "--schema", "schema.json", "--temperature", "0.5", "--min-p", "0.2",
+                    "--stop", "a", "--stop", "b", "--max-tokens", "7")  # fmt: skip
+        assert asked.stdout == '{"sea": "blue"}\n'
+        body = server.asked[0]
+    finally:
+        server.close()
+    assert {name: body[name] for name in ("temperature", "top_k", "min_p", "stop", "max_tokens")} == {
+        "temperature": 0.5, "top_k": 9, "min_p": 0.2, "stop": ["a", "b"], "max_tokens": 7,
+    }  # fmt: skip
+    assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
+
+
+def test_an_engine_answers_by_a_schema(run: Commands) -> None:
+    (run.cwd / "schema.json").write_text('{"type": "object", "properties": {"n": {"const": 7}}, "required": ["n"]}')
+    run.attach("bob", "--model", "tiny-chat", "--threads", "1")
+    answer = run("ask", "bob", "What is 3 and 4?", "--schema", "schema.json", "--temperature", "0")
+    assert json.loads(answer.stdout) == {"n": 7}
 
 
 def test_thoughts_go_to_stderr_and_only_if_asked_for(run: Commands) -> None:
@@ -288,6 +458,27 @@ def test_thoughts_go_to_stderr_and_only_if_asked_for(run: Commands) -> None:
     assert (shown.stdout, shown.stderr) == ("Answer\n", "hm\n")
 
 
+def test_words_that_turn_out_to_be_thoughts_end_with_their_line_and_the_answer_follows(run: Commands) -> None:
+    server = Scripted()
+    server.say(
+        piece(content="The user asks."), piece(content="\n</think>\n\nBlue"), piece("stop", content="."), b"[DONE]"
+    )
+    server.step = threading.Semaphore(1)
+    try:
+        run.attach("bob", "--server", server.url)
+        asked = run.start("ask", "bob", "x")
+        assert asked.stdout
+        began = asked.stdout.read(3)
+        server.step.release(9)
+        assert began + asked.stdout.read() == b"The user asks.\nBlue.\n"
+        server.step = None
+        again = run("ask", "bob", "x", "--show-thinking")
+        assert (again.stdout, again.stderr) == ("Blue.\n", "The user asks.\n\n")
+        assert json.loads(run("ask", "bob", "x", "--json").stdout)["thinking"] == "The user asks.\n"
+    finally:
+        server.close()
+
+
 def test_a_full_disk_under_the_transcript_is_one_clear_line_and_loses_no_turn(run: Commands) -> None:
     run.attach("bob", "--filter", "cat")
     talk = run.cwd / "talk.jsonl"
@@ -299,3 +490,37 @@ def test_a_full_disk_under_the_transcript_is_one_clear_line_and_loses_no_turn(ru
     assert asked.stderr.count("\n") == 1 and "cannot write" in asked.stderr
     assert talk.read_bytes() == before
     assert os.path.getsize(talk) < 1024
+
+
+def test_each_exchange_is_two_lines_of_the_log_without_the_words(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    assert run("ask", "bob", "--each-line", "--log", "log", typed="first\nsecond\n").code == 0
+    assert run("ask", "bob", "third", LOG_FILE="log", LOG_CONTENT="1").code == 0
+    lines = (run.cwd / "log").read_text().splitlines()
+    assert [line.split()[1:3] for line in lines] == [["hub", "asked"], ["hub", "heard"]] * 3
+    assert " to=bob bytes=5" in lines[0] and " by=bob stop=end bytes=5 ms=" in lines[1]
+    assert [line.endswith('content="third"') for line in lines] == [False] * 4 + [True] * 2
+
+
+def test_an_exchange_that_fails_or_is_broken_off_is_in_the_log_with_the_reason(run: Commands) -> None:
+    run.attach("bob", "--exec", "false")
+    assert run("ask", "bob", "x", "--log", "log").code == 1
+    assert run("ask", "alice", "x", "--log", "log").code == 1  # nobody was asked
+    _, failed = (run.cwd / "log").read_text().splitlines()
+    assert " hub failed " in failed and 'why="bob: false ended with 1: it said nothing"' in failed
+
+
+def test_a_log_that_cannot_be_written_is_said_before_anything_is_asked(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    asked = run("ask", "bob", "x", "--log", "none/log")
+    assert (asked.code, asked.stdout) == (1, "")
+    assert asked.stderr == "modelpipes ask: none/log: the log cannot be written: no such file or directory\n"
+
+
+def test_a_disk_that_fills_up_costs_the_log_and_not_the_answer(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    asked = run("ask", "bob", "Hello", "--log", "/dev/full")
+    assert (asked.code, asked.stdout) == (0, "Hello\n")
+    assert asked.stderr.splitlines() == [
+        "/dev/full: the log has gaps from here on: no space left on device; all else goes on"
+    ]

@@ -3,7 +3,10 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +19,9 @@ from modelpipes.engine.lifecycle import Engine
 from modelpipes.values.deadline import Deadline
 from tests.commands.conftest import LIMIT_S, QUICK_ENGINE, Commands
 from tests.peers import eventually
+from tests.server import Scripted, piece
+from tests.shell import TINY_CHAT, HeldEngine
+from tests.web.servers import certificate
 
 MODEL = ("--model", "tiny-chat", "--temperature", "0", *QUICK_ENGINE)
 
@@ -44,6 +50,70 @@ def end_of(process: subprocess.Popen[bytes]) -> tuple[int, str]:
     return process.returncode, stderr.decode()
 
 
+def log_of(run: Commands) -> list[tuple[str, str]]:
+    """Who did what, as the log has it."""
+    return [(line.split()[1], line.split()[2]) for line in (run.cwd / "log").read_text().splitlines()]
+
+
+def test_its_log_has_a_line_for_each_thing_done_and_no_word_of_what_was_said(run: Commands) -> None:
+    # It stayed empty after ten exchanges: it had what the program wrote to its stderr.
+    member = run.attach("bob", "--filter", "cat", "--log", "log")
+    assert run("ask", "bob", "secret").code == 0
+    run.room.wait_for_process("bob", member.pid, Deadline.after(LIMIT_S), check=lambda: None)
+    member.terminate()
+    assert end_of(member) == (143, "")
+    assert log_of(run) == [("bob", what) for what in ("seated", "ready", "heard", "answered", "left")]
+    text = (run.cwd / "log").read_text()
+    assert "secret" not in text
+    ids = re.findall(r"(?:heard|answered) id=(\S+) ", text)
+    assert len(ids) == 2 and len(set(ids)) == 1
+    assert re.search(r" bob answered id=\S+ to=hub stop=end bytes=6 ms=\S+\n", text)
+
+
+def test_plain_lines_failures_and_cancelled_answers_are_in_the_log(run: Commands) -> None:
+    run.attach("bob", "--exec", "sh -c 'read -r line; test \"$line\" != no && echo ok'", "--log", "log")
+    with open(run.room.pipe("hub", "bob"), "w") as pipe:
+        pipe.write("no\n")
+    with open(run.room.pipe("bob", "hub")) as pipe:
+        assert pipe.readline().startswith("error: ")
+    assert run("ask", "bob", "no").code == 1
+    reasons = [line for line in (run.cwd / "log").read_text().splitlines() if " bob failed " in line]
+    assert len(reasons) == 2 and all(" reason=voice " in line and "why=" in line for line in reasons)
+
+
+def test_verbose_says_the_lines_of_the_log_on_stderr_and_with_content_the_words(run: Commands) -> None:
+    member = run.attach("bob", "--filter", "cat", "-v", "--log-content")
+    assert run("ask", "bob", "Hello").code == 0
+    member.terminate()
+    code, said = end_of(member)
+    assert code == 143
+    assert [line.split()[2] for line in said.splitlines()] == ["seated", "ready", "heard", "answered", "left"]
+    assert said.count('content="Hello"') == 2
+
+
+def test_what_cannot_be_logged_to_is_said_before_the_seat_is_taken(run: Commands) -> None:
+    assert run("setup", "bob").code == 0
+    member = run("attach", "bob", "--filter", "cat", "--log", "none/log")
+    assert (member.code, member.stderr) == (
+        1, "modelpipes attach: none/log: the log cannot be written: no such file or directory\n",
+    )  # fmt: skip
+
+
+def test_while_its_model_loads_it_says_how_far_it_is(run: Commands, tmp_path: Path) -> None:
+    held = HeldEngine(tmp_path)
+    assert run("setup", "bob").code == 0
+    options = ("--engine", "llama-server", "--no-fit-check", *QUICK_ENGINE)
+    member = run.start("attach", "bob", "--model", "tiny-chat", *options, LLAMA_SERVER=str(held.engine))
+    assert member.stderr
+    assert re.fullmatch(rb"loading bob: 0\.0 of 1\.6 MiB, \d s\n", member.stderr.readline())
+    [bob] = json.loads(run("seats", "bob", "--json").stdout)
+    assert bob["loading"] == {"done_bytes": bob["loading"]["done_bytes"], "total_bytes": TINY_CHAT.stat().st_size}
+    held.let_load()
+    assert run("seats", "--wait", "bob").code == 0
+    member.terminate()
+    assert end_of(member) == (143, "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -57,7 +127,7 @@ def end_of(process: subprocess.Popen[bytes]) -> tuple[int, str]:
         (["--filter", "cat", "--parallel", "2"], "a filter answers one line after the other"),
         (["--server", "http://x", "--gpu-layers", "0"], "--gpu-layers is for an engine of ours"),
         (["--server", "http://x", "--engine-arg=-x"], "--engine-arg is for an engine of ours"),
-        (["--server", "http://x", "--log", "x"], "--log is for an engine of ours"),
+        (["--server", "http://x", "--engine-log", "x"], "--engine-log is for an engine of ours"),
         (["--server", "http://x", "--draft", "x"], "--draft is for an engine of ours"),
         (["--exec", "cat", "--cpu-affinity", "0"], "--cpu-affinity is for a model"),
         (["--model", "tiny-chat", "--cpu-affinity", "3-1"], "'3-1' is no list of CPUs"),
@@ -77,6 +147,11 @@ def end_of(process: subprocess.Popen[bytes]) -> tuple[int, str]:
         (["--model", "tiny-chat", "--ctx-size", "x"], "--ctx-size"),
         (["--model", "tiny-chat", "--parallel", "0"], "--parallel"),
         (["--exec", "cat", "--timeout", "0"], "--timeout"),
+        (["--exec", "cat", "--json"], "--json is for --filter"),
+        (["--exec", "tr a-z A-Z | rev"], """so its | has no meaning: give it a shell, "sh -c 'tr a-z A-Z | rev'","""),
+        (["--filter", "~/bin/tool"], "so its ~ has no meaning"),
+        (["--filter", "LANG=C cat", "--json"], "so its LANG= has no meaning"),
+        (["--exec", "cat > x"], "so its > has no meaning"),
         (["--exec", "cat", "--nonsense"], "--nonsense"),
         (["second", "--exec", "cat"], "second"),
     ],
@@ -138,7 +213,7 @@ def test_a_seat_that_is_taken_names_who_sits_there(run: Commands) -> None:
         (["--filter", "sh -c 'echo last words >&2; exit 3'"], "bob: sh ended with 3: last words"),
         (["--server", "http://127.0.0.1:9"], "no server answers at http://127.0.0.1:9"),
         (["--model", "tiny-chat", "--engine-arg=--nonsense"], "invalid argument: --nonsense"),
-        (["--model", "tiny-chat", "--log", "/missing/log"], "log file /missing/log cannot be written"),
+        (["--model", "tiny-chat", "--engine-log", "/missing/log"], "log file /missing/log cannot be written"),
     ],
 )
 def test_a_voice_that_cannot_begin_is_one_line_and_exit_1_and_leaves_nothing(
@@ -174,13 +249,13 @@ def test_once_answers_one_message_and_leaves_with_its_outcome(run: Commands) -> 
 def test_the_log_is_appended_what_the_program_writes(run: Commands) -> None:
     log = run.cwd / "log"
     log.write_text("before\n")
-    run.attach("bob", "--exec", "sh -c 'cat; echo aside >&2'", "--log", "log")
+    run.attach("bob", "--exec", "sh -c 'cat; echo aside >&2'", "--engine-log", "log")
     assert run("ask", "bob", "x").stdout == "x\n"
     assert log.read_text() == "before\naside\n"
 
 
 def test_the_log_of_an_engine_is_kept(run: Commands) -> None:
-    run.attach("bob", *MODEL, "--log", "log")
+    run.attach("bob", *MODEL, "--engine-log", "log")
     assert "tiny-chat" in (run.cwd / "log").read_text()
 
 
@@ -296,9 +371,55 @@ def test_a_members_memory_stays_small_however_much_is_said(run: Commands, voice:
     assert int(peak_kb) < 80_000
 
 
+BANNER = """
+import sys
+print("Welcome to tool 1.0", flush=True)
+for line in sys.stdin:
+    print("answer to", line.strip(), flush=True)
+"""
+
+
+def test_a_filters_banner_is_told_and_answers_nothing(run: Commands) -> None:
+    (run.cwd / "tool.py").write_text(BANNER)
+    member = run.attach("bob", "--filter", f"{sys.executable} tool.py")
+    asked = run("ask", "bob", "--each-line", typed="one\ntwo\nthree\n")
+    assert asked.lines == ["answer to one", "answer to two", "answer to three"]
+    member.terminate()
+    _, said = end_of(member)
+    assert said == f"bob: {sys.executable} said before it was asked: 'Welcome to tool 1.0'; dropped\n"
+
+
+REVERSER = """
+import json, sys
+for line in sys.stdin:
+    told = json.loads(line)
+    words = f"{told['from']} said:\\n{told['content'][::-1]}"
+    print(json.dumps({"delta": words[:5]}), flush=True)
+    print(json.dumps({"id": told["id"], "content": words}), flush=True)
+"""
+
+
+def test_a_filter_in_json_is_told_who_speaks_and_keeps_newlines(run: Commands) -> None:
+    (run.cwd / "reverser.py").write_text(REVERSER)
+    run.attach("bob", "--filter", f"{sys.executable} reverser.py", "--json")
+    assert run("ask", "bob", "--whole", "one\ntwo").stdout == "hub said:\nowt\neno\n"
+    assert json.loads(run("seats", "bob", "--json").stdout)[0]["voice"] == f"filter-json {sys.executable} reverser.py"
+
+
+def test_a_program_answers_as_many_at_a_time_as_it_may(run: Commands) -> None:
+    # Each of the two waits for the other at the ends of one FIFO.
+    assert run("setup", "bob", "alice", "--mesh").code == 0
+    os.mkfifo(run.cwd / "fifo")
+    script = "read what; case $what in first) cat fifo;; *) echo met > fifo;; esac"
+    run.attach("bob", "--exec", shlex.join(["sh", "-c", script]), "--parallel", "2")
+    first = run.start("ask", "bob", "first")
+    assert run("ask", "bob", "second", "--from", "alice").code == 0
+    assert first.communicate(timeout=LIMIT_S)[0] == b"met\n"
+
+
 FAULTY = """
 import sys
-from modelpipes.chat.voices.program import FilterVoice
+from modelpipes.chat.voices.filter import FilterVoice
 from modelpipes.commands import main
 def fail(*_):
     raise ZeroDivisionError("integer division\\nor modulo by zero")
@@ -341,3 +462,19 @@ def test_a_fault_in_an_answer_is_told_to_its_asker_and_the_member_answers_on(run
     code, said = end_of(member)
     assert (code, said.count("\n")) == (128 + signal.SIGTERM, 2)
     assert said.startswith(A_FAULT.removeprefix("attach-model: "))
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes the certificate: install it")
+def test_a_server_with_a_certificate_of_its_own_answers_where_that_is_named(run: Commands, tmp_path: Path) -> None:
+    path, context = certificate(tmp_path)
+    server = Scripted(context)
+    server.say(piece("stop", content="Safely."), b"[DONE]")
+    try:
+        run.attach("bob", "--server", server.url, SSL_CERT_FILE=str(path))
+        assert run("ask", "bob", "How?").stdout == "Safely.\n"
+        assert run("setup", "alice").code == 0
+        refused = run("attach", "alice", "--server", server.url, SSL_CERT_FILE="")
+        assert (refused.code, refused.stdout) == (1, "")
+        assert "is signed by nobody trusted here (self-signed certificate): name the file" in refused.stderr
+    finally:
+        server.close()

@@ -229,14 +229,14 @@ def test_members_and_engines_of_a_conversation_go_by_the_file_that_was_named(run
 
 def test_the_cache_type_and_the_threads_reach_the_engine(run: Commands, tmp_path: Path) -> None:
     write(run, "[voice]\nkv_type = 'q8_0'\nthreads = 1\n")
-    run.attach("bob", "--model", str(TINY_CHAT), *QUICK_ENGINE, "--log", str(tmp_path / "log"))
+    run.attach("bob", "--model", str(TINY_CHAT), *QUICK_ENGINE, "--engine-log", str(tmp_path / "log"))
     children = [line for line in engine_command_lines(run) if "--cache-type-k" in line]
     assert children and all("--cache-type-k q8_0 --cache-type-v q8_0" in line for line in children)
 
 
 def test_the_batch_the_cpus_the_limit_and_the_model_that_drafts_reach_the_engine(run: Commands, tmp_path: Path) -> None:
     write(run, f"[voice]\nbatch_size = 48\ncpu_affinity = '0'\nmemory_limit = '1GB'\ndraft = '{TINY_CHAT}'\n")
-    run.attach("bob", "--model", str(TINY_CHAT), *QUICK_ENGINE, "--log", str(tmp_path / "log"))
+    run.attach("bob", "--model", str(TINY_CHAT), *QUICK_ENGINE, "--engine-log", str(tmp_path / "log"))
     (engine,) = (line for line in engine_command_lines(run) if "--cache-type-k" in line)
     assert "--batch-size 48 --ubatch-size 48" in engine
     assert f"--model-draft {TINY_CHAT}" in engine

@@ -13,6 +13,7 @@ import jsonschema
 import msgspec
 import pytest
 
+from modelpipes.chat.voices.jsonfilter import Said, Told
 from modelpipes.commands.views.engines import Made
 from modelpipes.commands.views.schemas import DIALECT, SCHEMAS, schema
 from modelpipes.fit.listing import Line
@@ -46,7 +47,16 @@ MESSAGES = [
     Cancel("1", "hub", "bob"),
     Bye("bob", "hub"),
 ]
-OPEN = ("message", "transcript", "chat-models", "serve-models", "serve-models-load")  # which others write or read too
+# Which others write or read too.
+OPEN = (
+    "message",
+    "filter-told",
+    "filter-said",
+    "transcript",
+    "chat-models",
+    "serve-models",
+    "serve-models-load",
+)
 
 
 def validator(name: str) -> Any:
@@ -64,6 +74,14 @@ def parts(name: str) -> dict[str, Any]:
 
 def lines_of(path: Path) -> Iterator[Any]:
     return map(json.loads, path.read_text().splitlines())
+
+
+def test_what_a_program_is_told_and_says_in_json_is_as_described() -> None:
+    told = Told("1", "carol", "bob", "No.", "c", 2, (Heard(0, "hub", "Hi"), Heard(1, "carol", "No.")), ("carol",))
+    for value in (told, Told("1", "hub", "bob", "Hi")):
+        assert faults("filter-told", json.loads(msgspec.json.encode(value))) == []
+    for said in (Said(delta="It"), Said(content="It is 7.", id="1", thinking="3 + 4"), Said(error="no")):
+        assert faults("filter-said", json.loads(msgspec.json.encode(said))) == []
 
 
 def test_without_a_name_it_lists_them(run: Commands) -> None:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import select
+import shlex
+import signal
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -178,3 +185,81 @@ def test_help_shows_examples_on_lines_of_80(alone: Commands) -> None:
     assert told.code == 0 and max(map(len, told.lines)) <= 80
     for example in ("serve-models models.toml", "serve-models status", "serve-models logs qwen -f"):
         assert example in told.stdout
+
+
+class Terminal:
+    """A terminal of one's own, in which a command runs; what it shows is read on the side, as an emulator does."""
+
+    def __init__(self, alone: Commands, command: Sequence[str]) -> None:
+        self._is_closing = threading.Event()
+        self._terminal, theirs = pty.openpty()
+        words = ["setsid", "--ctty", *command]
+        self._process = subprocess.Popen(
+            words, cwd=alone.cwd, env=alone.env, stdin=theirs, stdout=theirs, stderr=theirs
+        )
+        self.pid = self._process.pid
+        os.close(theirs)
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        assert alone("status", "--wait", f"{LIMIT_S:g}").code == 0
+
+    def _read(self) -> None:
+        poll = select.poll()
+        poll.register(self._terminal, select.POLLIN)
+        with contextlib.suppress(OSError):  # how the end of a terminal reads
+            while not self._is_closing.is_set():
+                if poll.poll(50):
+                    os.read(self._terminal, 65536)
+
+    def close(self) -> None:
+        """As who closes its window."""
+        self._is_closing.set()
+        self._reader.join(LIMIT_S)
+        os.close(self._terminal)
+
+    def code(self) -> int:
+        """How the command ended."""
+        return self._process.wait(LIMIT_S)
+
+
+@pytest.fixture
+def models(alone: Commands) -> Commands:
+    alone.write(write_models(alone.cwd, ("alpha",)))
+    return alone
+
+
+def serving(models: Commands) -> list[str]:
+    return models.command("serve", "--config", str(models.config), "--listen", "127.0.0.1:0", "--vram", "1GB")
+
+
+def test_closing_the_terminal_ends_a_daemon_in_its_foreground_and_its_engines(models: Commands) -> None:
+    terminal = Terminal(models, serving(models))
+    assert models("load", "alpha").code == 0
+    terminal.close()
+    assert terminal.code() == 129
+    eventually(lambda: not models.left_processes(), "end of the engines")
+
+
+def test_closing_the_terminal_ends_a_daemon_that_a_shell_started(models: Commands) -> None:
+    terminal = Terminal(models, ["bash", "-c", f"{shlex.join(serving(models))}; echo $? > code"])
+    terminal.close()
+    assert terminal.code() == -signal.SIGHUP
+    eventually(lambda: not models.left_processes(), "end of the daemon")
+
+
+def test_a_daemon_in_a_terminal_reads_its_configuration_again_all_the_same(models: Commands) -> None:
+    terminal = Terminal(models, serving(models))
+    models.write(write_models(models.cwd, ("alpha", "beta")))
+    assert models("reload").code == 0
+    eventually(lambda: "beta" in models("status").stdout, "new model")
+    terminal.close()
+    assert terminal.code() == 129
+
+
+def test_nohup_keeps_a_daemon_whose_terminal_is_closed(models: Commands) -> None:
+    terminal = Terminal(models, ["sh", "-c", f"trap '' HUP; exec {shlex.join(serving(models))} >/dev/null 2>&1"])
+    terminal.close()
+    os.kill(terminal.pid, signal.SIGHUP)
+    assert models("status").code == 0
+    os.kill(terminal.pid, signal.SIGTERM)
+    assert terminal.code() == 143

@@ -115,7 +115,7 @@ def test_what_holds_peoples_words_is_for_its_user_alone_and_lies_where_check_sys
     home.ask("alpha")
     home.post("/models/alpha/unload")
     home.ends("setup", "bob")
-    member, _ = home.spawn("attach", "bob", "--model", str(TINY_CHAT), *home.quick, "--log", "bob.log")
+    member, _ = home.spawn("attach", "bob", "--model", str(TINY_CHAT), *home.quick, "--engine-log", "bob.log")
     home.room.wait_for(["bob"], Deadline.after(LIMIT_S))
     home.ends("ask", "bob", "--transcript", "memory.jsonl", "My name is Carol.")
 

@@ -23,6 +23,8 @@ class Book:
         self.turns: list[dict[str, Any]] = []
         self._speaker = speaker
         self._before = b""
+        self._labels: Sequence[str] = ()  # who is told names before the words of others
+        self._chosen = ""  # whom a moderator let speak next
 
     def read(self) -> None:
         """Look at the file; Violation where what was there has changed, or what is new does not follow."""
@@ -42,6 +44,11 @@ class Book:
                 if entry["type"] != "conversation":
                     raise Violation(f"the transcript begins with {line[:80]!r}")
                 is_first = False
+                self._labels = entry.get("labels", ())
+            elif entry.get("type") == "choice":
+                if self._chosen or entry["turn"] != len(self.turns):
+                    raise Violation(f"a choice of turn {entry['turn']} stands where turn {len(self.turns)} should")
+                self._chosen = entry["chose"]
             elif "turn" in entry:
                 self._take(entry)
             elif entry["type"] != "end":
@@ -52,6 +59,9 @@ class Book:
         if entry["turn"] != number:
             raise Violation(f"turn {entry['turn']} stands where turn {number} should")
         self.turns.append(entry)
+        chosen, self._chosen = self._chosen, ""
+        if chosen and entry["from"] != chosen:
+            raise Violation(f"turn {number} is of {entry['from']}, and {chosen} was chosen")
         if entry["from"] != self._speaker(number):
             raise Violation(f"turn {number} is of {entry['from']}, not of {self._speaker(number)}")
         if entry.get("dropped"):
@@ -62,10 +72,12 @@ class Book:
 
         Violation where they are anything else.
         """
-        asked = words_of((message["role"], message["content"]) for message in messages)
+        asked = words_of((message["role"], message["content"]) for message in messages if message["role"] != "system")
         told: Words = []
         for turn in self.turns:
-            told += words_of([("assistant" if turn["from"] == seat else "user", turn["content"])])
+            label = f"{turn['from']}: " if seat in self._labels else ""
+            said = ("assistant", turn["content"]) if turn["from"] == seat else ("user", f"{label}{turn['content']}")
+            told += words_of([said])
             if told == asked and self._speaker(turn["turn"] + 1) == seat:
                 return int(turn["turn"]) + 1
             if len(told) > len(asked):

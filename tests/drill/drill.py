@@ -38,6 +38,7 @@ SURVIVAL_S = 2.0  # what a killed process owned must be gone by then
 GO_ON_S = 30.0  # for a conversation to go on after a kill, engines loaded anew, on a busy machine
 LEAVE_S = 10.0  # for everybody to be gone at an orderly end
 OPENING = "Let the drill begin."
+MODERATOR = r"sed -u 's/.*Who should speak next: \([a-z]*\).*/\1/'"  # lets speak who is named first of those who may
 LARGE_CONTEXT = "4000000"  # of the model server in our hand: nothing is dropped before the history holds its 2 MiB
 ENGINE_TURNS = 30  # of a talk with tiny-chat, which was trained for 1024 tokens: nothing is dropped there either
 EVERY = -1  # as the number of kills: each boundary once
@@ -51,6 +52,7 @@ class Victim:
     kind: str  # member, engine, leader, start (a leader before its first turn) or asker
     is_seated: bool = False  # the leader seats the members; else they are attached beforehand
     engine: str = ""  # alice has an engine of her own: recorded (seen by a proxy) or bare
+    is_moderated: bool = False  # a third seat says who speaks next
     is_large: bool = False  # answers that no pipe holds: lines are written in parts, and cut by a death
     turns_a_talk: int = 80  # then a new one begins: histories, and what is to be checked, grow
 
@@ -64,6 +66,7 @@ VICTIMS = (
     Victim("leader of attached members", "leader"),
     Victim("leader that seats its members", "leader", is_seated=True),
     Victim("leader of an engine, three deep", "leader", is_seated=True, engine="recorded", turns_a_talk=ENGINE_TURNS),
+    Victim("leader with a moderator", "leader", is_seated=True, is_moderated=True),
     Victim("leader that is starting", "start", is_seated=True, engine="bare", turns_a_talk=ENGINE_TURNS),
     Victim("asker", "asker"),
     Victim("member, large words", "member", is_large=True, turns_a_talk=10),
@@ -192,6 +195,8 @@ class Talk:
     def _lead(self, *, is_stopped: bool = False) -> Process:
         arguments = ["--transcript", self.place.transcript, "--resume", "--opening", OPENING, "--rounds", "1000000"]
         arguments += ["--timeout", "20", "--patience", "20"]
+        if self.victim.is_moderated:
+            arguments += ["--turns", "moderator", "--moderator", "mod", "--filter", f"mod={MODERATOR}"]
         if not self.victim.is_seated:
             arguments += ["alice", "bob"]
         elif self.victim.engine:

@@ -50,16 +50,19 @@ def test_a_reason_that_says_something_does(finish: str) -> None:
 @pytest.mark.parametrize(
     ("usage", "counted"),
     [
-        ({"prompt_tokens": 3, "completion_tokens": 4}, (3, 4)),
-        ({"prompt_tokens": 3.0, "completion_tokens": 4.0}, (3, 4)),
-        ({"prompt_tokens": None, "completion_tokens": 4}, (0, 4)),
-        ({"prompt_tokens": "3", "completion_tokens": -1}, (0, 0)),
-        ({}, (0, 0)),
+        ({"prompt_tokens": 3, "completion_tokens": 4}, (3, 4, None)),
+        ({"prompt_tokens": 3.0, "completion_tokens": 4.0}, (3, 4, None)),
+        ({"prompt_tokens": None, "completion_tokens": 4}, (0, 4, None)),
+        ({"prompt_tokens": "3", "completion_tokens": -1}, (0, 0, None)),
+        ({}, (0, 0, None)),
+        ({"prompt_tokens_details": {"cached_tokens": 2}}, (0, 0, 2)),
+        ({"prompt_tokens_details": {"cached_tokens": "2"}}, (0, 0, None)),
+        ({"prompt_tokens_details": None}, (0, 0, None)),
         (None, None),
         ("none", None),
     ],
 )
-def test_figures_cost_no_words(usage: Any, counted: tuple[int, int] | None) -> None:
+def test_figures_cost_no_words(usage: Any, counted: tuple[int, int, int | None] | None) -> None:
     read = read_chunk(chunk({"content": "blue"}, usage=usage))
     assert (read.content, read.usage) == ("blue", counted)
 

@@ -168,7 +168,7 @@ def test_an_open_stream_does_not_keep_it_from_stopping(kind: EngineChoice, folde
     engine = Engine(str(folder / "endless.gguf"), engine=kind)
     engine.be_ready(Deadline.after(LIMIT_S))
     client = Client(engine.base_url)
-    with client.chat([{"role": "user", "content": "x"}], silence_s=5) as stream:
+    with client.stream([{"role": "user", "content": "x"}], silence_s=5) as stream:
         next(stream)
         engine.stop()
     assert engine.status().exit_code != -signal.SIGKILL  # which comes after three seconds
@@ -180,7 +180,7 @@ def test_answers_that_were_just_ended_do_not_keep_it_from_stopping(kind: EngineC
     for _ in range(4):
         engine = Engine(str(folder / "endless.gguf"), engine=kind)
         engine.be_ready(Deadline.after(LIMIT_S))
-        stream = Client(engine.base_url).chat([{"role": "user", "content": "x"}], silence_s=5)
+        stream = Client(engine.base_url).stream([{"role": "user", "content": "x"}], silence_s=5)
         next(stream)
         if how == "cancelled":
             stream.cancel()

@@ -149,7 +149,7 @@ def test_a_long_answer_in_the_only_slot_is_no_hanging(kind: EngineChoice, folder
     with ExitStack() as stack:
         engine = stack.enter_context(Engine(str(folder / "endless.gguf"), engine=kind, ctx_size=16384))
         pulse = pulse_of(engine, clock)
-        stream = stack.enter_context(engine.client().chat([{"role": "user", "content": "x"}], silence_s=LIMIT_S))
+        stream = stack.enter_context(engine.client().stream([{"role": "user", "content": "x"}], silence_s=LIMIT_S))
         next(stream)
         for _ in range(3):
             clock.now_s += QUIET_S + 1

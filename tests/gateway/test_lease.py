@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.engine.client import Client, Piece
+from modelpipes.engine.answers import Piece
+from modelpipes.engine.client import Client
 from modelpipes.errors import Cancelled, DeadlineError, EngineError, Refused
 from modelpipes.gateway.lease import Lease, is_gateway
 from modelpipes.serving.gateway import GatewaySettings
@@ -46,7 +47,7 @@ def test_a_lease_lets_one_speak_to_the_engine_and_holds_it_until_it_is_closed(ru
     with Lease(Client(running.url), "also-hello") as lease:
         client = lease.take(lambda: None, Deadline.after(LIMIT_S))
         assert client.root != running.url
-        answer = client.chat([{"role": "user", "content": "Hi."}], silence_s=LIMIT_S)
+        answer = client.stream([{"role": "user", "content": "Hi."}], silence_s=LIMIT_S)
         assert "".join(piece.content for piece in answer if isinstance(piece, Piece)) == "Hello there."
         assert len(running.pool.grants) == 1
     running.pool.wait_until(lambda: not running.pool.grants)

@@ -78,3 +78,26 @@ def test_a_name_that_the_kernel_cuts_off_is_told_whole(tmp_path: Path) -> None:
 def test_a_word_that_is_no_unicode_is_told_with_a_replacement() -> None:
     with running(sys.executable, "-c", TELLS, os.fsdecode(b"mod\xe8le"), "") as pid:
         assert processes.command_of(pid)[3:] == ["mod\N{REPLACEMENT CHARACTER}le", ""]
+
+
+SLEEPS = "import sys, time\nprint('runs', flush=True)\nwhile time.sleep(0.001) or not sys.argv[1:]: pass\n"
+POLLS = "import select, sys\nprint('runs', flush=True)\nselect.select([0], [], [])"
+THREAD = "import sys, threading\nthreading.Thread(target=input).start()\nprint('runs', flush=True)"
+READS_ELSEWHERE = "import os\nr, w = os.pipe()\nprint('runs', flush=True)\nos.read(r, 1)"
+
+
+@pytest.mark.parametrize(
+    ("script", "awaits"), [(TELLS, True), (THREAD, True), (POLLS, None), (READS_ELSEWHERE, False), (SLEEPS, False)]
+)
+def test_who_waits_for_input_is_told_from_who_is_busy(script: str, awaits: bool | None) -> None:
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"runs\n"
+        eventually(lambda: processes.awaits_input(process.pid) is awaits, "what it does")
+        process.kill()
+
+
+def test_of_a_process_that_has_gone_nobody_knows_what_it_awaits() -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+        assert processes.awaits_input(process.pid) is None

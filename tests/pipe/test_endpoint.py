@@ -19,7 +19,7 @@ from msgspec import Raw
 
 from modelpipes.errors import DeadlineError, MessageError, MisuseError, PeerGone, PipesError, RoomError
 from modelpipes.pipe import fifo
-from modelpipes.pipe.endpoint import Arrival, Endpoint, Event, Lost, Readable
+from modelpipes.pipe.endpoint import Arrival, Begun, Endpoint, Event, Lost, Readable, Unended
 from modelpipes.pipe.framing import MAX_MESSAGE_BYTES, LineSplitter, encode
 from modelpipes.pipe.message import Delta, Malformed, Ping, Plain, Pong, Reply, Say, load
 from modelpipes.pipe.room import HUB, Room, star
@@ -592,3 +592,66 @@ def test_a_call_that_failed_leaves_it_free(hub: Endpoint, bob: Endpoint) -> None
         with pytest.raises(DeadlineError):
             hub.connect("alice", NOW)
     assert hub.post("bob", say("y"))
+
+
+def test_half_a_line_is_told_when_it_begins_and_once_more_when_nobody_can_end_it(room: Room, bob: Endpoint) -> None:
+    bob.watch_lines()
+    with open(room.pipe(HUB, "bob"), "wb", buffering=0) as pipe:
+        pipe.write(b"one\nha")
+        assert [bob.receive(soon()), bob.receive(soon())] == [Arrival(HUB, Plain("one")), Begun(HUB)]
+        pipe.write(b"lf")
+        assert bob.receive(NOW) is None
+        assert (bob.has_unended, bob.look_at_unended()) == (True, [])
+    assert bob.look_at_unended() == [Unended(HUB, b"half", Plain("half"))]
+    assert (bob.has_unended, bob.look_at_unended()) == (False, [])
+    with open(room.pipe(HUB, "bob"), "wb", buffering=0) as pipe:
+        pipe.write(b"other\n")
+    assert bob.receive(soon()) == Arrival(HUB, Plain("other"))
+
+
+def test_half_a_line_that_is_ended_is_no_matter(room: Room, bob: Endpoint) -> None:
+    bob.watch_lines()
+    with open(room.pipe(HUB, "bob"), "wb", buffering=0) as pipe:
+        pipe.write(b"ha")
+        assert bob.receive(soon()) == Begun(HUB)
+        pipe.write(b"lf\n")
+    assert bob.look_at_unended() == [], "what its writer wrote last is still to be read"
+    assert bob.receive(soon()) == Arrival(HUB, Plain("half"))
+    assert (bob.look_at_unended(), bob.has_unended) == ([], False)
+
+
+def test_half_a_line_that_stays_is_told_once(room: Room, bob: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    from modelpipes.pipe import endpoint
+
+    monkeypatch.setattr(endpoint, "UNENDED_S", 0.01)
+    bob.watch_lines()
+    with open(room.pipe(HUB, "bob"), "wb", buffering=0) as pipe:
+        pipe.write(b"half")
+        assert bob.receive(soon()) == Begun(HUB)
+        found: list[Unended] = []
+
+        def is_told() -> bool:
+            found.extend(bob.look_at_unended())
+            return bool(found)
+
+        eventually(is_told, "word of the line that stays")
+        assert found == [Unended(HUB, b"half", None)]
+        assert (bob.look_at_unended(), bob.has_unended) == ([], True)
+    assert bob.look_at_unended() == [Unended(HUB, b"half", Plain("half"))]
+
+
+def test_half_a_line_of_a_typed_asker_is_that_askers_to_end(room: Room, bob: Endpoint) -> None:
+    bob.watch_lines()
+    with room.take(room.asker_lock(HUB, "bob"), NOW):
+        with open(room.pipe(HUB, "bob"), "wb", buffering=0) as pipe:
+            pipe.write(b'{"type":"say","id":"1"')
+        assert bob.receive(soon()) == Begun(HUB)
+        assert bob.look_at_unended() == []
+    (unended,) = bob.look_at_unended()
+    assert isinstance(unended.item, Malformed)
+
+
+def test_who_does_not_watch_lines_is_told_whole_ones_alone(room: Room, bob: Endpoint) -> None:
+    with open(room.pipe(HUB, "bob"), "wb", buffering=0) as pipe:
+        pipe.write(b"half")
+        assert (bob.receive(NOW), bob.has_unended) == (None, False)

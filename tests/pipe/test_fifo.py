@@ -175,3 +175,34 @@ def test_an_open_end_knows_when_its_path_names_another_pipe(path: str) -> None:
     assert not is_same(reader, path)
     os.close(reader)
     os.close(keep)
+
+
+def test_it_is_known_whether_another_has_the_write_end_open(path: str) -> None:
+    fifo.make(path)
+    reader, keep = fifo.open_read(path)
+    found, keep = fifo.look_for_writers(reader, keep)
+    assert not found
+    writer = fifo.open_write(path)
+    found, keep = fifo.look_for_writers(reader, keep)
+    assert found
+    os.write(writer, b"x")
+    os.close(writer)
+    found, keep = fifo.look_for_writers(reader, keep)
+    assert (found, os.read(reader, 9)) == (False, b"x")
+    with pytest.raises(BlockingIOError):  # and no end of file: the write end that we keep is there again
+        os.read(reader, 9)
+    os.close(reader)
+    os.close(keep)
+
+
+def test_who_writes_is_known_also_where_the_pipe_was_replaced(path: str) -> None:
+    fifo.make(path)
+    reader, keep = fifo.open_read(path)
+    os.unlink(path)
+    fifo.make(path)
+    found, keep = fifo.look_for_writers(reader, keep)
+    assert not found
+    os.write(keep, b"ours")
+    assert os.read(reader, 9) == b"ours"
+    os.close(reader)
+    os.close(keep)

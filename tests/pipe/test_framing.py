@@ -216,3 +216,20 @@ def test_plain_words_of_exactly_the_limit_travel_and_one_byte_more_do_not() -> N
     assert isinstance(item, Plain)
     with pytest.raises(MessageError, match=f"{MAX_MESSAGE_BYTES + 1} bytes"):
         encode_plain("x" * (MAX_MESSAGE_BYTES + 1))
+
+
+@given(st.binary(max_size=40).filter(lambda line: b"\n" not in line), st.binary(max_size=9).map(lambda b: b + b"\n"))
+def test_a_line_without_an_end_can_be_ended_and_the_next_one_is_its_own(half: bytes, line: bytes) -> None:
+    splitter = LineSplitter()
+    assert splitter.feed(half) == []
+    assert (splitter.is_amid_line, splitter.unended) == (bool(half), half)
+    assert splitter.end() == decode(half)
+    assert (splitter.is_amid_line, splitter.unended, splitter.end()) == (False, b"", None)
+    assert splitter.feed(line) == LineSplitter().feed(line)
+
+
+def test_of_a_long_line_without_an_end_the_beginning_is_shown() -> None:
+    splitter = LineSplitter()
+    splitter.feed(OVERSIZE + b"x")
+    assert OVERSIZE.startswith(splitter.unended)
+    assert isinstance(splitter.end(), Malformed)

@@ -18,6 +18,7 @@ from modelpipes.pipe import room as rooms
 from modelpipes.pipe.cleanup import clean_up
 from modelpipes.pipe.room import (
     HUB,
+    Loading,
     PipePair,
     Room,
     Sitting,
@@ -317,6 +318,53 @@ def test_who_waits_for_a_seat_that_nobody_takes_is_told_so_at_the_deadline(room:
         room.wait_for(["bob"], Deadline.after(0.05))
     with room.take_seat("bob"), pytest.raises(DeadlineError, match="it is loading"):
         room.wait_for(["bob"], Deadline.after(0.05))
+
+
+LOADS = Sitting("bob", "loading", 1, loading=Loading(3 << 29, 4 << 30))
+
+
+def test_a_member_that_loads_shows_life_and_is_waited_for_beyond_the_silence(room: Room) -> None:
+    # It was given up after --timeout, however far it was.
+    returned = threading.Event()
+
+    def wait() -> None:
+        room.wait_for(["bob"], Deadline.after(LIMIT_S), silence_s=0.05)
+        returned.set()
+
+    with room.take_seat("bob") as lock:
+        lock.write(msgspec.json.encode(LOADS) + b"\n")
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        assert not returned.wait(0.2) and waiter.is_alive()  # longer than the silence
+        lock.write(msgspec.json.encode(Sitting("bob", "ready", 1)) + b"\n")
+        assert returned.wait(LIMIT_S)
+    waiter.join()
+
+
+def test_a_member_that_loads_for_ever_is_waited_for_until_the_deadline_which_tells_how_far_it_is(room: Room) -> None:
+    with room.take_seat("bob") as lock:
+        lock.write(msgspec.json.encode(LOADS) + b"\n")
+        with pytest.raises(DeadlineError, match=r"before the deadline: it is loading \(1.5 of 4.0 GiB\)$"):
+            room.wait_for(["bob"], Deadline.after(0.05), silence_s=LIMIT_S)
+
+
+def test_an_empty_seat_shows_no_life(room: Room) -> None:
+    with pytest.raises(DeadlineError, match="nobody took it"):
+        room.wait_for(["bob"], Deadline.never(), silence_s=0.05)
+
+
+def test_each_seat_that_is_waited_for_has_a_silence_of_its_own(room: Room) -> None:
+    with peer("sitter", room, "alice"), pytest.raises(DeadlineError, match="seat bob was not ready"):
+        room.wait_for(["alice", "bob"], Deadline.never(), silence_s=0.05)
+
+
+def test_who_waits_for_a_process_is_told_of_each_look_at_it(room: Room) -> None:
+    seen: list[Sitting] = []
+    with room.take_seat("bob") as lock:
+        lock.write(msgspec.json.encode(LOADS) + b"\n")
+        with pytest.raises(DeadlineError):
+            room.wait_for_process("bob", 1, Deadline.after(0.05), check=lambda: None, tell=seen.append)
+    assert set(seen) == {LOADS}
 
 
 def test_who_waits_for_a_seat_whose_member_died_is_told_so_at_once(room: Room) -> None:

@@ -101,7 +101,7 @@ async def pool_of(*servables: Servable, budget: int = 20, **more: object) -> Asy
 
 def answer(grant: Grant) -> str:
     client = Client(f"http://{grant.address.host}:{grant.address.port}", api_key=grant.address.key)
-    with client.chat([{"role": "user", "content": "Hello."}], silence_s=LIMIT_S) as stream:
+    with client.stream([{"role": "user", "content": "Hello."}], silence_s=LIMIT_S) as stream:
         return "".join(getattr(piece, "content", "") for piece in stream)
 
 

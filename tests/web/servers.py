@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 LIMIT_S = 20.0  # of anything that a test waits for
 
@@ -72,3 +75,14 @@ def serving() -> Iterator[Server]:
 def answer(body: bytes, kind: str = "application/json", status: int = 200) -> bytes:
     head = f"HTTP/1.1 {status} Said\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
+
+
+def certificate(folder: Path, name: str = "IP:127.0.0.1", *, days: int = 1) -> tuple[Path, ssl.SSLContext]:
+    """A certificate that signs itself, and what serves with it; `days` from now it ends."""
+    made, key = folder / "certificate.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc"]
+    subject = ["-subj", "/CN=modelpipes test", "-addext", f"subjectAltName={name}", "-days", str(days)]
+    subprocess.run([*command, *subject, "-keyout", key, "-out", made], check=True, capture_output=True, timeout=LIMIT_S)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made, key)
+    return made, context

@@ -83,11 +83,3 @@ def test_a_silent_server_is_left_at_the_limit(server: Server) -> None:
     server.hold(b"")
     with pytest.raises(DeadlineError, match=f"^the server at {server.url} did not answer /x for 0.1 s$"):
         get(server.url, limit_s=0.1)
-
-
-def test_a_server_without_tls_is_told_where_https_was_asked_for(server: Server) -> None:
-    server.speaks_first = True  # what it would wait for is not the head that a handshake has
-    server.say(answer(b"1"))
-    with pytest.raises(EngineError, match=r"cannot be spoken to: .*SSL") as told:
-        get(server.url.replace("http:", "https:"))
-    assert "\n" not in str(told.value)

@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct, field
 
-from modelpipes.chat.transcript import End, Header, Turn, Versioned
+from modelpipes.chat.transcript import LINES, Choice, End, Header, Turn, Versioned
 from modelpipes.values.formats import TRANSCRIPT
 
 LARGEST = 1e12  # 30 years in ms: a number beyond it is nonsense, and need not take a line
@@ -37,6 +37,7 @@ class Contents(Struct, frozen=True, forbid_unknown_fields=True):
     unknown_lines: tuple[int, ...] = ()  # of a type that a newer program may write
     partial_lines: tuple[int, ...] = ()  # only who spoke and the words could be read
     is_cut_off: bool = False  # the last line is half written
+    choices: tuple[Choice, ...] = ()  # who a moderator, or the leader in its place, let speak
 
     @property
     def refusal(self) -> str:
@@ -87,6 +88,7 @@ def read(data: bytes) -> Contents:
     header: Header | None = None
     turns: list[Turn] = []
     ends: list[Ended] = []
+    choices: list[Choice] = []
     unreadable, unknown, partial = [], [], []
     is_cut_off = False
     lines = data.split(b"\n")
@@ -98,6 +100,8 @@ def read(data: bytes) -> Contents:
             header = found
         elif isinstance(found, Turn):
             turns.append(found)
+        elif isinstance(found, Choice):
+            choices.append(found)
         elif isinstance(found, End):
             ends.append(Ended(turns[-1].turn if turns else -1, found.why))
         elif found:
@@ -108,14 +112,16 @@ def read(data: bytes) -> Contents:
             unreadable.append(number)
         if found and not is_whole and number not in unknown[-1:]:
             partial.append(number)
-    return Contents(header, tuple(turns), tuple(ends), tuple(unreadable), tuple(unknown), tuple(partial), is_cut_off)
+    return Contents(
+        header, tuple(turns), tuple(ends), tuple(unreadable), tuple(unknown), tuple(partial), is_cut_off, tuple(choices)
+    )
 
 
 def _begins_header(line: bytes) -> bool:
     return line[: len(_HEADER_BEGINS)] == _HEADER_BEGINS[: len(line)]
 
 
-def _read_line(line: bytes) -> tuple[Header | Turn | End | _Kind | None, bool]:
+def _read_line(line: bytes) -> tuple[Header | Turn | Choice | End | _Kind | None, bool]:
     """What a line says, None where it says nothing that can be read; and whether all of it was understood."""
     # Bytes that are no UTF-8 become U+FFFD: the words around them can still be read.
     text = line.decode("utf-8", "replace").encode()
@@ -128,10 +134,10 @@ def _read_line(line: bytes) -> tuple[Header | Turn | End | _Kind | None, bool]:
             return header, is_text
         version = _decode(line, Versioned)
         return (Header(version.version, "", ()) if version else None), False
-    if found.type == "end":
-        return _decode(line, End), is_text
-    if found.type != "turn":
+    if found.type not in LINES:
         return found, True
+    if found.type != "turn":
+        return _decode(line, LINES[found.type]), is_text
     if turn := _decode(line, Turn):
         return (turn if abs(turn.turn) < LARGEST else None), is_text
     words = _decode(line, _Words)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 from modelpipes.chat.guest import Guest
+from modelpipes.chat.moderator import Moderator, reason_of
 from modelpipes.chat.retelling import Retelling, save
 from modelpipes.chat.telling import cast_of, tell, turn_of
 from modelpipes.chat.transcript import VERSION, Choice, Header, Transcript, Turn, moment
@@ -21,22 +23,16 @@ from modelpipes.chat.turns import (
     RoundRobin,
     StopRules,
     TurnTaking,
-    moderator_question,
-    overdue,
-    parse_choice,
-    without_thoughts,
 )
 from modelpipes.chat.voices import LEAVING_S
-from modelpipes.errors import Cancelled, DeadlineError, PeerError, PeerFailed, PipesError, Reason, UsageError
+from modelpipes.errors import Cancelled, DeadlineError, PeerError, PipesError, UsageError
 from modelpipes.pipe.asker import SILENCE_S, Asker
+from modelpipes.pipe.log import NO_LOG, Log
 from modelpipes.pipe.message import Delta, Phase, Progress, Reply, Say, new_id
 from modelpipes.pipe.room import HUB, Room
 from modelpipes.values.deadline import Deadline
 
 RETRY_PAUSE_S = 0.1  # before a turn that failed is asked for again: what was busy or broken may not be any more
-MODERATOR_TRIES = 2  # then the next in the round speaks: a moderator that names nobody must not stop the talk
-MODERATOR_CHARS = 2000  # of the last turns, for the moderator to go by
-MODERATOR_ANSWER_CHARS = 1000  # longer answers are broken off: one that names nobody by then may never end
 
 
 class _Left(Exception):
@@ -117,6 +113,7 @@ class Conversation:
         retries: int = 2,
         bring_back: Callable[[str, PeerError, Deadline], None] | None = None,
         guests: Collection[str] = (),
+        log: Log = NO_LOG,
         guest: Guest | None = None,
     ) -> None:
         """Nothing is said yet. What is not given: all turns are kept in memory and in no file, nobody listens,
@@ -150,19 +147,26 @@ class Conversation:
         self._speaking = tuple(name for name in members if moderator_speaks or name != moderator)
         self._taking = taking or RoundRobin(self._speaking)
         self._rules = rules or StopRules(rounds=DEFAULT_ROUNDS)
-        self._moderator = moderator
-        self._is_deserted = False  # the moderator was lost, and could not be brought back
+        self._moderator = moderator and Moderator(
+            moderator, self._speaking, self._taking, hub, self._asker, partial(self._return_of, moderator)
+        )
         self._silence_s = silence_s
         self._limit = limit or Deadline.never()
         self._retries = retries
         self._bring_back = bring_back or _give_up
         self._guests = guests
+        self._log = log
         self._guest = guest
         self._told = Retelling(self._transcript)
         self._called: str | None = None  # who speaks next, whoever's turn it were
         self._systems: dict[str, str] = {}  # system texts that a person gave
         self._known = {seat: self._transcript.known_by(seat) for seat in members}
         self._sat = {seat: room.sitting(seat).pid for seat in members}  # who was last seen there
+
+    @property
+    def id(self) -> str:
+        """Of the conversation, as its transcript has it."""
+        return self._transcript.header.id
 
     @property
     def turns(self) -> Sequence[Turn]:
@@ -250,60 +254,20 @@ class Conversation:
             return self._taking.next(self._transcript.last + 1, self._transcript.speakers)
         choice = self._transcript.choice  # there already where a leader died before the turn
         if choice is None:
-            choice = self._choose(self._moderator)
+            choice = self._moderator.choose(self._transcript)
             self._transcript.choose(choice)
         self._listener.chose(choice)
         if choice.chose == END_WORD:
             raise _Over
         return choice.chose
 
-    def _choose(self, moderator: str) -> Choice:
-        """Whom the moderator lets speak; where that is nobody, or somebody must not wait longer, the leader does."""
-        turn, tries, why = self._transcript.last + 1, 0, ""
-        if late := overdue({name: self._transcript.passed_over(name) for name in self._speaking}):
-            return Choice(turn, self.hub, late, why="it was passed over too often")
-        try:
-            for tries in range(1, MODERATOR_TRIES + 1):
-                if chosen := self._ask_moderator(moderator):
-                    return Choice(turn, moderator, chosen, tries)
-            why = f"{moderator} named nobody of them"
-        except DeadlineError as silent:
-            why = str(silent)
-        except PeerError as lost:
-            why = str(lost)
-            if reason_of(lost) == "leaving":
-                self._mend_moderator(moderator, lost)
-        return Choice(turn, self.hub, self._taking.next(turn, self._transcript.speakers), tries, why)
-
-    def _mend_moderator(self, moderator: str, lost: PeerError) -> None:
-        """Bring it back for the next choice, if that can be: a talk goes on without."""
-        self._see_off(moderator)
-        if not self._is_deserted:
-            try:
-                self._bring_back(moderator, lost, self._limit)
-            except (PeerError, DeadlineError):
-                self._is_deserted = True
+    def _return_of(self, seat: str, lost: PeerError) -> None:
+        """Wait for one that was lost to be there again; raises as `bring_back`."""
+        self._see_off(seat)
+        self._bring_back(seat, lost, self._limit)
 
     def _newest(self, count: int) -> Sequence[Turn]:
         return self._transcript.after(self._transcript.last - count)
-
-    def _ask_moderator(self, moderator: str) -> str | None:
-        """Whom it names; None where it names nobody."""
-        last = self._transcript.speakers[-1:]
-        candidates = [name for name in self._speaking if name not in last] or list(self._speaking)
-        counts = {name: self._transcript.count(name) for name in self._speaking}
-        talk = "\n\n".join(f"{turn.sender}: {turn.content}" for turn in self._newest(len(self.members)))
-        asked = moderator_question(counts, candidates, talk[-MODERATOR_CHARS:])
-        said = ""
-        with self._asker(moderator) as asker, closing(asker.ask(Say(new_id(), self.hub, moderator, asked))) as answers:
-            for answer in answers:
-                if isinstance(answer, Delta):
-                    said += answer.content
-                if isinstance(answer, Reply):
-                    said = answer.content
-                if isinstance(answer, Reply) or len(without_thoughts(said)) > MODERATOR_ANSWER_CHARS:
-                    break
-        return parse_choice(said, candidates)
 
     def _asker(self, seat: str, stop_fd: int = -1) -> Asker:
         was_seated = self._sat[seat] is not None
@@ -317,6 +281,7 @@ class Conversation:
             limit=self._limit,
             was_seated=was_seated,
             stop_fd=stop_fd,
+            log=self._log,
         )
 
     def _take_turn(self, seat: str) -> None:
@@ -352,8 +317,7 @@ class Conversation:
     def _mend(self, seat: str, failed: PeerError) -> None:
         """Do what makes another try worth it; raises `failed` itself where nothing does."""
         if reason_of(failed) == "leaving":
-            self._see_off(seat)
-            self._bring_back(seat, failed, self._limit)
+            self._return_of(seat, failed)
         else:
             time.sleep(min(RETRY_PAUSE_S, self._limit.remaining_s()))
 
@@ -394,6 +358,9 @@ class Conversation:
         """The reply; what comes of it before is `said`."""
         for answer in tell(asker, say, self._told.after, self._known[say.to]):
             if isinstance(answer, Delta):
+                if answer.anew:
+                    said.clear()
+                    self._listener.starts(say.to, self._transcript.last + 1)
                 said.append(answer.content)
                 self._listener.says(answer.content, answer.thinking)
             elif isinstance(answer, Progress):
@@ -422,8 +389,3 @@ class Conversation:
     def _record(self, turn: Turn) -> None:
         self._transcript.append(turn)
         self._listener.ends(turn)
-
-
-def reason_of(error: PeerError) -> Reason:
-    """Why there is no answer: the reason of the failure, which is "leaving" where the member is gone."""
-    return error.reason if isinstance(error, PeerFailed) else "leaving"

@@ -27,11 +27,13 @@ class _Watched(Work):
     """Work whose listener learns of each word, and of what is done meanwhile."""
 
     def __init__(self, say: Say, turns: Sequence[Heard], listener: Listener) -> None:
-        super().__init__(say, turns, lambda _, content, thinking: self._pass_on(content, thinking))
+        super().__init__(say, turns, self._tell)
         self._listener = listener
         self.show_life()
 
-    def _pass_on(self, content: str, thinking: str) -> None:
+    def _tell(self, _: Work, content: str, thinking: str, anew: bool) -> None:
+        if anew:
+            self._listener.starts(self.say.to, len(self.turns))
         if not content:
             self._listener.waits(self.say.to, self.phase)
         self._listener.says(content, thinking)

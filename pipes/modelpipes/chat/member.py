@@ -21,9 +21,11 @@ from modelpipes.chat.outbox import DELTA_S, UNSENT_LIMIT_BYTES, Outbox
 from modelpipes.chat.pending import Pending, PendingQueue
 from modelpipes.chat.plain import PlainAnswers
 from modelpipes.chat.voices import LOAD_S, Finish, Voice, Work
+from modelpipes.chat.voices.loading import Arriving, Show, show_nothing, watched
 from modelpipes.errors import DeadlineError, EngineError, MessageError, PeerError, PipesError, Reason, RoomError
-from modelpipes.pipe.endpoint import Arrival, Endpoint, Lost, Readable
+from modelpipes.pipe.endpoint import Arrival, Endpoint, Lost, Readable, Unended
 from modelpipes.pipe.framing import encode
+from modelpipes.pipe.log import NO_LOG, Log
 from modelpipes.pipe.message import (
     Bye,
     Cancel,
@@ -37,13 +39,14 @@ from modelpipes.pipe.message import (
     Timing,
     new_id,
 )
-from modelpipes.pipe.room import Room, Sitting, State
+from modelpipes.pipe.room import Loading, Room, Sitting, State
 from modelpipes.terminal import output
 from modelpipes.values.deadline import Deadline
 
 QUEUE_LIMIT = 64  # messages that wait; more are refused as busy, so that an asker learns of it
 TICK_S = 0.5  # progress, lost pipes and dead guards are looked after twice a second, noticed within one
-PLAIN_RETRY_S = 0.005  # the kernel has no event for a reader that comes
+PLAIN_RETRY_S = 0.005  # the kernel has no event for a reader that comes, nor, as we hold one, for the last writer
+SHOWN_CHARS = 40  # of a line that lacks its end
 SETTLED_NS = 2_000_000_000  # far more than a tick of the file system's clock
 DYING_S = 0.2  # between the end of an engine's connections and its own, on a busy machine
 
@@ -61,7 +64,13 @@ class Member:
         once: bool = False,
         load_s: float = LOAD_S,
         report: Callable[[str], None] = output.say,
+        show: Show = show_nothing,
+        log: Log = NO_LOG,
     ) -> None:
+        """`show` is told twice a second, in a thread of its own, how far a voice is that loads; None once it has.
+
+        `log` has what is heard and answered.
+        """
         self.room = room
         self.seat = seat
         self.voice = voice
@@ -76,9 +85,13 @@ class Member:
         self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._wake_lock = threading.RLock()  # a signal handler may wake while its own thread does
         self._listened_ns = 0  # when the room had last changed as we looked which pipes lead here
+        self._show = show
+        self._log = log
+        self._loading: Loading | None = None
         self._is_ready = False
         self._shown: Sitting | None = None
         self._answers = 0
+        self._seated_s = time.monotonic()
         self._end: PipesError | int | None = None  # why the member leaves: an error, or an exit code
         self._tick = Deadline.after(TICK_S)
 
@@ -101,16 +114,20 @@ class Member:
     def _run(self) -> int:
         try:
             with self.room.take_seat(self.seat) as self._lock, Endpoint(self.room, self.seat) as self._endpoint:
-                self._out = Outbox(self._endpoint)
+                self._out = Outbox(self._endpoint, self._log)
                 self._plain = PlainAnswers(self._endpoint, self._report)
                 self._show_state()
+                self._log.note(self.seat, "seated", pid=os.getpid(), voice=self.voice.kind)
                 self._endpoint.watch(self._wake_r)
+                self._endpoint.watch_lines()
                 self._listen()
                 try:
                     self._work_until_the_end()
                     self._say_goodbye()
                 finally:
                     self.voice.close()
+                    why = str(self._end) if isinstance(self._end, PipesError) else None
+                    self._log.note(self.seat, "left", answers=self._answers, why=why)
                 if not isinstance(self._end, PipesError):
                     self._lock.clear()  # else the last state stays, so that who waits for the seat learns of its death
         finally:
@@ -137,7 +154,8 @@ class Member:
         plain = [pending for pending in (*self._pending.waiting, *self._pending.working) if pending.is_plain]
         is_idle = self._plain.is_idle(pending.asker for pending in plain)
         waits_for_lock = any(not pending.work for pending in plain)
-        until = Deadline.after(PLAIN_RETRY_S) if waits_for_lock or not is_idle else self._tick
+        is_pressing = waits_for_lock or not is_idle or self._endpoint.has_unended
+        until = Deadline.after(PLAIN_RETRY_S) if is_pressing else self._tick
         if not self._out.is_idle():
             until = until.earlier(Deadline.after(DELTA_S))
         event = self._endpoint.receive(until.earlier(self._tick))
@@ -147,6 +165,9 @@ class Member:
             self._forget_asker(event.receiver, event.unsent_bytes)
         elif isinstance(event, Readable):
             self._wake_up(event.fd)
+        if self._endpoint.has_unended:
+            for unended in self._endpoint.look_at_unended():
+                self._hear_unended(unended)
         self._out.post_lagging()
         if self._plain.deliver() and self._once:
             self._leave(0)
@@ -193,11 +214,20 @@ class Member:
         return PeerError(f"{self.seat}: a fault of modelpipes, please report it: {what} ({_place(error)})")
 
     def _load(self) -> None:
-        self.voice.prepare(Deadline.after(self._load_s))
+        with watched(self.voice, self.seat, self._show_loading):
+            self.voice.prepare(Deadline.after(self._load_s))
         self._hand_over(self._be_ready)
+
+    def _show_loading(self, arriving: Arriving | None) -> None:
+        """In a thread of its own: the seat's line tells it too."""
+        if arriving:
+            self._loading = arriving.loading
+            self._hand_over(lambda: None)
+        self._show(arriving)
 
     def _be_ready(self) -> None:
         self._is_ready = True
+        self._log.note(self.seat, "ready", ms=(time.monotonic() - self._seated_s) * 1000)
         if (fd := self.voice.death_fd()) >= 0:
             self._endpoint.watch(fd)
 
@@ -222,8 +252,7 @@ class Member:
         elif isinstance(item, Plain):
             self._hear_plain(sender, item)
         elif isinstance(item, Malformed):
-            if self._out.connect(sender):
-                self._out.fail(sender, item.reply_to, "malformed", item.detail)
+            self._hear_malformed(sender, item)
         elif isinstance(item, Cancel):
             pending = self._pending.find(item.reply_to)
             if pending and pending.asker == sender:
@@ -235,26 +264,76 @@ class Member:
         if not self._out.connect(sender):
             return  # a typed asker opens its answer pipe before it speaks: this one has gone
         if reply := self._memory.reply_to(say.id):
+            self._log.note(self.seat, "repeated", id=say.id, to=sender, content=reply.content)
             self._out.post(sender, reply, limit_bytes=UNSENT_LIMIT_BYTES)
         elif (pending := self._pending.find(say.id)) and not pending.is_abandoned:
             if pending.work and pending.work.content:  # joined: tell what was said so far
                 delta = Delta(say.id, self.seat, sender, "".join(pending.work.content))
                 self._out.post(sender, delta, limit_bytes=UNSENT_LIMIT_BYTES)
-        elif not self._pending.add(Pending(sender, say)):
+        elif self._pending.add(Pending(sender, say)):
+            self._note_heard(say)
+        else:
             self._out.fail(sender, say.id, "busy", f"{self.seat} has {QUEUE_LIMIT} messages waiting; ask again later")
 
-    def _hear_plain(self, sender: str, plain: Plain) -> None:
-        if self.room.sitting(sender).state not in ("free", "died"):
-            self._report(f"{self.seat}: a plain line from {sender}, which is a member, is not answered")
-            return
+    def _hear_malformed(self, sender: str, item: Malformed) -> None:
+        """Whose line was none is told so: a typed asker by a failure, who writes plain lines by a plain one."""
+        if self._plain.refuses(sender):
+            return  # and is still to be told of an earlier one
+        is_typed = self._endpoint.is_typed(sender) or item.reply_to or self.room.is_asked(sender, self.seat)
+        if is_typed and self._out.connect(sender):
+            self._out.fail(sender, item.reply_to, "malformed", item.detail)
+        elif self._may_be_plain(sender):
+            self._supersede(sender)
+            self._plain.refuse(sender, item.detail)
+
+    def _hear_unended(self, unended: Unended) -> None:
+        sender, item = unended.sender, unended.item
+        line = unended.line.decode("utf-8", "replace")
+        line = line if len(line) <= SHOWN_CHARS else f"{line[: SHOWN_CHARS - 1]}…"
+        if item is None:
+            self._report(f"{self.seat}: {sender} does not end its line '{line}'; it is read when its newline comes")
+        elif isinstance(item, Malformed):
+            self._report(f"{self.seat}: half a message of {sender}, which went away, is dropped: '{line}'")
+        else:
+            if isinstance(item, Plain):
+                self._report(f"{self.seat}: {sender}'s line '{line}' has no newline at its end; it is read as it is")
+            self._hear(sender, item)
+
+    def _may_be_plain(self, sender: str) -> bool:
+        """May a seat be answered plainly? Not that of a member: the two would talk for ever."""
+        if self.room.sitting(sender).state in ("free", "died"):
+            return True
+        self._report(f"{self.seat}: a plain line from {sender}, which is a member, is not answered")
+        return False
+
+    def _supersede(self, sender: str) -> None:
+        """Nobody wants the answers to older plain lines of a seat any more."""
         self._plain.drop(sender)
         for older in self._pending.of(sender):
             if older.is_plain and not older.is_abandoned:
                 self._report(f"{self.seat}: {sender} asked again before it had its answer, which is lost")
                 older.is_abandoned = True  # its words are heard all the same: a program may count them
+
+    def _hear_plain(self, sender: str, plain: Plain) -> None:
+        if not self._may_be_plain(sender):
+            return
+        self._supersede(sender)
         pending = Pending(sender, Say(new_id(), sender, self.seat, plain.content), is_plain=True)
-        if not self._pending.add(pending):
+        if self._pending.add(pending):
+            self._note_heard(pending.say)
+        else:
             self._report(f"{self.seat}: too busy for a plain line from {sender}; it is lost")
+
+    def _note_heard(self, say: Say) -> None:
+        if self._log.is_on:
+            self._log.note(self.seat, "heard", id=say.id, by=say.sender, turn=say.turn, content=say.words)
+
+    def _note_end(self, pending: Pending, what: str, content: str | None = None, **facts: str | None) -> None:
+        if not self._log.is_on:
+            return
+        ms = (time.monotonic() - pending.arrived_s) * 1000
+        say = pending.say
+        self._log.note(self.seat, what, id=say.id, to=say.sender, turn=say.turn, content=content, ms=ms, **facts)
 
     def _forget_asker(self, asker: str, unsent_bytes: int) -> None:
         """A typed asker that has gone wants no answer; a plain one that comes and goes loses what it did not read."""
@@ -290,7 +369,7 @@ class Member:
                 pending.asker, pending.say.id, "out-of-step", f"{self.seat} knows turn {turns.have}", turns.have
             )
             return
-        pending.work = Work(pending.say, turns, lambda _, content, thinking: self._pass_on(pending, content, thinking))
+        pending.work = Work(pending.say, turns, lambda _, *piece: self._pass_on(pending, *piece))
         self._started.put(pending)
 
     def _answer_pending(self) -> None:
@@ -332,11 +411,11 @@ class Member:
     def _death(self) -> EngineError:
         return EngineError(f"{self.seat}: {self.voice.last_words()}")
 
-    def _pass_on(self, pending: Pending, content: str, thinking: str) -> None:
+    def _pass_on(self, pending: Pending, content: str, thinking: str, anew: bool) -> None:
         """In the voice's thread: pieces that come faster than they go travel together."""
         if pending.is_plain:
             return
-        pending.pieces.append((content, thinking))
+        pending.pieces.append((content, thinking, anew))
         if not pending.is_posting:
             pending.is_posting = True
             self._hand_over(lambda: self._out.post_soon(pending))
@@ -369,6 +448,7 @@ class Member:
     def _reply(self, pending: Pending, stop: Stop, content: str, finish: Finish | None = None) -> None:
         finish = finish or Finish()
         self._answers += stop != "cancelled"
+        self._note_end(pending, "answered", content, stop=stop)
         if pending.is_plain:
             if not pending.is_abandoned:
                 self._plain.keep(pending.asker, content)
@@ -403,6 +483,7 @@ class Member:
         if self._once:
             self._leave(PeerError(f"{self.seat}: {detail}"))
         if pending.is_plain and not pending.is_abandoned:
+            self._note_end(pending, "failed", reason=reason, why=detail)
             self._plain.keep(pending.asker, f"error: {detail}")
         elif not pending.is_abandoned:
             self._out.fail(pending.asker, pending.say.id, reason, detail)
@@ -438,7 +519,9 @@ class Member:
         state: State = "loading" if not self._is_ready else "busy" if self._pending.working else "ready"
         kind, command = (text.encode("utf-8", "replace").decode() for text in (self.voice.kind, self._command))
         about = self.voice.about() if self._is_ready else None
-        who = Sitting(self.seat, state, os.getpid(), kind, len(self._pending.waiting), self._answers, command, about)
+        loading = self._loading if state == "loading" else None
+        queue = len(self._pending.waiting)
+        who = Sitting(self.seat, state, os.getpid(), kind, queue, self._answers, command, about, loading)
         if who != self._shown:
             self._shown = who
             self._lock.write(msgspec.json.encode(who) + b"\n")
@@ -449,6 +532,7 @@ class Member:
             if pending.work:
                 pending.work.cancel()
             if pending.is_plain and not pending.is_abandoned:
+                self._note_end(pending, "failed", reason="leaving", why=detail)
                 self._plain.keep(pending.asker, f"error: {detail}")
             elif not pending.is_abandoned:
                 self._out.fail(pending.asker, pending.say.id, "leaving", detail)

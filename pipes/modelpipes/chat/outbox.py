@@ -8,6 +8,7 @@ import time
 from modelpipes.chat.pending import Pending
 from modelpipes.errors import MessageError, Reason, RoomError
 from modelpipes.pipe.endpoint import Endpoint
+from modelpipes.pipe.log import NO_LOG, Log
 from modelpipes.pipe.message import Bye, Delta, Failure, Message, Phase, Progress
 from modelpipes.values.deadline import Deadline
 
@@ -21,8 +22,9 @@ FAREWELL_S = 0.2  # for the last words to go out when the member leaves
 class Outbox:
     """Nothing here waits: an asker that has gone, or reads slowly, holds nobody up."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, log: Log = NO_LOG) -> None:
         self._endpoint = endpoint
+        self._log = log
         self._seat = endpoint.seat
         self._lagging: list[Pending] = []  # with pieces that go in a moment
 
@@ -44,6 +46,7 @@ class Outbox:
             self._endpoint.post(asker, message)
 
     def fail(self, asker: str, say_id: str | None, reason: Reason, detail: str, have: int | None = None) -> None:
+        self._log.note(self._seat, "failed", id=say_id, to=asker, reason=reason, why=detail)
         failure = Failure(self._seat, asker, reason, detail, say_id, have)
         is_cheap = reason in ("busy", "malformed")  # to provoke, without end and without reading
         self.post(asker, failure, limit_bytes=UNSENT_LIMIT_BYTES if is_cheap else None)
@@ -66,12 +69,15 @@ class Outbox:
         """Post what the voice has emitted by now as one delta."""
         pending.is_posting = False
         content = thinking = ""
+        is_anew = False
         while pending.pieces:
-            more_content, more_thinking = pending.pieces.popleft()
+            more_content, more_thinking, begins_anew = pending.pieces.popleft()
+            if begins_anew:
+                content, thinking, is_anew = "", "", True
             content += more_content
             thinking += more_thinking
-        if (content or thinking) and not pending.is_abandoned:
-            delta = Delta(pending.say.id, self._seat, pending.asker, content, thinking)
+        if (content or thinking or is_anew) and not pending.is_abandoned:
+            delta = Delta(pending.say.id, self._seat, pending.asker, content, thinking, is_anew)
             self.post(pending.asker, delta, limit_bytes=UNSENT_LIMIT_BYTES)  # what is left out the reply will tell
 
     def post_lagging(self) -> None:

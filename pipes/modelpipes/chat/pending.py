@@ -1,4 +1,4 @@
-"""The messages that a member has yet to answer: each asker's in order, askers side by side."""
+"""The messages that a member has yet to answer: askers side by side, what of one belongs together in order."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ class Pending:
         self.asker = asker
         self.say = say
         self.is_plain = is_plain
-        self.line = asker, is_plain  # where it queues: a typed asker never waits behind its seat's plain lines
+        # Where it queues: a typed asker never waits behind its seat's plain lines; what stands alone queues nowhere.
+        self.line = (asker, is_plain) if is_plain or say.conversation else None
         self.arrived_s = time.monotonic()
         self.started_s = 0.0
         self.work: Work | None = None  # None: it still waits
         self.is_abandoned = False  # its asker has gone: nobody wants the answer
-        self.pieces: deque[tuple[str, str]] = deque()  # (content, thinking) that the voice emitted, still to be posted
+        self.pieces: deque[tuple[str, str, bool]] = deque()  # content, thinking, anew: emitted, still to be posted
         self.is_posting = False  # somebody was told to post them
         self.posted_s = 0.0  # when pieces last went out
 
@@ -44,17 +45,22 @@ class PendingQueue:
         return True
 
     def next_to_start(self, may_start: Callable[[Pending], bool]) -> Pending | None:
-        """Move the oldest whose asker has none before it, and that may start, to those in work."""
+        """Move the oldest that waits for none before it, and that may start, to those in work.
+
+        Of an asker that has one in work already only where nobody else waits.
+        """
         if len(self.working) >= self.parallel:
             return None
-        blocked = {pending.line for pending in self.working}
-        for pending in self.waiting:
+        served = {pending.asker for pending in self.working}
+        blocked = {pending.line for pending in self.working if pending.line}
+        for pending in sorted(self.waiting, key=lambda pending: pending.asker in served):
             if pending.line not in blocked and may_start(pending):
                 self.waiting.remove(pending)
                 self.working.append(pending)
                 pending.started_s = time.monotonic()
                 return pending
-            blocked.add(pending.line)
+            if pending.line:
+                blocked.add(pending.line)
         return None
 
     def find(self, say_id: str) -> Pending | None:

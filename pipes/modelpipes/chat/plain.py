@@ -15,13 +15,25 @@ class PlainAnswers:
         self._endpoint = endpoint
         self._report = report
         self._uncollected: dict[str, str] = {}
+        self._refused: set[str] = set()  # whose uncollected answer says that the line was none
 
     def keep(self, asker: str, text: str) -> None:
         """Keep an answer for its asker to collect."""
         self._uncollected[asker] = text
+        self._refused.discard(asker)
+
+    def refuse(self, asker: str, detail: str) -> None:
+        """Keep for an asker that its line is none."""
+        self.keep(asker, f"error: {detail}; words must not begin with {{ (a space before it will do)")
+        self._refused.add(asker)
+
+    def refuses(self, asker: str) -> bool:
+        """Is that what its uncollected answer says?"""
+        return asker in self._refused
 
     def drop(self, asker: str) -> None:
         """A newer line came: nobody wants the older one's answer any more."""
+        self._refused.discard(asker)
         if self._uncollected.pop(asker, None) is not None:
             self._report(f"{self._endpoint.seat}: {asker} asked again before it collected an answer, which is lost")
 
@@ -30,6 +42,7 @@ class PlainAnswers:
         ready = [asker for asker in self._uncollected if self._may_write(asker)]
         for asker in ready:
             text = self._uncollected.pop(asker)
+            self._refused.discard(asker)
             try:
                 self._endpoint.post_plain(asker, text)
             except MessageError as e:
@@ -42,9 +55,8 @@ class PlainAnswers:
         """
         endpoint = self._endpoint
         try:
-            is_typed = endpoint.room.is_asked(asker, endpoint.seat)
             is_late = endpoint.unsent_bytes(asker) or endpoint.has_unread(asker)
-            return not is_typed and not is_late and endpoint.try_connect(asker)
+            return not is_late and not endpoint.room.is_asked(asker, endpoint.seat) and endpoint.try_connect(asker)
         except RoomError:
             return False
 

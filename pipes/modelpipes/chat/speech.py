@@ -1,4 +1,4 @@
-"""What comes out of a model, as words: its own name, its thoughts, and what it says for others taken off. Pure."""
+"""What comes out of a model, as words: its own name, and what it says for others, taken off. Pure."""
 
 from __future__ import annotations
 
@@ -93,60 +93,3 @@ def label_forms(name: str) -> tuple[str, ...]:
     """How models write a speaker's name before words, in lower case."""
     name = name.lower()
     return f"{name}:", f"{name} :", f"**{name}:**", f"**{name}**:", f"*{name}:*", f"*{name}*:"
-
-
-class ThoughtSplitter:
-    """Parts a leading `<think>…</think>` from an answer that comes in pieces."""
-
-    _OPEN, _CLOSE = "<think>", "</think>"
-    _MAX_SPACE_CHARS = 64  # as for NameStripper
-
-    __slots__ = ("_held", "_state")
-
-    def __init__(self) -> None:
-        self._held = ""
-        self._state = "begin"
-
-    def feed(self, text: str) -> tuple[str, str]:
-        """The content and the thoughts in the next piece; what may yet become a tag is held back."""
-        text, self._held = self._held + text, ""
-        content = thinking = ""
-        if self._state == "begin":
-            words = text.lstrip()
-            if len(text) - len(words) > self._MAX_SPACE_CHARS:
-                self._state = "content"
-            elif words.startswith(self._OPEN):
-                self._state, text = "thoughts-begin", words[len(self._OPEN) :]
-            elif self._OPEN.startswith(words):
-                self._held = text
-                return "", ""
-            else:
-                self._state = "content"
-        if self._state == "thoughts-begin":
-            text = text.lstrip()
-            if text:
-                self._state = "thoughts"
-        if self._state == "thoughts":
-            thinking, tag, text = text.partition(self._CLOSE)
-            if tag:
-                self._state = "content-begin"
-            else:
-                kept = len(thinking) - _overlap(thinking, self._CLOSE)
-                thinking, self._held = thinking[:kept], thinking[kept:]
-        if self._state == "content-begin":
-            text = text.lstrip()
-            if text:
-                self._state = "content"
-        if self._state == "content":
-            content = text
-        return content, thinking
-
-    def flush(self) -> tuple[str, str]:
-        """What was held back, at the end of the answer; thoughts that never ended are thoughts."""
-        held, self._held = self._held, ""
-        return (held, "") if self._state in ("begin", "content") else ("", held)
-
-
-def _overlap(text: str, tag: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `tag`."""
-    return next((count for count in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:count])), 0)

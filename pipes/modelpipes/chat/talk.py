@@ -14,9 +14,11 @@ from modelpipes.chat.seating import PATIENCE_S, Seating, say_nothing
 from modelpipes.chat.telling import who_hears_names
 from modelpipes.chat.transcript import VERSION, Header, Transcript, moment
 from modelpipes.chat.turns import DEFAULT_ROUNDS, Random, RoundRobin, StopRules
+from modelpipes.chat.voices.loading import Show, show_nothing
 from modelpipes.errors import UsageError
 from modelpipes.pipe.asker import SILENCE_S
 from modelpipes.pipe.cleanup import clean_up
+from modelpipes.pipe.log import NO_LOG, Log
 from modelpipes.pipe.message import new_id
 from modelpipes.pipe.room import HUB, About, Room, star
 from modelpipes.values.deadline import Deadline
@@ -35,6 +37,7 @@ class Talk(Struct, frozen=True, kw_only=True):
     members: tuple[str, ...]
     commands: Mapping[str, Sequence[str]] = {}  # of those to be seated: what attach-model is given
     voices: Mapping[str, str] = {}  # of those and of the person: as the transcript has it
+    passing: Sequence[str] = ()  # those whose server ends with us: who resumes has to name them again
     person: str | None = None
     directory: str | None = None
     taking: Taking = "round-robin"
@@ -71,7 +74,7 @@ class Talk(Struct, frozen=True, kw_only=True):
             settings,
             at=moment(),
             abouts=dict(abouts),
-            commands={name: tuple(command) for name, command in self.commands.items()},
+            commands={name: tuple(it) for name, it in self.commands.items() if name not in self.passing},
             labels=tuple(n for n in self.members if told[n] == "always" or (told[n] == "auto" and n in auto)),
             person=self.person or "",
             moderator=self.moderator or "",
@@ -81,14 +84,19 @@ class Talk(Struct, frozen=True, kw_only=True):
 
 @contextlib.contextmanager
 def prepared(
-    talk: Talk, listener: Listener | None = None, report: Callable[[str], None] = say_nothing
+    talk: Talk,
+    listener: Listener | None = None,
+    report: Callable[[str], None] = say_nothing,
+    show: Show = show_nothing,
+    log: Log = NO_LOG,
 ) -> Iterator[Conversation]:
     """The conversation, ready to be led; at the end its members are ended, and what was made of the room is removed.
 
         with prepared(Talk(members=("alice", "bob"), commands={"alice": [...], "bob": [...]})) as conversation:
             conversation.lead("Hello.")
 
-    `report` is told in a line when a member is waited for or seated again, and when others may read the transcript.
+    `report` is told in a line when a member is waited for or seated again, and when others may read the transcript;
+    `show` how far a member is that loads, as `Seating` has it. `log` has what is asked, and heard.
     Raises RoomError, UsageError, FileError for the transcript, and what `Seating.seat` raises.
     """
     with contextlib.ExitStack() as stack:
@@ -96,7 +104,7 @@ def prepared(
         transcript = stack.enter_context(_open_transcript(talk))
         if transcript.warning:
             report(transcript.warning)
-        seating = stack.enter_context(Seating(room, patience_s=talk.patience_s, report=report))
+        seating = stack.enter_context(Seating(room, patience_s=talk.patience_s, report=report, show=show))
         seating.seat(talk.commands)
         guest = stack.enter_context(seated_person(room, talk.person)) if talk.person else None
         if not transcript.has_begun:
@@ -117,6 +125,7 @@ def prepared(
             retries=talk.retries,
             bring_back=seating.bring_back,
             guests=(talk.person,) if talk.person else (),
+            log=log,
             guest=guest,
         )
 

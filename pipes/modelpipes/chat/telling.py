@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn, moment
 from modelpipes.errors import PeerFailed
 from modelpipes.pipe.asker import Answer, Asker
-from modelpipes.pipe.message import Cast, Heard, Reply, Say, new_id
+from modelpipes.pipe.message import Cast, Heard, Reply, Sampling, Say, new_id
 
 RETELL_BYTES = 8 * 1024 * 1024  # of the newest turns, for a member that knows nothing; no context holds more
 HEARD_BYTES = 100  # around the words of a turn
@@ -22,13 +22,23 @@ def resume(path: str, asker: Asker) -> Transcript:
     return Transcript.resume(path, Header(VERSION, new_id(), (asker.seat, asker.to), at=moment()))
 
 
-def ask_next(transcript: Transcript, asker: Asker, message: str, hear: Callable[[Generator[Answer]], Reply]) -> None:
+def ask_next(
+    transcript: Transcript,
+    asker: Asker,
+    message: str,
+    hear: Callable[[Generator[Answer]], Reply],
+    sampling: Sampling | None = None,
+) -> Reply:
     """Ask as the next turn of a conversation; question and answer are written once `hear` has heard the answer out."""
     question = Turn(transcript.last + 1, asker.seat, message, at=moment())
     number = question.turn + 1
-    say = Say(new_id(), asker.seat, asker.to, conversation=transcript.header.id, turn=number)
+    header = transcript.header
+    # In a conversation that others have led it is told as it was there; one of our own is between the two of us.
+    cast = cast_of(asker.to, header, transcript.opener) if header.labels is not None else None
+    say = Say(new_id(), asker.seat, asker.to, conversation=header.id, turn=number, cast=cast, sampling=sampling)
     reply = hear(tell(asker, say, lambda turn: [*transcript.after(turn), question], transcript.known_by(asker.to)))
     transcript.append(question, turn_of(number, reply))
+    return reply
 
 
 def cast_of(seat: str, header: Header, opener: str) -> Cast:

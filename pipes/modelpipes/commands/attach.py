@@ -13,8 +13,8 @@ import click
 from modelpipes.commands.cli import options, values, voices
 from modelpipes.commands.cli.signals import ENDING_SIGNALS
 from modelpipes.errors import Ended
+from modelpipes.pipe.log import Log
 from modelpipes.pipe.room import Room, check_seat
-from modelpipes.terminal import output
 
 SIGNALLED = 128  # and the signal's number, as a shell counts
 
@@ -26,6 +26,7 @@ SIGNALLED = 128  # and the signal's number, as a shell counts
 @click.option("--server", metavar="URL", help="A running llama-server, LM Studio, Ollama …; with or without /v1.")
 @click.option("--exec", "exec_", metavar="COMMAND", help="A program run for each message: stdin to stdout.")
 @click.option("--filter", "filter_", metavar="COMMAND", help="One program kept running: a line in, a line out.")
+@click.option("--json", "as_json", is_flag=True, help="Of --filter: messages as lines of JSON, both ways.")
 @options.directory
 @voices.voice_options
 @options.option(
@@ -37,11 +38,14 @@ SIGNALLED = 128  # and the signal's number, as a shell counts
     help="Longest silence of the voice.",
 )
 @click.option("--once", is_flag=True, help="Answer one message, then leave.")
-@click.option("--log", metavar="FILE", type=values.FILE, help="Append what the engine or program writes.")
+@options.logged
+@click.option("-v", "--verbose", is_flag=True, help="The lines of --log, on stderr.")
+@click.option("--engine-log", metavar="FILE", type=values.FILE, help="Append what the engine or program writes.")
 @options.no_fit_check
 @options.common
 @click.pass_context
-def command(ctx: click.Context, /, seat: str, directory: str | None, once: bool, **_: Any) -> int:
+def command(ctx: click.Context, /, seat: str, directory: str | None, once: bool, log: str | None, log_content: bool,
+            verbose: bool, **_: Any) -> int:  # fmt: skip
     """Take a seat and answer what comes on the pipes that lead to it.
 
     \b
@@ -54,13 +58,20 @@ def command(ctx: click.Context, /, seat: str, directory: str | None, once: bool,
     room = Room.open(directory)
     room.require(seat)
     from modelpipes.chat.member import Member
+    from modelpipes.commands.views.loading import show_arriving
+    from modelpipes.terminal.waiting import Waiting
 
     line = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
-    member = Member(room, seat, voice, command=line, once=once, report=output.say)
+    waiting = Waiting()
+    done = Log(log, echo=waiting.say if verbose else None, with_content=log_content)
+    member = Member(
+        room, seat, voice, command=line, once=once, report=waiting.say, show=show_arriving(waiting), log=done
+    )
     for signum in ENDING_SIGNALS:
         if signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, lambda number, _: member.stop(SIGNALLED + number))
-    code = member.run()
+    with waiting:  # an error is told on a line of its own
+        code = member.run()
     if code > SIGNALLED:
         raise Ended(code - SIGNALLED)
     return code

@@ -17,11 +17,14 @@ from modelpipes.commands.cli import options, reading, resumption, values, voices
 from modelpipes.commands.cli.configured import in_force, is_from_file
 from modelpipes.commands.cli.members import ME, InOrder, Members, read_members
 from modelpipes.commands.views import prompts
+from modelpipes.commands.views.loading import show_arriving
 from modelpipes.commands.views.talk import Watcher
-from modelpipes.errors import MessageError, UsageError
+from modelpipes.errors import MessageError, PipesError, UsageError
 from modelpipes.pipe.asker import SILENCE_S
+from modelpipes.pipe.log import Log
 from modelpipes.pipe.room import HUB
 from modelpipes.terminal import output
+from modelpipes.terminal.waiting import Waiting
 from modelpipes.values.deadline import Deadline
 
 if TYPE_CHECKING:
@@ -63,6 +66,8 @@ LABELS = click.Choice(["auto", "always", "never"])
 @click.option("--resume", is_flag=True,
               help="Continue the transcript, with its members and settings unless others are given.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print what each model would be told first, and start nothing.")
+@options.logged
+@click.option("-v", "--verbose", is_flag=True, help="The lines of --log, on stderr.")
 @click.option("--show-thinking", is_flag=True, help="A reasoning model's thoughts, on stderr.")
 @options.no_fit_check
 @options.as_json
@@ -109,12 +114,34 @@ def _lead(given: dict[str, Any], names: Sequence[str], gateway: PrivateDaemon | 
     if not given["no_fit_check"]:
         members.check_fit()
     watcher = Watcher(as_json=given["as_json"], show_thinking=given["show_thinking"], guests=(ME,))
-    with prepared(talk, watcher, lambda line: output.say(f"chat-models: {line}")) as conversation:
-        with watcher:
-            why = conversation.lead(opening)
+    log = _open_log(given, watcher)
+    with Waiting() as waiting, prepared(talk, watcher, _report, show_arriving(waiting), log) as conversation:
+        log.note(HUB, "leads", conversation=conversation.id, members=",".join(members.names))
+        why = ""
+        try:
+            with watcher:
+                why = conversation.lead(opening)
+        except PipesError as error:
+            why = str(error)
+            raise
+        finally:
+            log.note(HUB, "ended", conversation=conversation.id, why=why or "a signal")
         watcher.sum_up(why)
         if gateway and (swaps := gateway.swaps()):
             output.say(swaps)
+
+
+def _open_log(given: dict[str, Any], watcher: Watcher) -> Log:
+    """The log; members that are seated here write to the same file."""
+    log = Log(given["log"], echo=watcher.say_beside if given["verbose"] else None, with_content=given["log_content"])
+    if given["log"]:
+        os.environ["LOG_FILE"] = given["log"]
+        os.environ["LOG_CONTENT"] = "1" if given["log_content"] else "0"
+    return log
+
+
+def _report(line: str) -> None:
+    output.say(f"chat-models: {line}")
 
 
 def _check_served(seats: Sequence[str]) -> None:
@@ -143,6 +170,7 @@ def _describe(given: dict[str, Any], members: Members) -> Talk:
         members=members.names,
         commands=members.commands,
         voices=members.voices,
+        passing=members.served,
         person=ME if ME in members.names else None,
         directory=given["directory"],
         taking=given["taking"],

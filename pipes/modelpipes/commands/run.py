@@ -14,8 +14,8 @@ from modelpipes.commands.cli import options, reading, values, voices
 from modelpipes.commands.views.single import Single
 from modelpipes.commands.views.talk import Watcher
 from modelpipes.errors import DeadlineError, UsageError
-from modelpipes.terminal import output
 from modelpipes.terminal.safetext import make_line
+from modelpipes.terminal.waiting import Waiting
 from modelpipes.values.deadline import Deadline
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _read_options(ctx: click.Context) -> dict[str, Any]:
     if given["server"]:
         given["model_name"] = given["model_name"] or given["model"]
         given["model"] = None
-    given.update(exec_=None, filter_=None, log=None)
+    given.update(exec_=None, filter_=None, engine_log=None)
     return voices.read_options(ctx)
 
 
@@ -80,10 +80,13 @@ def _read_options(ctx: click.Context) -> dict[str, Any]:
 def _prepared(name: str, given: dict[str, Any], limit: Deadline) -> Iterator[Voice]:
     """The voice, ready to answer; what was started for it ends with us."""
     from modelpipes.chat.voices import LOAD_S
+    from modelpipes.chat.voices.loading import watched
+    from modelpipes.commands.views.loading import show_arriving
 
-    voice = voices.make_voice(name, given)
+    voice = voices.make_voice(name, {**given, "as_json": False})  # that is how the answer is printed
     with contextlib.closing(voice):
-        voice.prepare(Deadline.after(LOAD_S).earlier(limit))
+        with Waiting() as waiting, watched(voice, name, show_arriving(waiting)):
+            voice.prepare(Deadline.after(LOAD_S).earlier(limit))
         yield voice
 
 
@@ -93,8 +96,11 @@ def _ask(name: str, words: Sequence[str], given: dict[str, Any]) -> None:
 
     limit = Deadline.after(options.bounded(given["max_seconds"]))
     prompt = _read_prompt(words, limit)
-    single = Single(name, as_json=given["as_json"], show_thinking=given["show_thinking"], verbose=given["verbose"])
-    with single, _prepared(name, given, limit) as voice:
+    with contextlib.ExitStack() as stack:
+        voice = stack.enter_context(_prepared(name, given, limit))
+        single = stack.enter_context(
+            Single(name, as_json=given["as_json"], show_thinking=given["show_thinking"], verbose=given["verbose"])
+        )
         began_s = time.perf_counter()
         reply = answer(voice, name, [Heard(0, ME, prompt)], single, limit=limit)
         if reply.stop == "timeout":
@@ -105,9 +111,8 @@ def _ask(name: str, words: Sequence[str], given: dict[str, Any]) -> None:
 def _read_prompt(words: Sequence[str], limit: Deadline) -> str:
     """What to ask: the words, stdin, or the words and then stdin."""
     if len(words) > 1 and words[-1] == FROM_STDIN:
-        return "\n\n".join([" ".join(words[:-1]), *reading.read_messages((), limit)])
-    (prompt,) = reading.read_messages(words, limit)
-    return prompt
+        return f"{' '.join(words[:-1])}\n\n{reading.read_message((), limit)}"
+    return reading.read_message(words, limit)
 
 
 def _talk(name: str, given: dict[str, Any]) -> None:
@@ -120,8 +125,7 @@ def _talk(name: str, given: dict[str, Any]) -> None:
             raise UsageError(f"{option} is for a PROMPT, and none is given: you would talk")
     watcher = Watcher(as_json=False, show_thinking=given["show_thinking"], guests=(ME,), name="modelpipes run")
     with contextlib.ExitStack() as stack:
-        with output.Sign(f"{name} is loading"):
-            voice = stack.enter_context(_prepared(name, given, Deadline.never()))
+        voice = stack.enter_context(_prepared(name, given, Deadline.never()))
         guest = stack.enter_context(Guest(ME)) if lineeditor.is_possible() else None
         with watcher:
             why = Duet(voice, name, watcher).lead(guest)

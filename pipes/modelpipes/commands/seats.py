@@ -17,10 +17,14 @@ from modelpipes.values.deadline import Deadline
 @options.directory
 @click.option("--wait", is_flag=True, help="Return when these seats are ready or busy.")
 @options.option("--timeout", key="list-seats.timeout", type=options.SECONDS, default="30", show_default=True,
-                help="How long to wait, or none.")  # fmt: skip
+                help="How long a seat may show no life; loading is life.")  # fmt: skip
+@options.option("--max-seconds", key="list-seats.max_seconds", type=options.SECONDS, default="none", show_default=True,
+                help="Longest wait in all.")  # fmt: skip
 @options.formats("table", "json")
 @options.common
-def command(seats: tuple[str, ...], directory: str | None, wait: bool, timeout: float, format_: str) -> None:
+def command(
+    seats: tuple[str, ...], directory: str | None, wait: bool, timeout: float, max_seconds: float, format_: str
+) -> None:
     """List the seats of a room: pid, what sits there, state, queue, answers so far.
 
     Reads the lock files alone and touches no pipe. Scripts wait with --wait, they never sleep.
@@ -28,7 +32,7 @@ def command(seats: tuple[str, ...], directory: str | None, wait: bool, timeout: 
     \b
     Examples:
       list-seats
-      list-seats --wait alice bob --timeout 60
+      list-seats --wait alice bob --max-seconds 5m
       list-seats --json
     """
     room = Room.open(directory)
@@ -37,7 +41,8 @@ def command(seats: tuple[str, ...], directory: str | None, wait: bool, timeout: 
     if wait:
         if not seats:
             raise UsageError("--wait needs the seats to wait for: list-seats --wait alice bob")
-        room.wait_for(seats, Deadline.after(options.bounded(timeout)))
+        limit = Deadline.after(options.bounded(max_seconds))
+        room.wait_for(seats, limit, silence_s=options.bounded(timeout))
         if format_ == SCREEN:
             return
     for seat in seats or room.seats():

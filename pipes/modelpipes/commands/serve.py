@@ -12,6 +12,7 @@ from modelpipes.commands.cli import options, values
 from modelpipes.commands.cli.configured import in_force
 from modelpipes.errors import EngineError, UsageError
 from modelpipes.terminal import output
+from modelpipes.terminal.controlling import has_terminal
 from modelpipes.terminal.drawing import SCREEN
 from modelpipes.terminal.safetext import make_safe
 from modelpipes.values.deadline import Deadline
@@ -92,6 +93,7 @@ def command(
         return
     if follow or format_ != SCREEN or wait is not None:
         raise UsageError("--wait, --follow, --format and --json are for an action")
+    ends_with_terminal = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN and has_terminal()  # not under nohup
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is taken for a wish to read the configuration again
     try:
         from modelpipes.serving import daemon, sources
@@ -110,6 +112,7 @@ def command(
         listen=listen,
         vram=vram,
         sink=tell,
+        ends_with_terminal=ends_with_terminal,
     )
 
 

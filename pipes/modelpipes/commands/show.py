@@ -8,7 +8,6 @@ from modelpipes.chat.contents import Contents, read
 from modelpipes.chat.preview import Prompt, prompt_for
 from modelpipes.chat.rendering.exact import to_json
 from modelpipes.chat.rendering.markdown import to_markdown
-from modelpipes.chat.rendering.page import to_html
 from modelpipes.chat.rendering.text import to_text
 from modelpipes.commands.cli import options, reading, values
 from modelpipes.commands.views import prompts
@@ -21,7 +20,13 @@ from modelpipes.values.deadline import Deadline
 @click.argument("transcript", metavar="TRANSCRIPT|-", type=values.TRANSCRIPT)
 @click.option("--format", "form", type=click.Choice(["text", "markdown", "html", "json"]), default="text",
               show_default=True, help="Text for a terminal, or a file to keep.")  # fmt: skip
-@click.option("--as", "seat", metavar="SEAT", help="What this member was told, instead: the messages of a turn.")
+@click.option(
+    "--as",
+    "seat",
+    metavar="SEAT",
+    type=values.TALKED,
+    help="What this member was told, instead: the messages of a turn.",
+)
 @click.option("--turn", metavar="N", type=click.IntRange(0), help="Of which turn.  [its last one]")
 @click.option("--show-thinking", is_flag=True, help="A reasoning model's thoughts as well.")
 @click.option("--max-seconds", type=options.SECONDS, default="none", show_default=True,
@@ -42,7 +47,7 @@ def command(
       modelpipes show talk.jsonl
       modelpipes show talk.jsonl --format html > talk.html
       modelpipes show - --format json < talk.jsonl
-      modelpipes show talk.jsonl --as bob --turn 4
+      modelpipes show talk.jsonl --as bob --turn 2
     """
     name = "stdin" if transcript == "-" else transcript
     limit = Deadline.after(options.bounded(max_seconds))
@@ -58,6 +63,8 @@ def command(
         case "json":
             output.write_json(to_json(contents, show_thinking=show_thinking))
         case "html":
+            from modelpipes.chat.rendering.page import to_html  # lazily: it renders Markdown, 40 ms to load
+
             output.write_text(to_html(contents, show_thinking=show_thinking))
         case "markdown":
             output.write_text(to_markdown(contents, show_thinking=show_thinking))

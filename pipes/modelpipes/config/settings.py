@@ -87,6 +87,12 @@ class Voice(Section, frozen=True):
     temperature: Annotated[float, _key("how freely it chooses words  [the engine's]", 0.7, ge=0, le=100)] | None = None
     top_p: Annotated[float, _key("of the likeliest words, this share  [the engine's]", 0.95, ge=0, le=1)] | None = None
     seed: Annotated[int, _key("of what models say  [another each time]", 1, ge=0, le=2**32 - 1)] | None = None
+    top_k: Annotated[int, _key("of the likeliest words, so many  [the engine's]", 40, ge=0, le=10**6)] | None = None
+    min_p: (
+        Annotated[float, _key("no word less likely than this share of the likeliest  [the engine's]", 0.05, ge=0, le=1)]
+        | None
+    ) = None
+    stop: Annotated[tuple[str, ...], _key("end an answer before one of these  [none]", ["###"])] = ()
     ctx_size: CtxSize = 4096
     kv_type: KvType = "f16"
     gpu_layers: GpuLayers | None = None
@@ -108,7 +114,8 @@ class Voice(Section, frozen=True):
 class ListSeats(Section, frozen=True):
     """list-seats: who sits where."""
 
-    timeout: Annotated[Limit, _key("for --wait: how long models may take to load")] = Limit(30)
+    timeout: Annotated[Limit, _key("for --wait: longest that a seat shows no life; loading is life")] = Limit(30)
+    max_seconds: Annotated[Limit, _key("for --wait: longest time in all  [none]", "10m")] | None = None
 
 
 class AskModel(Section, frozen=True):

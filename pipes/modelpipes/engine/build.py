@@ -173,7 +173,7 @@ def measure(binary: Binary) -> float:
         client = Client(engine.base_url)
         asked = [{"role": "user", "content": "Count from one to fifty."}]
         for seed in range(SPEED_RUNS):
-            with client.chat(asked, max_tokens=SPEED_TOKENS, seed=seed, silence_s=SILENCE_S) as answer:
+            with client.stream(asked, max_tokens=SPEED_TOKENS, seed=seed, silence_s=SILENCE_S) as answer:
                 for _ in answer:
                     pass
                 if not answer.usage or not answer.usage.completion_tokens:

@@ -36,6 +36,7 @@ class _Delta(msgspec.Struct):
 
 class _Choice(msgspec.Struct):
     delta: _Delta | None = None
+    text: str | None = None  # of a completion that is no chat
     finish_reason: str | None = None
 
 
@@ -67,6 +68,8 @@ def read_chunk(data: bytes) -> Chunk:
         if choice.delta is not None:
             chunk.thinking = choice.delta.reasoning_content or choice.delta.reasoning or ""
             chunk.content = choice.delta.content or ""
+        elif choice.text is not None:
+            chunk.content = choice.text
         chunk.finish = _reason(choice.finish_reason)
     return _with_figures(chunk, usual.usage, usual.timings, usual.prompt_progress)
 
@@ -89,6 +92,8 @@ def _read_any(data: bytes) -> Chunk:
         if isinstance(delta, dict):
             chunk.thinking = _words(delta.get("reasoning_content")) or _words(delta.get("reasoning"))
             chunk.content = _words(delta.get("content"))
+        else:
+            chunk.content = _words(choice.get("text"))
         chunk.finish = _reason(choice.get("finish_reason"))
     return _with_figures(chunk, said.get("usage"), said.get("timings"), said.get("prompt_progress"))
 

@@ -5,62 +5,45 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-import time
 import uuid
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
-from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias, Unpack
 
-from modelpipes.engine.chunks import ERROR_EVENT, HalfJoiner, read_chunk
-from modelpipes.engine.refusal import SHOWN_BODY_CHARS, refusal
-from modelpipes.errors import DeadlineError, EngineError, PipesError, Refused, UsageError
-from modelpipes.web.requests import Response, exchange, explain_transport
+from modelpipes.engine.answers import COMPLETION, Answer, ChatStream, Given
+from modelpipes.engine.refusal import refusal, refused_fields
+from modelpipes.engine.thoughts import ThoughtSplitter
+from modelpipes.errors import DeadlineError, EngineError, Refused, UsageError
+from modelpipes.web.requests import Response, exchange
 from modelpipes.web.site import Site, root_of
-from modelpipes.web.sse import EventParser, ServerEvent
-from modelpipes.web.stream import Stream
 
-CHAT = "/v1/chat/completions"
-DONE = b"[DONE]"
-FAULT = "error"  # a field of older llama-servers for what broke the answer off
-OWN_FIELDS = ("stream_options", "stop")  # of a request: those that nobody asked for, and that an answer can do without
-INSIDE_STATUS = 500  # of an error inside an answer that began with 200, unless it names another
 SHOWN_MODELS = 12  # of those that a server has, in a line
-CONNECT_LIMIT_S = 10.0  # a handshake across any network is over by then
+SILENCE_S = 120.0  # a large model that reads a long prompt on a processor is silent for as long
 QUERY_LIMIT_S = 30.0  # counting tokens and the like; llama-server answers them beside a running answer
 
 
-@dataclass
-class Piece:
-    """A piece of the answer, or of the thoughts before it."""
-
-    content: str = ""
-    thinking: str = ""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How far the prompt is read, in tokens."""
-
-    done: int
-    total: int
-
-
-@dataclass(frozen=True)
-class TokenUsage:
-    """Tokens of one answer, as the server counted them."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int | None = None  # of the prompt, read before
+Asked: TypeAlias = str | Sequence[Mapping[str, str]]
 
 
 class Client:
-    """Talks to one server; safe to use from several threads at once."""
+    """Talks to one server of the OpenAI protocol, as llama-server; safe to use from several threads at once.
+
+        client = Client("http://127.0.0.1:8080")
+        answer = client.chat("What is 3 and 4?", temperature=0)
+        print(answer.text, answer.latency_ms, answer.usage)
+        for piece in client.stream("Count from one to ten."):
+            print(piece.content, end="", flush=True)
+
+    What cannot be had raises Refused, with the server's own words, its HTTP status and the kind of fault; EngineError
+    where nothing answers, or something else does; DeadlineError after a silence; UsageError where a model has no name.
+    """
 
     def __init__(self, base_url: str, *, model_name: str | None = None, api_key: str | None = None) -> None:
-        """`base_url` with or without `/v1`; `model_name` None: the only one that the server has."""
+        """`base_url` with or without `/v1`; EngineError where it is no address.
+
+        `model_name` None: the only one that the server has. `api_key` None: none is sent. `https` trusts whom OpenSSL
+        does, and the file that $SSL_CERT_FILE names.
+        """
         self.root = root_of(base_url)
         self.site = Site(self.root)
         self.headers = {"User-Agent": "modelpipes", "Content-Type": "application/json", "Connection": "close"}
@@ -69,33 +52,39 @@ class Client:
         self._model_name = model_name
         self._is_llama_server: bool | None = None
         self._refused: set[str] = set()  # fields that the server does not take
+        self._begins_in_thoughts = False  # an answer of the model, without a tag that says so
         self._lock = threading.Lock()
 
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        silence_s: float | None,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-    ) -> ChatStream:
-        """The answer to `messages` as a stream; nothing is sent before it is iterated.
+    def chat(self, messages: Asked, *, silence_s: float | None = SILENCE_S, **sampling: Unpack[Given]) -> Answer:
+        """The whole answer to `messages`, or to one text; what it takes and raises is that of `stream`."""
+        with self.stream(messages, silence_s=silence_s, **sampling) as stream:
+            return stream.whole()
 
-        The stream ends in DeadlineError when the server shows no life for `silence_s` (None: never).
+    def complete(self, prompt: str, *, silence_s: float | None = SILENCE_S, **sampling: Unpack[Given]) -> Answer:
+        """How the model goes on after `prompt`, which no template of a chat is put around; else as `chat`.
+
+        Some servers have no such page: Refused, kind `missing`.
         """
-        body: dict[str, Any] = {
-            "messages": [dict(message) for message in messages],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        given = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-        body |= {key: value for key, value in given.items() if value is not None}
-        if stop:
-            body["stop"] = list(stop)
-        return ChatStream(self, body, silence_s)
+        with ChatStream(self, {"prompt": prompt}, sampling, silence_s, COMPLETION) as stream:
+            return stream.whole()
+
+    def stream(
+        self,
+        messages: Asked,
+        *,
+        silence_s: float | None = SILENCE_S,
+        may_stop: Sequence[str] = (),
+        **sampling: Unpack[Given],
+    ) -> ChatStream:
+        """The answer to `messages`, or to one text, as it comes; nothing is sent before it is iterated.
+
+        A message has `role` (`system`, `user`, `assistant`) and `content`. The stream ends in DeadlineError when the
+        server shows no life for `silence_s` seconds (None: never). What is given of `Given` is sent, and what is not is
+        left to the server, which may refuse what it cannot do; `may_stop` are words that end the answer where the
+        server can do that.
+        """
+        texts = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        return ChatStream(self, {"messages": [dict(text) for text in texts]}, sampling, silence_s, may_stop=may_stop)
 
     def is_llama_server(self) -> bool:
         """Whether the server has llama-server's own endpoints; asked once."""
@@ -189,8 +178,8 @@ class Client:
 
     # -- for ChatStream
 
-    def complete_body(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The request with what depends on the server added."""
+    def complete_body(self, body: dict[str, Any], added: dict[str, Any]) -> dict[str, Any]:
+        """The request with what depends on the server, and what nobody asked for `added`, as far as it takes that."""
         llama_server = self.is_llama_server()
         if llama_server:
             # Progress events are also what makes the server notice, batch by batch, that we have gone.
@@ -203,18 +192,24 @@ class Client:
                 if len(names) > 1:  # the first may be one that only embeds
                     raise UsageError(f"the server at {self.root} has {some(names)}: name one of these models")
                 self._model_name = names[0]
-            body = {name: value for name, value in body.items() if name not in self._refused}
+            body = body | {name: value for name, value in added.items() if name not in self._refused}
             return body | {"model": self._model_name} if self._model_name else body
 
-    def leave_out(self, refused: Refused) -> bool:
-        """Whether a field of our own was refused, by its name in the server's words; it is not sent any more."""
-        if refused.status not in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
-            return False
-        named = {field for field in OWN_FIELDS if field in str(refused)}
+    def leave_out(self, refused: Refused, added: Iterable[str]) -> bool:
+        """Whether a field that was `added` is what was refused; it is not sent any more."""
+        named = refused_fields(refused, added)
         with self._lock:
             is_new = not named <= self._refused
             self._refused |= named
         return is_new
+
+    def splitter(self) -> ThoughtSplitter:
+        """What parts the thoughts from the next answer."""
+        return ThoughtSplitter(begins_in_thoughts=self._begins_in_thoughts)
+
+    def learn(self, splitter: ThoughtSplitter) -> None:
+        """How answers begin, from the one that this parted."""
+        self._begins_in_thoughts = splitter.begins_in_thoughts
 
     # -- short requests
 
@@ -239,161 +234,6 @@ class Client:
 
     def _exchange(self, method: str, path: str, body: bytes | None, limit_s: float) -> Response:
         return exchange(self.site, method, path, body, headers=self.headers, limit_s=limit_s)
-
-
-class ChatStream:
-    """One answer as it comes: iterate it; `finish`, `usage` and `tokens_per_second` are known at its end."""
-
-    def __init__(self, client: Client, body: dict[str, Any], silence_s: float | None) -> None:
-        self.finish: str | None = None  # "stop", "length", or what else the server calls it
-        self.usage: TokenUsage | None = None
-        self.tokens_per_second: float | None = None
-        self._client = client
-        self._body = body
-        self._silence_s = silence_s
-        self._last_life_s = time.monotonic()
-        self._content, self._thinking = HalfJoiner(), HalfJoiner()
-        self._reading: Reading | None = None
-        self._has_words = False
-        self._is_cancelled = False
-        self._stream = Stream(client.site, self._explain)
-        self._iterator: Generator[Piece | Reading] = self._iterate()
-
-    def __iter__(self) -> ChatStream:
-        return self
-
-    def __next__(self) -> Piece | Reading:
-        """The next piece; Cancelled, DeadlineError, Refused or EngineError where there is none."""
-        return next(self._iterator)
-
-    def cancel(self) -> None:
-        """End the answer from any thread at any time; who iterates it gets Cancelled at once."""
-        self._is_cancelled = True
-        self._stream.cancel()
-
-    def close(self) -> None:
-        """Close the connection; for the thread that iterates."""
-        self._iterator.close()
-
-    def __enter__(self) -> ChatStream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _iterate(self) -> Generator[Piece | Reading]:
-        try:
-            yield from self._ask()
-        except Refused as refused:
-            if self._has_words or not self._client.leave_out(refused):
-                raise
-            self._stream = Stream(self._client.site, self._explain)
-            if self._is_cancelled:  # meanwhile, and so the stream before
-                self._stream.cancel()
-            yield from self._ask()
-
-    def _ask(self) -> Generator[Piece | Reading]:
-        limit_s = CONNECT_LIMIT_S if self._silence_s is None else min(CONNECT_LIMIT_S, self._silence_s)
-        with self._stream as stream:
-            try:
-                stream.check_cancelled()
-                body = _encode(self._client.complete_body(self._body))
-                headers = self._client.headers | {"Accept": "text/event-stream"}
-                stream.send("POST", CHAT, body, headers, connect_s=limit_s, silence_s=self._silence_s)
-                self._last_life_s = time.monotonic()
-                yield from self._read_answer()
-            except PipesError:
-                stream.check_cancelled()  # then it is no failure, whatever it looks like
-                raise
-
-    def _read_answer(self) -> Generator[Piece | Reading]:
-        root, stream = self._client.root, self._stream
-        if not 200 <= stream.status < 300:
-            raise refusal(root, stream.status, stream.read_all())
-        if "event-stream" not in stream.content_type:
-            raise EngineError(f"the server at {root} does not stream: it is no chat server")
-        parser, is_over = EventParser(alone=(FAULT,)), False
-        while not is_over and (data := stream.read()):
-            events = parser.feed(data)
-            if (begun := parser.rest()) and begun.data.strip() == DONE:
-                events.append(begun)  # the end, also where neither a blank line nor the connection's end follows
-            is_over = yield from self._pass_on(events)
-            self._check_silence()
-        if not is_over and (begun := parser.rest()):  # the standard drops it, and some servers forget the blank line
-            is_over = yield from self._pass_on([begun])
-        stream.check_cancelled()
-        if half := self._content.rest():
-            yield Piece(half)
-        if not is_over and self.finish is None:
-            raise EngineError(f"the server at {root} closed the connection amid its answer")
-
-    def _pass_on(self, events: Sequence[ServerEvent]) -> Generator[Piece | Reading, None, bool]:
-        """What came together goes on together; whether the answer is over."""
-        piece, reading, is_over = Piece(), None, False
-        fault: PipesError | None = None
-        for event in events:
-            said = event.data.strip()
-            if event.field == FAULT or event.type == ERROR_EVENT:
-                fault = refusal(self._client.root, INSIDE_STATUS, event.data)
-            elif said == DONE:
-                is_over = True
-            elif said and not is_over:
-                fault = self._take(said, piece)
-                reading = self._reading or reading
-                self._last_life_s = time.monotonic()
-            if fault:
-                break
-        if is_over or fault:
-            piece.content += self._content.rest()
-            piece.thinking += self._thinking.rest()
-        if reading:
-            yield reading
-        if piece.content or piece.thinking:
-            self._has_words = True
-            yield piece
-            # We may have been suspended for as long as our caller liked.
-            self._last_life_s = time.monotonic()
-        if fault:
-            raise fault
-        if is_over and self.finish is None and not self._has_words:
-            raise EngineError(f"the server at {self._client.root} ended its answer without a word of it")
-        return is_over
-
-    def _take(self, said: bytes, piece: Piece) -> PipesError | None:
-        """Take in one chunk: what it adds to the piece; the error that it is, if it is one."""
-        root = self._client.root
-        try:
-            chunk = read_chunk(said)
-        except ValueError as error:
-            shown = said[:SHOWN_BODY_CHARS].decode("utf-8", "replace")
-            return EngineError(f"the server at {root} sent what is no chat chunk ({error}): {shown!r}")
-        if chunk.is_fault:
-            return refusal(root, INSIDE_STATUS, said)
-        piece.thinking += self._thinking.feed(chunk.thinking)
-        piece.content += self._content.feed(chunk.content)
-        self.finish = chunk.finish or self.finish
-        if chunk.usage:
-            self.usage = TokenUsage(*chunk.usage)
-        self.tokens_per_second = chunk.tokens_per_second or self.tokens_per_second
-        self._reading = Reading(*chunk.read) if chunk.read else None
-        return None
-
-    # -- its end
-
-    def _explain(self, error: Exception) -> PipesError:
-        if isinstance(error, TimeoutError) and self._stream.is_connected:
-            return self._silent()
-        return EngineError(explain_transport(self._client.root, error))
-
-    def _check_silence(self) -> None:
-        """Called for all that arrives: pings alone show that the server lives, not that it works."""
-        if self._silence_s is not None and time.monotonic() - self._last_life_s > self._silence_s:
-            raise self._silent()
-
-    def _silent(self) -> DeadlineError:
-        return DeadlineError(f"the server at {self._client.root} was silent for {self._silence_s:g} s")
 
 
 def some(names: Sequence[str]) -> str:

@@ -36,6 +36,8 @@ from modelpipes.errors import (
     Refused,
 )
 from modelpipes.fit.spec import EngineSpec, Given, spec_of
+from modelpipes.gguf.shards import shard_names
+from modelpipes.machine.intake import Intake, read_intake
 from modelpipes.machine.kernel import count_oom_kills
 from modelpipes.machine.processes import resident_bytes
 from modelpipes.values.deadline import Deadline
@@ -149,6 +151,7 @@ class Engine:
         self._confinement: Confinement | None = None
         self._starter: threading.Thread | None = None
         self._port = 0
+        self._paths: tuple[str, ...] = ()  # of the files that it reads, once somebody asks how far it is
 
     # -- what it is
 
@@ -212,6 +215,16 @@ class Engine:
                 exit_code=None if self._child is None else self._child.exit_code(),
                 resident_bytes=resident_bytes(pid),
             )
+
+    def loading(self) -> Intake | None:
+        """How much of its files it has read by now; None unless it starts."""
+        if self._state is not State.STARTING or self.pid < 0:
+            return None
+        from modelpipes.engine.cachekey import files_read
+
+        if not self._paths:
+            self._paths = tuple(path for first in files_read(self.spec) for path in shard_names(first))
+        return read_intake(self.pid, self._paths)
 
     def last_lines(self, count: int = 20) -> list[str]:
         """The end of what the server wrote since its last start."""

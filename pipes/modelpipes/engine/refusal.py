@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from modelpipes.errors import Refused
@@ -11,6 +14,9 @@ if TYPE_CHECKING:
     from modelpipes.errors import Refusal
 
 SHOWN_BODY_CHARS = 300  # of an error answer that is no JSON
+_EXPECTED = re.compile(
+    r",? (?:expected one of|expected:|must be one of|supported (?:fields|parameters))", re.IGNORECASE
+)
 
 
 def refusal(root: str, status: int, body: bytes) -> Refused:
@@ -33,9 +39,36 @@ def _server_words(body: bytes) -> tuple[str, str, Any]:
         return body.decode("utf-8", "replace")[:SHOWN_BODY_CHARS], "", None
     error = answer.get("error", answer) if isinstance(answer, dict) else answer
     if isinstance(error, dict):
-        message = error.get("message") or error.get("detail") or error.get("text") or json.dumps(error)
-        return str(message), str(error.get("type", "")), error.get("code")
-    return str(error), "", None
+        message = _text_of(error.get("message") or error.get("detail") or error.get("text") or error)
+        field = error.get("param")
+        if isinstance(field, str) and field and not _names(message, field):
+            message += f" ({field})"
+        return message, str(error.get("type", "")), error.get("code")
+    return _text_of(error), "", None
+
+
+def _text_of(said: Any) -> str:
+    """A message in one line; the complaints of a schema as FastAPI lists them, each with the field that it is about."""
+    if isinstance(said, list) and said and all(isinstance(each, dict) and "msg" in each for each in said):
+        return "; ".join(f"{_place(each.get('loc'))}{each['msg']}" for each in said)
+    return said if isinstance(said, str) else json.dumps(said)
+
+
+def _place(loc: Any) -> str:
+    return ".".join(map(str, loc)) + ": " if isinstance(loc, list) and loc else ""
+
+
+def refused_fields(refused: Refused, fields: Iterable[str]) -> set[str]:
+    """Those of a request's fields that the server names as what it does not take, in whatever words."""
+    if refused.status not in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY) or refused.kind != "other":
+        return set()
+    # What some list after it are the fields that they do take.
+    said = _EXPECTED.split(str(refused))[0]
+    return {field for field in fields if _names(said, field)}
+
+
+def _names(text: str, field: str) -> bool:
+    return re.search(rf"(?<![\w-]){re.escape(field)}(?![\w-])", text) is not None
 
 
 def _kind_of(status: int, type_name: str, text: str) -> Refusal:

@@ -93,6 +93,45 @@ def find_owner_of_socket(inode: int) -> int | None:
     return None
 
 
+# Calls by machine, as the kernel numbers them (asm/unistd.h): read, readv and splice, whose first argument is what is
+# read; and those in which one can wait for input and for something else: poll, ppoll, select, pselect6, epoll_wait,
+# epoll_pwait, epoll_pwait2, wait4, waitid.
+_READS, _WAITS = {
+    "x86_64": ((0, 19, 275), (7, 271, 23, 270, 232, 281, 441, 61, 247)),
+    "aarch64": ((63, 65, 76), (73, 72, 22, 441, 260, 95)),
+}.get(os.uname().machine, ((), ()))
+
+
+def awaits_input(pid: int) -> bool | None:
+    """Does a child of ours wait in a read of its stdin? None where that cannot be told: it may.
+
+    So for a process that waits for one of several things, or for a child; and where the kernel does not tell. proc(5),
+    /proc/PID/task/TID/syscall: the number of the call that it waits in, then the arguments. Who may look is decided
+    as for a debugger; a parent may.
+    """
+    try:
+        if _reads_stdin(folder := f"/proc/{pid}"):  # as most do, with their first thread
+            return True
+        waits = [_reads_stdin(f"{folder}/task/{task}") for task in os.listdir(f"{folder}/task")]
+    except (OSError, ValueError):  # it has ended, or is not ours to see
+        return None
+    return True if True in waits else None if None in waits else False
+
+
+def _reads_stdin(thread: str) -> bool | None:
+    fd = os.open(f"{thread}/syscall", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        call, *arguments = os.read(fd, 256).split()
+    finally:
+        os.close(fd)
+    if call == b"running":
+        return False
+    number = int(call)
+    if number in _READS:
+        return arguments[0] == b"0x0"
+    return None if number in _WAITS or not _READS else False
+
+
 def _ask(pid: int, question: Callable[[Process], _T], otherwise: _T) -> _T:
     """What psutil answers of a process; `otherwise` where it has gone or may not be seen."""
     import psutil

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Generator
-from typing import TypeAlias
+import time
+from collections.abc import Container, Generator
+from typing import Self, TypeAlias
 
-from modelpipes.errors import Cancelled, DeadlineError, PeerFailed, PeerGone, RoomError, UsageError
+from modelpipes.errors import Cancelled, DeadlineError, PeerFailed, PeerGone, PipesError, RoomError, UsageError
 from modelpipes.lockfile import Lock
 from modelpipes.pipe import fifo
 from modelpipes.pipe.endpoint import CHECK_S, Arrival, Endpoint, Lost, Readable
+from modelpipes.pipe.log import NO_LOG, Log
 from modelpipes.pipe.message import Bye, Cancel, Delta, Failure, Progress, Reply, Say, new_id
 from modelpipes.pipe.room import HUB, Room, check_seat
 from modelpipes.values.deadline import Deadline
@@ -72,7 +75,8 @@ class Asker:
 
     `silence_s` bounds how long the member may show no life, `limit` the whole exchange; None and
     Deadline.never() do not bound. A member that `was_seated` is not waited for where its seat is empty. Once the
-    descriptor `stop_fd` can be read, nobody wants the answer any more.
+    descriptor `stop_fd` can be read, nobody wants the answer any more. `log` is told of the beginning and the end of
+    each exchange.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Asker:
         limit: Deadline,
         was_seated: bool = False,
         stop_fd: int = -1,
+        log: Log = NO_LOG,
     ) -> None:
         self.room = room
         self.seat = seat
@@ -94,11 +99,12 @@ class Asker:
         self._silence_s = silence_s
         self._limit = limit
         self._was_seated = was_seated
+        self._log = log
         self._quiet = Deadline.after(silence_s).earlier(limit)
         self._endpoint = Endpoint(room, seat)
         self._lock: Lock | None = None
 
-    def __enter__(self) -> Asker:
+    def __enter__(self) -> Self:
         for pipe in ((self.seat, self.to), (self.to, self.seat)):
             fifo.check(self.room.pipe(*pipe))  # before the lock file is made, which would outlive a room that is gone
         try:
@@ -135,6 +141,39 @@ class Asker:
         Raises PeerGone where the member dies or leaves, PeerFailed for its failure, DeadlineError, and Cancelled where
         the answer is not wanted any more. An iteration that is broken off cancels the answer.
         """
+        return self._ask_noting(say) if self._log.is_on else self._ask(say)
+
+    def _ask_noting(self, say: Say) -> Generator[Answer]:
+        reply, why = None, None
+        began_s = self._note_asked(say)
+        try:
+            with contextlib.closing(self._ask(say)) as answers:
+                for answer in answers:
+                    reply = answer if isinstance(answer, Reply) else None
+                    yield answer
+        except Cancelled:
+            raise
+        except PipesError as error:
+            why = error
+            raise
+        finally:  # who asked may leave it at the reply
+            self._note_end(say, began_s, reply, why)
+
+    def _note_asked(self, say: Say) -> float:
+        """Tell the log; when that was."""
+        self._log.note(self.seat, "asked", id=say.id, to=self.to, turn=say.turn, content=say.words)
+        return time.monotonic()
+
+    def _note_end(self, say: Say, began_s: float, reply: Reply | None, why: PipesError | None) -> None:
+        ms = (time.monotonic() - began_s) * 1000
+        what = "heard" if reply else "failed" if why else "cancelled"
+        content, stop = (reply.content, reply.stop) if reply else (None, None)
+        because = str(why) if why else None
+        self._log.note(
+            self.seat, what, id=say.id, by=self.to, turn=say.turn, content=content, ms=ms, stop=stop, why=because
+        )
+
+    def _ask(self, say: Say) -> Generator[Answer]:
         self.connect().send(self.to, say, self._quiet)
         is_over = False
         if self._stop_fd >= 0:
@@ -153,6 +192,15 @@ class Asker:
                 self._cancel(say.id)
 
     def _answers(self, asked_id: str) -> Generator[Answer]:
+        for item in self._heard((asked_id,)):
+            if item is None:
+                raise Cancelled("the answer is not wanted any more")
+            if isinstance(item, Failure):
+                raise failed(item)
+            yield item
+
+    def _heard(self, asked: Container[str | None]) -> Generator[Answer | Failure | None]:
+        """What comes of the messages asked under these ids; None where a watched descriptor can be read."""
         self._heard_life()
         check, has_gone = Deadline.after(CHECK_S), False
         while True:
@@ -165,24 +213,21 @@ class Asker:
             if isinstance(event, Lost):
                 has_gone = True  # what it said before it went is still in our pipe
             elif isinstance(event, Arrival):
-                if answer := self._answer_in(event, asked_id):
-                    yield answer
+                if item := self._answer_in(event, asked):
+                    yield item
                     self._heard_life()  # only now: while the answer was being used, nobody listened
             elif isinstance(event, Readable):
-                raise Cancelled("the answer is not wanted any more")
+                yield None
             elif has_gone:
                 raise self._endpoint.gone(self.to)
             if self._quiet.has_passed():  # also between answers that come too fast to ever wait for one
                 raise self._too_late()
 
-    def _answer_in(self, event: Arrival, asked_id: str) -> Answer | None:
-        """The part of our answer that came; None where the line is none of ours."""
+    def _answer_in(self, event: Arrival, asked: Container[str | None]) -> Answer | Failure | None:
+        """The part of an answer that came; None where the line is none of ours."""
         item = event.item
-        if isinstance(item, (Progress, Delta, Reply)) and item.reply_to == asked_id:
+        if isinstance(item, (Progress, Delta, Reply, Failure)) and item.reply_to in asked:
             return item
-        if isinstance(item, Failure) and item.reply_to == asked_id:
-            self._heard_life()
-            raise PeerFailed(f"{self.to}: {item.detail or item.reason}", item.reason, item.have)
         if isinstance(item, Bye):
             raise PeerGone(f"{self.to} has left; seat it again with attach-model")
         self.ignored += 1  # also a failure that names no message: a dead predecessor's half line had no readable id
@@ -198,3 +243,8 @@ class Asker:
 
     def _cancel(self, asked_id: str) -> None:
         self._endpoint.post(self.to, Cancel(asked_id, self.seat, self.to))  # where it does not fit, our going tells it
+
+
+def failed(failure: Failure) -> PeerFailed:
+    """A member's failure as the error that it is."""
+    return PeerFailed(f"{failure.sender}: {failure.detail or failure.reason}", failure.reason, failure.have)

@@ -25,6 +25,7 @@ from modelpipes.values.deadline import Deadline
 
 LINGER_S = 0.1  # a pipe closes this long after its last use, if no newer line came: see close_idle
 DYING_S = 0.02  # a killed process's pipes may be closed before its locks: it is not yet known that it died
+UNENDED_S = 1.0  # for who writes a line in pieces, until that is told
 CHECK_S = 1.0  # between looks at whether the pipes are still the ones that their paths name
 PONGS_BYTES = MAX_MESSAGE_BYTES  # that wait for a peer that pings and does not read; further pings go unanswered
 
@@ -40,6 +41,20 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
     item: Message | Plain | Malformed
 
 
+class Begun(msgspec.Struct, frozen=True, gc=False):
+    """A line of a seat came in part; told where `watch_lines` was called, and then `look_at_unended` is to be."""
+
+    sender: str
+
+
+class Unended(msgspec.Struct, frozen=True, gc=False):
+    """A line of a seat lacks its end: the `item` that it is without, or None where its writer may still end it."""
+
+    sender: str
+    line: bytes  # of a long one the beginning
+    item: Message | Plain | Malformed | None
+
+
 class Lost(msgspec.Struct, frozen=True, gc=False):
     """The last reader of our pipe to a seat has gone; the pipe is closed, what it held for the reader dropped."""
 
@@ -53,7 +68,7 @@ class Readable(msgspec.Struct, frozen=True, gc=False):
     fd: int
 
 
-Event: TypeAlias = Arrival | Lost | Readable
+Event: TypeAlias = Arrival | Begun | Lost | Readable
 
 
 class _Inlet:
@@ -76,9 +91,16 @@ class _Inlet:
         except OSError as e:
             raise RoomError(f"{self.path}: cannot be read: {e.strerror}") from None
 
+    def has_writers(self) -> bool:
+        """Has anybody but us the write end open?"""
+        keep_fd, self.keep_fd = self.keep_fd, -1  # should it not open again
+        found, self.keep_fd = fifo.look_for_writers(self.fd, keep_fd)
+        return found
+
     def close(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
+        if self.keep_fd >= 0:
             os.close(self.keep_fd)
         self.fd = self.keep_fd = -1
 
@@ -175,6 +197,8 @@ class Endpoint:
         self._inlets: dict[str, _Inlet] = {}
         self._outlets: dict[str, _Outlet] = {}
         self._by_fd: dict[int, _Inlet | _Outlet | None] = {}  # None: a watched descriptor
+        self._watches_lines = False
+        self._unended: dict[_Inlet, Deadline | None] = {}  # with half a line, and when that is told, unless it was
         self._events: deque[Event] = deque()
         self._is_in_use = False  # by a thread that is in a method of ours
 
@@ -212,6 +236,13 @@ class Endpoint:
         """Report a foreign descriptor as Readable for as long as it is."""
         self._by_fd[fd] = None
         self._poll.register(fd, select.POLLIN)
+
+    @_alone
+    def unwatch(self, fd: int) -> None:
+        """Report it no longer."""
+        if fd in self._by_fd:
+            del self._by_fd[fd]
+            self._poll.unregister(fd)
 
     @_alone
     def try_connect(self, receiver: str) -> bool:
@@ -411,6 +442,38 @@ class Endpoint:
         finally:
             self._is_in_use = False
 
+    def watch_lines(self) -> None:
+        """Report a line that came in part as Begun."""
+        self._watches_lines = True
+
+    @property
+    def has_unended(self) -> bool:
+        """Is there a line that came in part? `look_at_unended` tells what becomes of it: the kernel does not."""
+        return bool(self._unended)
+
+    @_alone
+    def look_at_unended(self) -> list[Unended]:
+        """The lines without an end whose last writer has gone; and, once, those that nobody ended for a while.
+
+        What else would come is another writer's, and is not to be one line with it. While a typed asker holds the
+        seat, its lines are that asker's.
+        """
+        found = []
+        for inlet, told in list(self._unended.items()):
+            line = inlet.splitter.unended
+            if not line:
+                del self._unended[inlet]
+            elif self.room.is_asked(inlet.sender, self.seat):
+                continue
+            elif inlet.has_writers():
+                if told and told.has_passed():
+                    self._unended[inlet] = None
+                    found.append(Unended(inlet.sender, line, None))
+            elif not fifo.is_readable(inlet.fd):  # what the last writer wrote is all read
+                del self._unended[inlet]
+                found.append(Unended(inlet.sender, line, inlet.splitter.end()))
+        return found
+
     @_alone
     def refresh(self) -> list[str]:
         """Notice pipes that were removed or replaced: reopen these, close those; the senders that are gone."""
@@ -458,6 +521,10 @@ class Endpoint:
                 self._answer(item, sender)
             else:
                 self._events.append(Arrival(sender, item))
+        if self._watches_lines and inlet.splitter.is_amid_line:
+            if inlet not in self._unended:
+                self._events.append(Begun(sender))
+            self._unended[inlet] = Deadline.after(UNENDED_S)
 
     def _answer(self, ping: Ping, sender: str) -> None:
         try:
@@ -493,6 +560,7 @@ class Endpoint:
             del self._by_fd[end.fd]
         if isinstance(end, _Inlet):
             self._inlets.pop(end.sender, None)
+            self._unended.pop(end, None)
         else:
             self._outlets.pop(end.receiver, None)
         end.close()

@@ -63,6 +63,20 @@ def open_read(path: str) -> tuple[int, int]:
                 os.close(fd)
 
 
+def look_for_writers(reader: int, keep: int) -> tuple[bool, int]:
+    """Has anybody but us the write end open? And the write end that we keep, which is opened anew to know it.
+
+    While ours is closed the kernel tells of a pipe without writers (POLLHUP). Nobody notices: our read end stays open.
+    """
+    os.close(keep)
+    try:
+        has_writers = not _poll_now(reader, 0) & select.POLLHUP
+    finally:
+        # Through the read end, for the path may name another pipe by now: /proc/PID/fd opens the file itself.
+        keep = os.open(f"/proc/self/fd/{reader}", os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    return has_writers, keep
+
+
 def open_write(path: str) -> int:
     """Open a FIFO's write end; -1 while it has no reader."""
     return _open_fifo(path, os.O_WRONLY)

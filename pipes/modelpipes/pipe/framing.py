@@ -111,6 +111,21 @@ class LineSplitter:
                 items.append(item)
         return items
 
+    @property
+    def is_amid_line(self) -> bool:
+        """Has a line begun that has not ended yet?"""
+        return bool(self._line)
+
+    @property
+    def unended(self) -> bytes:
+        """What came of a line that has not ended yet, of a long one the beginning."""
+        return bytes(self._line[:_HEAD_BYTES])
+
+    def end(self) -> Message | Plain | Malformed | None:
+        """What the line says that has not ended, as nobody is left who could end it; None where there is none."""
+        line, self._line = self._line, bytearray()
+        return decode(line)
+
     def _keep(self, part: bytes | bytearray) -> None:
         room = MAX_MESSAGE_BYTES + 1 - len(self._line)  # one byte more tells that it is too long
         self._line += part if len(part) <= room else part[:room]

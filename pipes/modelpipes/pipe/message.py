@@ -11,9 +11,10 @@ Unknown fields are ignored. A line that is not one of these is a `Plain` or a `M
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
+from msgspec.structs import replace
 
 from modelpipes.errors import Reason
 
@@ -58,12 +59,21 @@ class Cast(Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class Sampling(Struct, frozen=True, omit_defaults=True, gc=False):
-    """How a model chooses its words; None: as the server does."""
+    """How a model chooses its words; None: as the server does. `schema`: the answer is JSON of this schema."""
 
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    stop: tuple[str, ...] = ()
+    schema: dict[str, Any] | None = None
+
+    def over(self, other: Sampling) -> Sampling:
+        """These, and the other's where these say nothing."""
+        said = {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) not in (None, ())}
+        return replace(other, **said)
 
 
 class Say(Struct, frozen=True, omit_defaults=True, tag="say", gc=False):
@@ -85,6 +95,11 @@ class Say(Struct, frozen=True, omit_defaults=True, tag="say", gc=False):
     sampling: Sampling | None = None
     system: str | None = None
 
+    @property
+    def words(self) -> str:
+        """What is to be answered: in a conversation, the last turn that is told."""
+        return self.heard[-1].content if self.heard else self.content
+
 
 class Progress(Struct, frozen=True, omit_defaults=True, tag="progress", gc=False):
     """The answer is on its way; `position` is that in the queue, from 1."""
@@ -97,13 +112,14 @@ class Progress(Struct, frozen=True, omit_defaults=True, tag="progress", gc=False
 
 
 class Delta(Struct, frozen=True, omit_defaults=True, tag="delta", gc=False):
-    """A piece of an answer, or of the thoughts before it."""
+    """A piece of an answer, or of the thoughts before it. `anew`: the pieces before it do not count any more."""
 
     reply_to: str
     sender: str = field(name="from")
     to: str
     content: str = ""
     thinking: str = ""
+    anew: bool = False
 
 
 class Reply(Struct, frozen=True, omit_defaults=True, tag="reply", gc=False):

@@ -18,6 +18,7 @@ from modelpipes.pipe.message import Sampling
 from modelpipes.values.deadline import Deadline
 from modelpipes.values.formats import SEAT, format_of
 from modelpipes.values.paths import runtime_dir
+from modelpipes.values.units import format_share
 
 HUB = "hub"
 SEAT_RULE = "a seat's name is 1 to 32 of a-z, 0-9, '.' and '-', begins with a letter or digit, and ends not in .lock"
@@ -33,6 +34,16 @@ _ADVICE = {  # by the kind of a LockError
 }
 
 State: TypeAlias = Literal["free", "died", "loading", "ready", "busy"]
+
+
+class Loading(msgspec.Struct, frozen=True):
+    """How much of its files a model has read that is being loaded."""
+
+    done_bytes: int
+    total_bytes: int
+
+    def __str__(self) -> str:
+        return format_share(self.done_bytes, self.total_bytes)
 
 
 class About(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -60,6 +71,7 @@ class Sitting(msgspec.Struct, frozen=True, omit_defaults=True):
     answers: int = 0  # given so far
     command: str = ""
     about: About | None = None
+    loading: Loading | None = None  # while it loads, where that can be seen
 
     @property
     def takes_messages(self) -> bool:
@@ -123,7 +135,7 @@ def exports(hub: str, seats: Sequence[str]) -> dict[str, tuple[str, str]]:
     for seat in seats:
         other = named.setdefault(seat_variable(seat), seat)
         if other != seat:
-            raise UsageError(f"--print-env: {other} and {seat} would both be PIPE_TO_{seat_variable(seat)}; rename one")
+            raise UsageError(f"{other} and {seat} would both be PIPE_TO_{seat_variable(seat)}; rename one")
     return {
         variable: pair
         for name, seat in named.items()
@@ -374,15 +386,27 @@ class Room:
         lock.clear()  # what a dead member left there must not pass for ours
         return lock
 
-    def wait_for(self, seats: Iterable[str], deadline: Deadline, *, grace_s: float = _DYING_S) -> None:
+    def wait_for(
+        self,
+        seats: Iterable[str],
+        deadline: Deadline,
+        *,
+        silence_s: float | None = None,
+        grace_s: float = _DYING_S,
+    ) -> None:
         """Return when these seats are ready or busy; DeadlineError at the deadline, RoomError as `check_line`.
 
-        PeerGone where a member died and nobody took its seat again within `grace_s`: a script that
-        restarts a member and then waits for it finds the dead one's traces at first.
+        DeadlineError also where one shows no life for `silence_s` (None: for however long): a member that loads shows
+        life, an empty seat does not. PeerGone where a member died and nobody took its seat again within `grace_s`: a
+        script that restarts a member and then waits for it finds the dead one's traces at first.
         """
         grace = Deadline.after(grace_s)
+        quiet = Deadline.after(silence_s)
 
         def answers(who: Sitting) -> bool:
+            nonlocal quiet
+            if who.state == "loading":
+                quiet = Deadline.after(silence_s)
             if who.takes_messages:
                 return True
             if who.state == "died" and grace.has_passed():
@@ -391,37 +415,53 @@ class Room:
             self.check_line(who.seat)
             return False
 
+        def is_too_late() -> bool:
+            return deadline.has_passed() or quiet.has_passed()
+
         for seat in seats:
-            who, is_there = self._watch(seat, answers, deadline)
+            quiet = Deadline.after(silence_s)
+            who, is_there = self._watch(seat, answers, is_too_late)
             if not is_there:
                 is_what = {"free": "nobody took it", "died": "its member died"}.get(who.state, f"it is {who.state}")
+                is_what += f" ({who.loading})" if who.loading else ""
                 raise DeadlineError(f"{self.path}: seat {seat} was not ready before the deadline: {is_what}")
 
-    def wait_for_process(self, seat: str, pid: int, deadline: Deadline, *, check: Callable[[], None]) -> None:
+    def wait_for_process(
+        self,
+        seat: str,
+        pid: int,
+        deadline: Deadline,
+        *,
+        check: Callable[[], None],
+        tell: Callable[[Sitting], None] = lambda who: None,
+    ) -> None:
         """Return when this process sits there, ready or busy; DeadlineError at the deadline.
 
-        `check` raises where the process will never come.
+        `check` raises where the process will never come; `tell` hears of each look at it until it is there.
         """
 
         def is_there(who: Sitting) -> bool:
             if who.pid == pid and who.takes_messages:
                 return True
             check()
+            tell(who)
             return False
 
-        if not self._watch(seat, is_there, deadline)[1]:
+        if not self._watch(seat, is_there, deadline.has_passed)[1]:
             raise DeadlineError(f"no member ready in seat {seat} before the deadline")
 
     def wait_for_leaving(self, seat: str, pid: int | None, deadline: Deadline) -> None:
         """Return when this process sits there no longer, or at the deadline: until then its seat looks taken."""
-        self._watch(seat, lambda who: who.state in ("free", "died") or who.pid not in (None, pid), deadline)
+        self._watch(seat, lambda who: who.state in ("free", "died") or who.pid not in (None, pid), deadline.has_passed)
 
-    def _watch(self, seat: str, is_wanted: Callable[[Sitting], bool], deadline: Deadline) -> tuple[Sitting, bool]:
-        """Look at a seat until who sits there is wanted, or the deadline passes: who did last, and whether they are.
+    def _watch(
+        self, seat: str, is_wanted: Callable[[Sitting], bool], is_too_late: Callable[[], bool]
+    ) -> tuple[Sitting, bool]:
+        """Look at a seat until who sits there is wanted, or it is too late: who did last, and whether they are.
 
         What `is_wanted` raises ends it. Polled, as the kernel has no event for a lock.
         """
-        while not (is_there := is_wanted(who := self.sitting(seat))) and not deadline.has_passed():
+        while not (is_there := is_wanted(who := self.sitting(seat))) and not is_too_late():
             time.sleep(fifo.RETRY_S)
         return who, is_there
 

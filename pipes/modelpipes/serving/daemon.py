@@ -39,7 +39,10 @@ from modelpipes.serving.listening import GRACE_S, Server
 from modelpipes.serving.pool import Pool
 from modelpipes.serving.servable import Servable
 from modelpipes.serving.sources import Source
+from modelpipes.terminal.controlling import has_terminal
 from modelpipes.values.paths import logs_dir, make_private, slots_dir
+
+HANG_UP_S = 0.5  # from SIGHUP until the terminal is gone, on a machine that does other things as well
 
 
 def run(
@@ -51,8 +54,11 @@ def run(
     listen: str | None = None,
     vram: int | None = None,
     is_private: bool = False,
+    ends_with_terminal: bool = False,
 ) -> None:
     """Serve until SIGINT or SIGTERM (Ended). `path` is a configuration, None: all models where they usually lie.
+
+    `ends_with_terminal`: until then or until SIGHUP tells that the terminal, which we were started from, is gone.
 
     The sources say which models a configuration leads to; of two with one name the first is served. Raises UsageError
     for a wrong configuration, PipesError where the address cannot be had.
@@ -60,7 +66,7 @@ def run(
     os.umask(os.umask(0) | 0o077)  # what an engine saves of a conversation has the mode that its umask leaves
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a request in flight has two descriptors
-    uvloop.run(_Daemon(path, sources, sink, mounts, listen, vram, is_private).run())
+    uvloop.run(_Daemon(path, sources, sink, mounts, listen, vram, is_private, ends_with_terminal).run())
 
 
 class _Daemon:
@@ -73,11 +79,13 @@ class _Daemon:
         listen: str | None,
         vram: int | None,
         is_private: bool,
+        ends_with_terminal: bool = False,
     ) -> None:
         self._path = os.path.abspath(path) if path else None
         self._listen = listen
         self._vram = vram
         self._is_private = is_private
+        self._ends_with_terminal = ends_with_terminal
         self._sources = sources
         self._tell = sink
         self._mounts = mounts
@@ -101,7 +109,8 @@ class _Daemon:
         ended, again = asyncio.Event(), asyncio.Event()
         for signum in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(signum, self._end, signum, ended)
-        loop.add_signal_handler(signal.SIGHUP, again.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up, ended, again)
+        self._look_at_terminal(ended)  # it may have gone while a SIGHUP was ignored
         limits, self._place, words = self._budget(config)
         pool = Pool(
             [],
@@ -142,6 +151,19 @@ class _Daemon:
     def _end(self, signum: signal.Signals, ended: asyncio.Event) -> None:
         self._ended_by = signum
         ended.set()
+
+    def _hang_up(self, ended: asyncio.Event, again: asyncio.Event) -> None:
+        """SIGHUP: the terminal is gone, or, while it is there or never was, read the configuration again."""
+        if not self._look_at_terminal(ended):
+            again.set()
+            # Where its session's leader dies, the kernel sends this before it takes the terminal away.
+            asyncio.get_running_loop().call_later(HANG_UP_S, self._look_at_terminal, ended)
+
+    def _look_at_terminal(self, ended: asyncio.Event) -> bool:
+        """Whether we end, as the terminal that we were started from is gone."""
+        if self._ends_with_terminal and not has_terminal():
+            self._end(signal.SIGHUP, ended)
+        return ended.is_set()
 
     def _warn(self, pool: Pool) -> None:
         """Say which of the models that were named can never be loaded."""

@@ -4,17 +4,7 @@ from __future__ import annotations
 
 import re
 
-from modelpipes.terminal.safetext import make_lines
-
 MARKS = r"[\\`*{}\[\]#|~$]"
-
-
-def markdown_of(text: str) -> str:
-    """Untrusted text as Markdown of nothing but text, its lines and paragraphs kept."""
-    lines = [escape_markdown(line) for line in make_lines(text)]
-    # A backslash before a newline is a line break; at the end of a paragraph it would be a backslash.
-    followers = [*lines[1:], ""]
-    return "\n".join(f"{line}\\" if line and after else line for line, after in zip(lines, followers, strict=True))
 
 
 def escape_markdown(line: str) -> str:

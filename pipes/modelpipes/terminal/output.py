@@ -107,10 +107,11 @@ def prompt(text: str) -> None:
 class Progress:
     """A line on the terminal on stderr that says how far a long work is, wiped when it ends; elsewhere, nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet_s: float = PROGRESS_S) -> None:
+        """Nothing is shown before `quiet_s`."""
         self._width = _terminal_columns(STDERR) or 0
         self._foot = _foot
-        self._next_at = time.monotonic() + PROGRESS_S
+        self._next_at = time.monotonic() + quiet_s
         self._is_shown = False
 
     def show(self, line: str) -> None:
@@ -126,14 +127,19 @@ class Progress:
             self._write("")
         say(line)
 
+    def end(self) -> None:
+        """Wipe it."""
+        if self._is_shown:
+            self._write("")
+        self._is_shown = False
+
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._is_shown:
-            self._write("")
+        self.end()
 
     def _write(self, text: str) -> None:
         if self._foot:

@@ -75,6 +75,12 @@ def _bytes_per(unit: str) -> int | None:
     return scale
 
 
+def format_elapsed(seconds: float) -> str:
+    """How long something has taken by now, in whole seconds: "12 s", "2 min 3 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def format_bytes(size_bytes: int) -> str:
     """A size with a binary suffix, to one decimal: "1.5 MiB"; below 1024 exact: "17 B"."""
     if abs(size_bytes) < 1024:
@@ -84,6 +90,14 @@ def format_bytes(size_bytes: int) -> str:
     while abs(size) >= 1023.95 and power < len(_BINARY_SUFFIXES) - 1:
         size, power = size / 1024, power + 1
     return f"{size:.1f} {_BINARY_SUFFIXES[power]}"
+
+
+def format_share(done_bytes: int, total_bytes: int) -> str:
+    """A part of a size, in the unit of the whole: "3.1 of 4.7 GiB"."""
+    number, _, suffix = format_bytes(total_bytes).rpartition(" ")
+    if suffix == "B":
+        return f"{done_bytes} of {number} B"
+    return f"{done_bytes / 1024 ** _BINARY_SUFFIXES.index(suffix):.1f} of {number} {suffix}"
 
 
 def parse_count(text: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ class Asked:
     def __init__(self, voice: Voice, turns: Sequence[Heard] | str, say: Say | None = None) -> None:
         self.emitted = threading.Event()
         self.deltas: list[tuple[str, str]] = []
+        self.anew = 0  # how often it began anew
         self.finish: Finish | None = None
         self.error: PipesError | None = None
         heard = [Heard(0, "hub", turns)] if isinstance(turns, str) else turns
@@ -29,8 +32,9 @@ class Asked:
         self.thread = threading.Thread(target=self._answer)
         self.thread.start()
 
-    def _note(self, work: Work, content: str, thinking: str) -> None:
+    def _note(self, work: Work, content: str, thinking: str, anew: bool) -> None:
         self.deltas.append((content, thinking))
+        self.anew += anew
         self.emitted.set()
 
     def _answer(self) -> None:
@@ -69,6 +73,21 @@ class Asked:
 def prepared(voice: Voice) -> Voice:
     voice.prepare(Deadline.after(LIMIT_S))
     return voice
+
+
+def python(script: str) -> str:
+    return shlex.join([sys.executable, "-S", "-c", script])
+
+
+def sh(script: str) -> str:
+    return shlex.join(["/bin/sh", "-c", script])
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ import pytest
 from modelpipes.chat.guest import Guest
 from modelpipes.chat.voices import Voice, terminal
 from modelpipes.chat.voices.engine import EngineVoice
-from modelpipes.chat.voices.program import ExecVoice, FilterVoice
+from modelpipes.chat.voices.filter import FilterVoice
+from modelpipes.chat.voices.jsonfilter import JsonFilterVoice
+from modelpipes.chat.voices.program import ExecVoice
 from modelpipes.chat.voices.terminal import GuestVoice, TerminalVoice
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.pipe.message import Sampling
@@ -44,6 +46,16 @@ for line in open(0):
     while line == "{LARGE}\\n":
         os.write(1, b"x" * 65536)
     print(line, end="", flush=True)
+"""
+JSON_FILTER = f"""
+import json, os, time
+for line in open(0):
+    words = json.loads(line)["content"]
+    if words in ("{ENDLESS}", "{SILENT}"):
+        time.sleep(100)
+    while words == "{LARGE}":
+        print(json.dumps(dict(delta="x" * 65536)), flush=True)
+    print(json.dumps(dict(content=words)), flush=True)
 """
 
 
@@ -89,6 +101,16 @@ class Filter(Program):
         assert isinstance(voice, FilterVoice) and voice._child
         os.kill(voice._child.pid, signal.SIGKILL)
         return True
+
+
+class JsonFilter(Filter):
+    """A program kept running, in lines of JSON."""
+
+    def make(self, *, parallel: int = 1, silence_s: float = LIMIT_S) -> Voice:
+        return JsonFilterVoice(shlex.join([sys.executable, "-S", "-c", JSON_FILTER]), silence_s=silence_s)
+
+    def make_unloadable(self) -> Voice:
+        return JsonFilterVoice("no-such-program")
 
 
 class OwnEngine(Specimen):
@@ -251,6 +273,7 @@ KINDS: dict[str, Callable[[Path], contextlib.AbstractContextManager[Specimen]]] 
     "guest": lambda _: a_guest(),
     "exec": lambda _: contextlib.nullcontext(Exec()),
     "filter": lambda _: contextlib.nullcontext(Filter()),
+    "filter-json": lambda _: contextlib.nullcontext(JsonFilter()),
     "engine": lambda folder: contextlib.nullcontext(OwnEngine(folder)),
     "server": lambda _: a_server(),
     "terminal": lambda _: a_terminal(),

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -292,6 +293,28 @@ def test_thoughts_that_the_engine_parts_never_become_content(voice_of: MakeVoice
     asked = Asked(voice_of(reply, template=models.THINKING_TEMPLATE), "x").join()
     assert (asked.content, asked.thinking) == ("So be it.", "Hm, well.")
     assert asked.work.phase == "thinking"
+
+
+def test_thoughts_without_a_beginning_never_become_content(voice_of: MakeVoice) -> None:
+    reply = ["Bob:", " well.", "\n", "</think>", "\n\n", "bob:", " So", " be it."]
+    voice = voice_of(reply, template=models.THINKING_TEMPLATE, args=("--reasoning-format", "none"))
+    for _ in range(2):
+        asked = Asked(voice, "x").join()
+        assert (asked.content, asked.thinking.strip()) == ("So be it.", "Bob: well.")
+
+
+def test_words_that_turn_out_to_be_thoughts_leave_the_answer(server: Scripted) -> None:
+    server.say(piece(content="bob: Hm,"), piece(content=" well.\n</think>\n\nbob: So"), piece("stop"), b"[DONE]")
+    server.step = threading.Semaphore(1)
+    voice = voice_at(server)
+    asked = Asked(voice, "x")
+    asked.await_words()
+    assert asked.deltas == [("Hm,", "")]
+    server.step.release(9)
+    assert (asked.content, asked.thinking, asked.anew) == ("So", "bob: Hm, well.\n", 1)
+    assert asked.finish and asked.work.first_word_s
+    again = Asked(voice, "x").join()
+    assert (again.content, again.thinking, again.anew) == ("So", "bob: Hm, well.\n", 0)
 
 
 def test_an_answer_tells_its_usage_and_rate(voice_of: MakeVoice) -> None:

@@ -2,57 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shlex
-import signal
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from modelpipes.chat.voices import Finish, Work
-from modelpipes.chat.voices.program import ExecVoice, FilterVoice, split_command
-from modelpipes.errors import DeadlineError, MessageError, ProgramError, UsageError
-from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
+from modelpipes.chat.voices.program import ExecVoice
+from modelpipes.errors import DeadlineError, MessageError, ProgramError
 from modelpipes.pipe.message import Heard, Say
-from modelpipes.values.deadline import Deadline
 from tests.chat.voices.conformance import children_of_ours
-from tests.chat.voices.conftest import Asked, prepared
+from tests.chat.voices.conftest import Asked, lives, python, sh
 from tests.peers import LIMIT_S, eventually, open_descriptors
-
-
-def python(script: str) -> str:
-    return shlex.join([sys.executable, "-S", "-c", script])
-
-
-def sh(script: str) -> str:
-    return shlex.join(["/bin/sh", "-c", script])
 
 
 def run(command: str, text: str, silence_s: float | None = LIMIT_S) -> str:
     return Asked(ExecVoice(command, silence_s=silence_s), text).content
-
-
-@contextlib.contextmanager
-def filtering(command: str, silence_s: float | None = LIMIT_S) -> Iterator[FilterVoice]:
-    voice = FilterVoice(command, silence_s=silence_s)
-    try:
-        prepared(voice)
-        yield voice
-    finally:
-        voice.close()
-
-
-def lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-# -- a program a message
 
 
 @pytest.mark.parametrize(
@@ -192,23 +157,6 @@ def test_a_cancel_before_the_start_is_obeyed() -> None:
     assert ExecVoice("sleep 100").answer(work) == Finish()
 
 
-@pytest.mark.parametrize("make", [ExecVoice, FilterVoice])
-def test_a_missing_program_is_told_before_the_seat_is_ready(make: type[ExecVoice | FilterVoice]) -> None:
-    with pytest.raises(ProgramError, match="no-such-program: no such program on PATH"):
-        make("no-such-program x").prepare(Deadline.never())
-
-
-def test_no_shell_reads_the_command(tmp_path: Path) -> None:
-    assert run(f"echo $HOME '*' ; > {tmp_path}/x `id` | cat", "x") == f"$HOME * ; > {tmp_path}/x `id` | cat"
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("command", ["", "  ", "echo 'open"])
-def test_a_command_that_is_none_is_wrong_usage(command: str) -> None:
-    with pytest.raises(UsageError):
-        split_command(command)
-
-
 def test_several_messages_are_answered_side_by_side(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -225,131 +173,3 @@ def test_fifty_answers_leave_no_descriptor_and_no_process() -> None:
     for number in range(50):
         assert Asked(voice, str(number)).content == str(number)
     assert (open_descriptors(), children_of_ours()) == before
-
-
-# -- a filter
-
-
-def test_a_line_in_is_a_line_out_in_order() -> None:
-    with filtering("stdbuf -oL tr a-z A-Z") as voice:
-        for number in range(50):
-            assert Asked(voice, f"line {number}").content == f"LINE {number}"
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("a\nb\r\nc\rd", "a b c d"),
-        ("a\n\nb\n", "a  b"),
-        ("", ""),
-        ("a\u2028b\x0bc\x85d", "a\u2028b\x0bc\x85d"),
-        ("grüße 日本", "grüße 日本"),
-    ],
-)
-def test_newlines_become_spaces_and_nothing_else_does(text: str, line: str) -> None:
-    with filtering("cat") as voice:
-        assert Asked(voice, text).content == line
-
-
-def test_a_line_of_eight_mebibytes_comes_back() -> None:
-    with filtering("cat") as voice:
-        assert Asked(voice, "x" * (8 << 20)).content == "x" * (8 << 20)
-        assert Asked(voice, "y").content == "y"
-
-
-def test_lines_beyond_the_answer_are_kept_in_order() -> None:
-    with filtering(python("for l in open(0): print(l.strip(), 1); print(l.strip(), 2, flush=True)")) as voice:
-        assert [Asked(voice, text).content for text in "abc"] == ["a 1", "a 2", "b 1"]
-
-
-def test_a_carriage_return_at_the_end_of_a_line_is_its_end() -> None:
-    with filtering(python("for l in open(0): print(l.strip(), end='\\r\\n', flush=True)")) as voice:
-        assert Asked(voice, "dos").content == "dos"
-
-
-STUBBORN = "import time\nfor l in open(0):\n  time.sleep(100 if l == 'wait\\n' else 0); print(l, end='', flush=True)"
-
-
-def test_after_a_cancel_the_next_answer_is_right() -> None:
-    with filtering(python(STUBBORN)) as voice:
-        assert Asked(voice, "one").content == "one"
-        for _ in range(3):
-            asked = Asked(voice, "wait")
-            eventually(lambda asked=asked: asked.work.phase == "thinking", "work")  # type: ignore[misc]
-            asked.cancel()
-            assert (asked.error, asked.content) == (None, "")
-            voice.tend()  # we ended it: nothing has died
-            assert Asked(voice, "two").content == "two"
-
-
-def test_after_a_silence_the_next_answer_is_right() -> None:
-    # The late line would answer the next message.
-    with filtering(python(STUBBORN.replace("100", "0.5")), silence_s=0.3) as voice:
-        with pytest.raises(DeadlineError):
-            _ = Asked(voice, "wait").content
-        voice.tend()
-        voice._silence_s = LIMIT_S
-        assert Asked(voice, "two").content == "two"
-
-
-def test_a_filter_that_buffers_ends_at_the_limit_with_a_hint() -> None:
-    with filtering("tr a-z A-Z", silence_s=0.1) as voice, pytest.raises(DeadlineError, match="stdbuf -oL"):
-        _ = Asked(voice, "x").content
-
-
-def test_a_line_without_an_end_is_refused() -> None:
-    with filtering(sh("read l; yes | tr -d '\\n'")) as voice:
-        with pytest.raises(MessageError, match=f"more than {MAX_MESSAGE_BYTES} bytes without a newline"):
-            _ = Asked(voice, "x").content
-        voice.tend()
-
-
-def test_a_filter_that_dies_idle_is_noticed() -> None:
-    with filtering(sh("read l; echo $l; echo bad luck >&2; exit 5")) as voice:
-        assert Asked(voice, "x").content == "x"
-        child = voice._child
-        assert child is not None
-        child.wait(Deadline.after(LIMIT_S))
-        with pytest.raises(ProgramError, match="ended with 5: bad luck"):
-            voice.tend()
-
-
-@pytest.mark.parametrize(
-    ("script", "complaint"),
-    [
-        ("read l; printf half; echo 'bad luck' >&2; exit 5", "ended with 5: bad luck"),
-        ("read l; kill -KILL $$", "was killed by SIGKILL: it said nothing"),
-    ],
-)
-def test_a_filter_that_dies_in_work_names_code_and_last_words(script: str, complaint: str) -> None:
-    with filtering(sh(script)) as voice:
-        with pytest.raises(ProgramError, match=complaint):
-            _ = Asked(voice, "x").content
-        with pytest.raises(ProgramError, match=complaint):
-            voice.tend()  # so that its member leaves
-
-
-def test_a_filter_that_closes_its_output_and_lives_on_is_started_again() -> None:
-    with filtering(sh("read l; test $l = bad || echo $l; exec >&-; exec sleep 100")) as voice:
-        with pytest.raises(ProgramError, match="closed its output"):
-            _ = Asked(voice, "bad").content
-        assert Asked(voice, "good").content == "good"
-
-
-def test_a_filter_is_ended_with_its_voice(pid_file: Path) -> None:
-    with filtering(sh(f"sleep 100 & echo $! > {pid_file}; cat")) as voice:
-        assert Asked(voice, "x").content == "x"
-        grandchild = int(pid_file.read_text())
-        os.kill(grandchild, 0)
-    eventually(lambda: not lives(grandchild), "end of the grandchild")
-    assert voice._child is None
-
-
-def test_a_filter_that_was_stopped_is_silent() -> None:
-    with filtering("cat", silence_s=0.1) as voice:
-        child = voice._child
-        assert child is not None
-        os.kill(child.pid, signal.SIGSTOP)
-        with pytest.raises(DeadlineError):
-            _ = Asked(voice, "x").content
-        assert Asked(voice, "y").content == "y"

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 import msgspec
 
 from modelpipes.chat.contents import LARGEST, Contents, Ended
-from modelpipes.chat.transcript import Turn
+from modelpipes.chat.transcript import Choice, Header, Turn
 from modelpipes.pipe.message import Timing
 from modelpipes.terminal.safetext import make_lines
 
 BAR_COLUMNS = 24  # beside the longest caption it fits 80 columns
 PHASES = ("queue", "first token", "generation")
 MARKS = "░▒█"
+# Of the voices that a header tells of: what they say is no Markdown, and an asterisk of theirs is one.
+PROGRAMS = ("exec ", "filter ")
+PERSON = "the terminal"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,18 @@ def speakers(contents: Contents) -> list[str]:
     return list(dict.fromkeys(turn.sender for turn in contents.turns))
 
 
+def writes_markdown(contents: Contents, sender: str) -> bool:
+    """Is it a model who speaks? Not the hub, nor a program or a person, as far as the header tells.
+
+    Where there is no header nobody tells, and anybody may be one.
+    """
+    header = contents.header
+    if header is None:
+        return True
+    voice = header.voices.get(sender, "")
+    return sender in header.members and voice != PERSON and not voice.startswith(PROGRAMS)
+
+
 def describe(contents: Contents) -> list[str]:
     """The conversation in a few safe lines: who, how much, how it was led, whose voices; the first is a title."""
     header = contents.header
@@ -75,23 +90,55 @@ def describe(contents: Contents) -> list[str]:
         numbers.append(f"{format_ms(total_ms)} in all")
     lines = [", ".join(name for name in map(as_line, members) if name.strip()) or "A conversation", ", ".join(numbers)]
     if header:
-        lines += [as_line(f"{name}: {voice}") for name, voice in header.voices.items()]
+        lines += [as_line(_member(name, voice, header)) for name, voice in header.voices.items()]
         settings = ", ".join(
             f"{name} {_setting(value)}" for name, value in header.settings.items() if value is not None
         )
-        lines += [as_line(line) for line in (settings, header.id) if line]
+        if header.moderator:
+            settings += f", moderator {header.moderator}{', who debates as well' * header.debates}"
+        began = header.at and f"begun {_moment(header.at)}"
+        lines += [as_line(line) for line in (settings, began, header.id) if line]
     return lines
+
+
+def _member(name: str, voice: str, header: Header) -> str:
+    """A member's voice; of a model also its file, its engine, its sampling and what it was told first."""
+    about = header.abouts.get(name)
+    parts = [f"{name}: {voice}"]
+    if about:
+        parts += [part for part in (about.file, about.engine) if part]
+        given = msgspec.to_builtins(about.sampling) if about.sampling else {}
+        parts += [f"{key} {_setting(value)}" for key, value in given.items()]
+        if about.system is not None:
+            parts.append(f"told: {about.system}" if about.system else "told nothing first")
+    return ", ".join(parts)
+
+
+def _moment(at: str) -> str:
+    """`2026-12-01 09:30:00 UTC`, of whatever a file has for a time."""
+    return f"{at[:10]} {at[11:19]} UTC" if at.endswith("Z") else at
 
 
 def _setting(value: object) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-def facts_of(turn: Turn) -> list[str]:
+def chosen_in(contents: Contents) -> dict[int, Choice]:
+    """Who chose the speaker of each turn, by its number; a conversation without a moderator has none."""
+    return {choice.turn: choice for choice in contents.choices}
+
+
+def facts_of(turn: Turn, choice: Choice | None = None) -> list[str]:
     """What is known of a turn beside its words and its times."""
     facts = []
+    if turn.at:
+        facts.append(as_line(_moment(turn.at)[11:]))
+    if choice:
+        facts.append(_chosen(choice))
     if turn.usage:
         facts.append(f"{_count(turn.usage.completion_tokens)} tokens")
+        if turn.usage.cached_tokens is not None and turn.usage.prompt_tokens:
+            facts.append(f"{_count(turn.usage.cached_tokens)} of {_count(turn.usage.prompt_tokens)} read before")
     if turn.timing and turn.timing.tokens_per_second is not None:
         facts.append(f"{_bounded(turn.timing.tokens_per_second):.0f} tokens/s")
     if turn.stop not in (None, "end"):
@@ -99,7 +146,13 @@ def facts_of(turn: Turn) -> list[str]:
     if turn.dropped:
         first, last = map(_count, turn.dropped)
         facts.append(f"was not shown turns {first} to {last}")
+    if turn.is_cut:
+        facts.append("cut where it went on in another's name")
     return facts
+
+
+def _chosen(choice: Choice) -> str:
+    return as_line(f"by the leader: {choice.why}" if choice.why else f"chosen by {choice.by}")
 
 
 def longest_ms(contents: Contents) -> float:

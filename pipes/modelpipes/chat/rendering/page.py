@@ -1,22 +1,28 @@
-"""A transcript's contents as one HTML page that needs nothing else. Pure."""
+"""A transcript's contents as one HTML page that needs nothing else. Pure.
+
+A model's words are Markdown, and rendered; those of a person, of a program and of the hub stand as they were said.
+"""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from modelpipes.chat.contents import Contents
 from modelpipes.chat.rendering.facts import (
     PHASES,
     Spent,
     as_line,
+    chosen_in,
     describe,
     facts_of,
     format_ms,
     in_order,
     longest_ms,
     speakers,
+    writes_markdown,
 )
+from modelpipes.chat.rendering.words import words_to_html
 from modelpipes.chat.transcript import Turn
 from modelpipes.terminal.safetext import make_lines
 
@@ -58,6 +64,21 @@ h2 { font-size: 1rem; margin: 0 0 .25rem; color: hsl(var(--hue) 55% var(--lightn
 .number { color: var(--faint); }
 .facts { margin-left: .5rem; }
 .words { white-space: pre-wrap; unicode-bidi: plaintext; }
+.markdown { white-space: normal; }
+.markdown :is(p, li, h3, h4, h5, h6, td, th) { unicode-bidi: plaintext; }
+.markdown > :first-child { margin-top: 0; }
+.markdown > :last-child { margin-bottom: 0; }
+.markdown :is(h3, h4, h5, h6) { font-size: 1rem; margin: .75rem 0 .25rem; }
+.markdown :is(p, ul, ol, blockquote, table, figure) { margin: .5rem 0; }
+.markdown blockquote { border-left: .2rem solid var(--track); padding-left: .75rem; color: var(--faint); }
+.markdown table { border-collapse: collapse; display: block; overflow-x: auto; }
+.markdown :is(th, td) { border: 1px solid var(--track); padding: .15rem .5rem; }
+code, pre { font-family: ui-monospace, monospace; font-size: .9em; background: var(--back); border-radius: .2rem; }
+code { padding: .1em .25em; }
+pre { padding: .5rem .75rem; margin: .5rem 0; overflow-x: auto; overflow-wrap: normal; direction: ltr; }
+pre code { padding: 0; font-size: 1em; }
+figcaption { color: var(--faint); font-size: .8rem; margin-bottom: -.35rem; }
+a { color: var(--first); }
 details { color: var(--faint); margin: .25rem 0; }
 summary { cursor: pointer; }
 .bar { display: flex; height: .45rem; margin: .5rem 0 .2rem; background: var(--track); border-radius: .2rem;
@@ -67,13 +88,13 @@ summary { cursor: pointer; }
 .f { --kind: var(--first); }
 .g { --kind: var(--made); }
 .end { text-align: center; }
-@media print { article { break-inside: avoid; } }
+@media print { article { break-inside: avoid; } pre { white-space: pre-wrap; overflow-wrap: anywhere; } }
 """
 
 
 def to_html(contents: Contents, *, show_thinking: bool = False) -> str:
     """One page that needs nothing else: no script, no picture, no font, nothing fetched."""
-    whole_ms = longest_ms(contents)
+    whole_ms, choices = longest_ms(contents), chosen_in(contents)
     title, *about = describe(contents)
     hues = {name: number * HUE_STEP % 360 for number, name in enumerate(speakers(contents))}
     parts = [_PAGE_BEGINS.format(title=_escape(title), style=_STYLE)]
@@ -85,19 +106,24 @@ def to_html(contents: Contents, *, show_thinking: bool = False) -> str:
         if ended:
             parts.append(f'<p class="end">ended by: {_escape(as_line(ended.why))}</p>\n')
         if turn:
-            parts += _article(turn, hues[turn.sender], whole_ms, show_thinking)
+            show = words_to_html if writes_markdown(contents, turn.sender) else _words
+            facts = facts_of(turn, choices.get(turn.turn))
+            parts += _article(turn, facts, hues[turn.sender], whole_ms, show_thinking, show)
     return "".join([*parts, "</main>\n</body>\n</html>\n"])
 
 
-def _article(turn: Turn, hue: int, whole_ms: float, show_thinking: bool) -> Iterator[str]:
-    """A turn in HTML."""
-    facts = f' <span class="facts">{_escape(", ".join(facts_of(turn)))}</span>'
+def _article(
+    turn: Turn, known: Sequence[str], hue: int, whole_ms: float, show_thinking: bool, show: Callable[[str], str]
+) -> Iterator[str]:
+    """A turn in HTML, its words as `show` makes them."""
+    kind = "words markdown" if show is words_to_html else "words"
+    facts = f' <span class="facts">{_escape(", ".join(known))}</span>'
     yield f'<article id="turn-{turn.turn}" style="--hue:{hue}">\n'
     yield f'<h2><span class="number">{turn.turn}</span> <bdi>{_escape(as_line(turn.sender))}</bdi>{facts}</h2>\n'
     if show_thinking and turn.thinking:
-        yield f'<details><summary>thoughts</summary><div class="words" dir="auto">{_words(turn.thinking)}</div>'
+        yield f'<details><summary>thoughts</summary><div class="{kind}" dir="auto">{show(turn.thinking)}</div>'
         yield "</details>\n"
-    yield f'<div class="words" dir="auto">{_words(turn.content)}</div>\n'
+    yield f'<div class="{kind}" dir="auto">{show(turn.content)}</div>\n'
     if turn.timing:
         spent = Spent.of(turn.timing)
         yield '<div class="bar" aria-hidden="true">'

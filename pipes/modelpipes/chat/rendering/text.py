@@ -11,6 +11,7 @@ from modelpipes.chat.rendering.facts import (
     PHASES,
     Spent,
     as_line,
+    chosen_in,
     describe,
     draw_bar,
     facts_of,
@@ -26,7 +27,7 @@ _THOUGHTS = "  | "
 
 def to_text(contents: Contents, columns: int | None = None, *, show_thinking: bool = False) -> str:
     """Text for a terminal so many columns wide; None: as wide as it is."""
-    whole_ms = longest_ms(contents)
+    whole_ms, choices = longest_ms(contents), chosen_in(contents)
     lines = [("", line) for line in describe(contents)]
     if whole_ms:
         key = "  ".join(f"{mark} {name}" for mark, name in zip(MARKS, PHASES, strict=True))
@@ -37,7 +38,7 @@ def to_text(contents: Contents, columns: int | None = None, *, show_thinking: bo
             lines.append(("", f"ended by: {as_line(ended.why)}"))
         if not turn:
             continue
-        lines.append(("", ", ".join([f"{turn.turn} {as_line(turn.sender)}", *facts_of(turn)])))
+        lines.append(("", ", ".join([f"{turn.turn} {as_line(turn.sender)}", *facts_of(turn, choices.get(turn.turn))])))
         if show_thinking and turn.thinking:
             lines += ((_THOUGHTS, line) for line in make_lines(turn.thinking))
         lines += ((INDENT, line) for line in make_lines(turn.content))

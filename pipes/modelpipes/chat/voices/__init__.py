@@ -36,7 +36,8 @@ class Finish(Struct, frozen=True):
 class Work:
     """One message in work: the `say` that asks, all turns heard, and where the voice puts its answer."""
 
-    def __init__(self, say: Say, turns: Sequence[Heard], notify: Callable[[Work, str, str], None]) -> None:
+    def __init__(self, say: Say, turns: Sequence[Heard], notify: Callable[[Work, str, str, bool], None]) -> None:
+        """`notify` is told each piece: content, thinking, and whether those before it do not count any more."""
         self.say = say
         self.turns = turns
         self.content: list[str] = []
@@ -64,7 +65,15 @@ class Work:
         if thinking:
             self.phase = "thinking"
             self.thinking.append(thinking)
-        self._notify(self, content, thinking)
+        self._notify(self, content, thinking, False)
+
+    def begin_anew(self, content: str = "", thinking: str = "") -> None:
+        """What was emitted does not count, and this takes its place: words that turn out to be thoughts."""
+        self.content, self.thinking = [content] if content else [], [thinking] if thinking else []
+        self._size_bytes = len(content) + len(thinking)
+        self.life_s = time.monotonic()
+        self.first_word_s = self.life_s if content else None
+        self._notify(self, content, thinking, True)
 
     def show_life(self, phase: Phase | None = None) -> None:
         """Tell that the answer is on its way."""

@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from msgspec.structs import replace
 
 from modelpipes.chat.prompt import Manner, Messages, labels_of, told_to, trim
-from modelpipes.chat.speech import LabelCutter, NameStripper, ThoughtSplitter
+from modelpipes.chat.speech import LabelCutter, NameStripper
 from modelpipes.chat.voices import Finish, Work
-from modelpipes.engine.client import ChatStream, Client, Piece, some
+from modelpipes.engine.answers import ChatStream, Piece
+from modelpipes.engine.client import Client, some
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import PACKAGED_MODELS
 from modelpipes.errors import Cancelled, MessageError, Refused, UsageError
 from modelpipes.gateway.lease import Lease, is_gateway
 from modelpipes.pipe.message import Sampling, Stop, Usage
-from modelpipes.pipe.room import About
+from modelpipes.pipe.room import About, Loading
 from modelpipes.values.deadline import Deadline
 
 HISTORY_BYTES_PER_TOKEN = 16  # four times what text has: more than this never fits a prompt
@@ -101,6 +102,10 @@ class EngineVoice:
                     raise
             time.sleep(LOADING_INTERVAL_S)
 
+    def loading(self) -> Loading | None:
+        intake = self._engine.loading() if self._engine else None
+        return Loading(*intake) if intake else None
+
     def _look_at(self, client: Client) -> None:
         if not self._engine and is_gateway(client):
             self._leased_name = _choose(client.models(), self._model_name)
@@ -164,7 +169,8 @@ class EngineVoice:
                 raise
 
     def _answer(self, work: Work, *, is_exact: bool) -> Finish:
-        cast, turns, sampling = work.say.cast, work.turns, self._sampling
+        cast, turns = work.say.cast, work.turns
+        sampling = work.say.sampling.over(self._sampling) if work.say.sampling else self._sampling
         with self._engine_of(work) as client:
             told = told_to(
                 self._seat,
@@ -194,22 +200,25 @@ class EngineVoice:
         self, client: Client, messages: Messages, names: Sequence[str], sampling: Sampling, work: Work
     ) -> Finish:
         """Let the engine answer, and pass on what it says as itself."""
-        with client.chat(
+        with client.stream(
             messages,
             silence_s=self._silence_s,
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=sampling.seed,
-            stop=[f"\n{name}:" for name in names],
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            stop=sampling.stop or None,
+            schema=sampling.schema,
+            may_stop=[f"\n{name}:" for name in names],
         ) as stream:
             work.when_cancelled(stream.cancel)
-            cutter = LabelCutter(names)
             try:
-                first_s = self._pass_on(stream, cutter, work)
+                first_s, is_cut = self._pass_on(stream, names, work)
             finally:
                 work.when_cancelled(None)
-        return replace(self._finish(stream, first_s, messages), is_cut=cutter.is_cut)
+        return replace(self._finish(stream, first_s, messages), is_cut=is_cut)
 
     @contextlib.contextmanager
     def _engine_of(self, work: Work) -> Iterator[Client]:
@@ -228,22 +237,23 @@ class EngineVoice:
                 self._learn(client, lease.identity)
             yield client
 
-    def _pass_on(self, stream: ChatStream, cutter: LabelCutter, work: Work) -> float:
-        """Emit what comes; returns when the first piece came."""
-        thoughts, name = ThoughtSplitter(), NameStripper(self._seat)
+    def _pass_on(self, stream: ChatStream, names: Sequence[str], work: Work) -> tuple[float, bool]:
+        """Emit what comes; when the first piece came, and whether the rest was cut off at one of these names."""
+        name, cutter = NameStripper(self._seat), LabelCutter(names)
         first_s = 0.0
         for piece in stream:
             if isinstance(piece, Piece):
                 first_s = first_s or time.monotonic()
-                content, thinking = thoughts.feed(piece.content)
-                work.emit(cutter.feed(name.feed(content)), piece.thinking + thinking)
+                if piece.anew:
+                    name, cutter = NameStripper(self._seat), LabelCutter(names)
+                    work.begin_anew()
+                work.emit(cutter.feed(name.feed(piece.content)), piece.thinking)
                 if cutter.is_cut:
-                    return first_s
+                    return first_s, True
             else:
                 work.show_life("reading")
-        content, thinking = thoughts.flush()
-        work.emit(cutter.feed(name.feed(content) + name.flush()) + cutter.flush(), thinking)
-        return first_s
+        work.emit(cutter.feed(name.flush()) + cutter.flush())
+        return first_s, cutter.is_cut
 
     def _finish(self, stream: ChatStream, first_s: float, messages: Messages) -> Finish:
         usage, rate = stream.usage, stream.tokens_per_second

@@ -28,6 +28,8 @@ ENVIRONMENT: dict[str, tuple[str, tuple[str, ...]]] = {
     "PIPE_DIR": ("The room, as -d.", ("-d",)),
     "PIPE_PREFIX": ("Beginning of the seat names that setup-pipes makes up.", ()),
     "PIPE_TIMEOUT": ("Longest silence of the member, as --timeout.", ()),
+    "LOG_FILE": ("A line for each thing done goes there, as --log.", ()),
+    "LOG_CONTENT": ("1: with the words, as --log-content.", ()),
     "PIPE_TO_SEAT": ("The pipe to a seat, as setup-pipes --print-env prints it.", ("--print-env", "--to-pipe")),
     "PIPE_FROM_SEAT": ("The pipe from a seat.", ("--print-env", "--from-pipe")),
     "MODELPIPES_CONFIG": ("The configuration, as --config.", ()),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from modelpipes.gateway.private import PrivateDaemon
 
 ME = "me"  # the member who is the person at the terminal
-VOICES = ("model", "server", "exec", "filter")
+VOICES = ("model", "server", "exec", "filter", "filter-json")
 ASK_SERVER_S = 30.0  # what it is and can, where nothing is to be started
 
 
@@ -31,10 +31,11 @@ class Members(Struct, frozen=True):
     names: tuple[str, ...]
     commands: dict[str, list[str]]  # of those seated here: what attach-model is given
     voices: dict[str, str]  # of those seated here, and of the person: as the transcript has it
+    served: tuple[str, ...] = ()  # by a gateway of ours, which ends with us
 
     def overrides(self, header: Header) -> Iterator[str]:
         """What is not as the conversation that is continued has it, a line each."""
-        for name, arguments in self.commands.items():
+        for name, arguments in self.commands.items() if header.commands else ():
             if name not in header.commands:
                 yield f"{name} is seated here now; the transcript has {header.voices.get(name) or 'no voice'}"
                 continue
@@ -43,7 +44,7 @@ class Members(Struct, frozen=True):
             before, now = (_parse(name, list(options)) for options in (header.commands[name], arguments))
             for option, value in now.items():
                 was = before.get(option)
-                if value != was and option not in ("no_fit_check", *voices.KINDS):
+                if value != was and option not in ("no_fit_check", "as_json", *voices.KINDS):
                     yield f"{name}: --{option.strip('_').replace('_', '-')} {_shown(value)} in place of {_shown(was)}"
 
     def abouts(self) -> dict[str, About]:
@@ -112,7 +113,7 @@ def read_members(
             ],
             "model_name": [*given["model_name"], *(f"{name}={model}" for name, model in served)],
         }
-    seated = {name: (kind, value) for kind in VOICES for name, value in _pairs(kind, given[f"{kind}_"])}
+    seated = {name: (kind, value) for kind in VOICES for name, value in _pairs(kind, _given(kind, given))}
     kept: dict[str, list[str]] = {}  # options of those who are seated as before, who are not named now
     if header:
         again = [name for name in header.members if name not in names]
@@ -133,10 +134,23 @@ def read_members(
     for name, arguments in commands.items():
         kind, value = seated[name]
         # Models are checked here, all of them at once.
-        arguments[:0] = [f"--{kind}={value}", *(["--no-fit-check"] if kind == "model" else []), *kept.get(name, [])]
+        arguments[:0] = [*_seating(kind, value), *kept.get(name, [])]
         _check(name, kind, arguments)
     said = {name: header.voices[name] if header and name in kept else " ".join(seated[name]) for name in commands}
-    return Members(tuple(names), commands, said | ({ME: "the terminal"} if ME in names else {}))
+    voices_of_all = said | ({ME: "the terminal"} if ME in names else {})
+    return Members(tuple(names), commands, voices_of_all, tuple(name for name, _ in served))
+
+
+def _given(kind: str, given: Mapping[str, Any]) -> Sequence[str]:
+    values: Sequence[str] = given[f"{kind}_".replace("-", "_")]
+    return values
+
+
+def _seating(kind: str, value: str) -> list[str]:
+    """How attach-model is told what makes the answers."""
+    if kind == "filter-json":
+        return [f"--filter={value}", "--json"]
+    return [f"--{kind}={value}", *(["--no-fit-check"] if kind == "model" else [])]
 
 
 def _as_before(name: str, header: Header) -> tuple[tuple[str, str], list[str]]:
@@ -173,7 +187,7 @@ def _commands(kinds: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, l
             raise UsageError(f"--{option} {common[-1]}: no member that is seated here can use it")
         for name, command in commands.items():
             values = [*(common if name in users else []), *own[name]]
-            command += [f"--{option}={value}" for value in (values if option == voices.REPEATABLE else values[-1:])]
+            command += [f"--{option}={value}" for value in (values if option in voices.REPEATABLE else values[-1:])]
     return commands
 
 

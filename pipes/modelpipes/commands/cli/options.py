@@ -104,6 +104,14 @@ def bounded(seconds: float) -> float | None:
     return None if seconds == float("inf") else seconds
 
 
+def logged(command: Command) -> Command:
+    """--log and --log-content; `open_log` opens what they say."""
+    with_content = click.option("--log-content", is_flag=True, envvar="LOG_CONTENT", help="The words as well.")
+    file = click.option("--log", metavar="FILE", type=values.FILE, envvar="LOG_FILE",
+                        help="Append a line for each thing done, without the words.  [$LOG_FILE]")  # fmt: skip
+    return file(with_content(command))
+
+
 directory = click.option(
     "-d",
     "--dir",

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Sequence
 
 from modelpipes.errors import DeadlineError, FileError, MessageError, UsageError
+from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
 from modelpipes.values.deadline import Deadline
 
 
@@ -24,19 +25,57 @@ def read_text(value: str) -> str:
         raise UsageError(f"{value[1:]}: cannot be read: {e}") from None
 
 
-def read_messages(words: Sequence[str], limit: Deadline, *, each_line: bool = False) -> list[str]:
+def read_message(words: Sequence[str], limit: Deadline) -> str:
     """What to ask, from the arguments or from stdin, read whole; UsageError where it says nothing."""
-    if words and list(words) != ["-"]:
-        if each_line:
-            raise UsageError("--each-line reads its messages from stdin; give no TEXT with it")
-        text = " ".join(words)
-    else:
-        text = read_stdin(limit)
-    messages = [line.removesuffix("\r") for line in text.split("\n")] if each_line else [text.removesuffix("\n")]
-    messages = [message for message in messages if message.strip()]
-    if not messages and not each_line:
+    message = " ".join(words) if words and list(words) != ["-"] else read_stdin(limit).removesuffix("\n")
+    if not message.strip():
         raise UsageError("the message is empty")
-    return messages
+    return message
+
+
+class Lines:
+    """The lines of stdin, as they come; MessageError where they are no text, or one is longer than can travel."""
+
+    fd = 0
+
+    def __init__(self, limit: Deadline) -> None:
+        self.is_over = False
+        self._limit = limit
+        self._begun = bytearray()  # of a line
+        self._count = 0
+
+    def take(self, *, waits: bool) -> list[str]:
+        """The lines that have come whole; with `waits`, once one has, or the input has ended.
+
+        DeadlineError where that takes longer than allowed.
+        """
+        while True:
+            lines = self._read()
+            if lines or self.is_over or not waits:
+                return lines
+
+    def _read(self) -> list[str]:
+        data = _read_some(self._limit)
+        self.is_over = not data
+        whole, newline, rest = data.rpartition(b"\n")
+        ends = [*(bytes(self._begun) + whole).split(b"\n")] if newline else []
+        self._begun = bytearray(rest) if newline else self._begun + rest
+        if self.is_over and self._begun:
+            ends, self._begun = [bytes(self._begun)], bytearray()
+        if len(self._begun) > MAX_MESSAGE_BYTES:
+            raise MessageError(
+                f"line {self._count + 1} of stdin is longer than the {MAX_MESSAGE_BYTES} bytes that can travel"
+            )
+        return [self._text(line) for line in ends]
+
+    def _text(self, line: bytes) -> str:
+        self._count += 1
+        try:
+            return line.removesuffix(b"\r").decode("utf-8")
+        except UnicodeDecodeError as e:
+            raise MessageError(
+                f"line {self._count} of stdin is not UTF-8 text: its byte {e.start} cannot be read"
+            ) from None
 
 
 def read_stdin(limit: Deadline) -> str:
@@ -49,20 +88,24 @@ def read_stdin(limit: Deadline) -> str:
 
 def read_stdin_bytes(limit: Deadline) -> bytes:
     """All of stdin; MessageError where it cannot be read, DeadlineError where it does not end in time."""
+    data = bytearray()
+    while piece := _read_some(limit):
+        data += piece
+    return bytes(data)
+
+
+def _read_some(limit: Deadline) -> bytes:
+    """What comes next on stdin; empty at its end."""
     poll = select.poll()
     poll.register(0, select.POLLIN)
-    data = bytearray()
     try:
         while True:
             if not poll.poll(limit.poll_ms()):
                 raise DeadlineError("stdin did not end within the time allowed (--max-seconds)")
             try:
-                piece = os.read(0, 65536)
+                return os.read(0, 65536)
             except BlockingIOError:
                 continue  # a neighbour who shares it made it so, and was faster
-            if not piece:
-                return bytes(data)
-            data += piece
     except OSError as e:
         raise MessageError(f"stdin cannot be read: {(e.strerror or str(e)).lower()}") from None
 

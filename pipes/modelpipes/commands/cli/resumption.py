@@ -10,7 +10,6 @@ import click
 from click.core import ParameterSource
 
 from modelpipes.commands.cli.reading import read_transcript
-from modelpipes.errors import UsageError
 
 if TYPE_CHECKING:
     from modelpipes.chat.transcript import Header
@@ -27,15 +26,14 @@ def header_of(path: str) -> Header | None:
     """How the conversation in a file was begun; None where it was not. Whoever opens it tells what is wrong with it."""
     from modelpipes.chat.contents import read
 
-    return read(read_transcript(path)).header if os.path.isfile(path) else None
+    contents = read(read_transcript(path)) if os.path.isfile(path) else None
+    return contents.header if contents and not contents.refusal else None
 
 
 def take_settings(ctx: click.Context, given: dict[str, Any], header: Header) -> Iterator[str]:
     """Put the settings of the conversation among those given; a line for each that was given and is not the same."""
     if given["labels"]:
-        raise UsageError(
-            "--labels: who is told names is settled when a conversation begins; leave it out with --resume"
-        )
+        yield "--labels is left out: who is told names was settled when the conversation began"
     theirs: dict[str, Any] = {name: header.settings.get(key) for name, (_, key) in SETTINGS.items()}
     theirs |= {"moderator": header.moderator or None, "moderator_speaks": bool(header.moderator) and header.debates}
     named = {name: option for name, (option, _) in SETTINGS.items()}

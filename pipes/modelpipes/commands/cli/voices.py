@@ -9,6 +9,7 @@ import click
 
 from modelpipes.commands.cli import options, reading, values
 from modelpipes.commands.cli.configured import is_from_file
+from modelpipes.commands.cli.sampling import SAMPLING, sampling_of
 from modelpipes.errors import EngineError, UsageError
 from modelpipes.terminal import output
 
@@ -21,10 +22,7 @@ if TYPE_CHECKING:
 # [voice], but for the name of a server's model.
 VOICE: dict[str, tuple[str, Any, str]] = {
     "system": ("TEXT|@FILE", values.TEXT_OR_FILE, "What the model is told first."),
-    "max-tokens": ("N", click.IntRange(1), "Longest answer."),
-    "temperature": ("T", click.FloatRange(0), "How freely it chooses words."),
-    "top-p": ("P", click.FloatRange(0, 1), "Of the likeliest words, this share."),
-    "seed": ("N", click.IntRange(0), "Same seed, same answer."),
+    **SAMPLING,
     "model-name": ("NAME", click.STRING, "Which of the models of --server."),
     "api-key-file": ("FILE", values.FILE, "The key of --server.  [$OPENAI_API_KEY]"),
     "ctx-size": ("N", click.IntRange(64), "Context of a conversation, in tokens.  [4096]"),
@@ -39,15 +37,15 @@ VOICE: dict[str, tuple[str, Any, str]] = {
     "engine": ("ENGINE", click.Choice(["auto", "llama-server", "embedded"]), "auto, llama-server or embedded.  [auto]"),
     "engine-arg": ("ARG", click.STRING, "Passed to the engine as it is; may be repeated."),
 }
-REPEATABLE = "engine-arg"
+REPEATABLE = {"engine-arg": "engine_args", "stop": "stop"}  # and their keys
 NO_KEY = "model-name"
 
 
 def voice_options(command: Any) -> Any:
     """The options of `VOICE`, each with its type."""
     for name, (metavar, kind, text) in reversed(VOICE.items()):
-        key = None if name == NO_KEY else f"voice.{name.replace('-', '_')}{'s' * (name == REPEATABLE)}"
-        made = options.option(f"--{name}", key=key, type=kind, metavar=metavar, multiple=name == REPEATABLE, help=text)
+        key = None if name == NO_KEY else f"voice.{REPEATABLE.get(name) or name.replace('-', '_')}"
+        made = options.option(f"--{name}", key=key, type=kind, metavar=metavar, multiple=name in REPEATABLE, help=text)
         command = made(command)
     return command
 
@@ -66,14 +64,15 @@ SEATING: dict[str, tuple[str, Any, str]] = {
     "server": ("NAME=URL", click.STRING, "Seat a model of a running server."),
     "exec": ("NAME=COMMAND", click.STRING, "Seat a program, run for each message."),
     "filter": ("NAME=COMMAND", click.STRING, "Seat a program kept running, a line in, a line out."),
+    "filter-json": ("NAME=COMMAND", click.STRING, "The same in lines of JSON."),
 }
 
 
 def seating_options(command: Any) -> Any:
     """The options of `SEATING`, each for as many members as it is given for."""
     for name, (metavar, kind, text) in reversed(SEATING.items()):
-        pair = values.Paired(kind, is_shared=False)
-        command = click.option(f"--{name}", f"{name}_", type=pair, multiple=True, metavar=metavar, help=text)(command)
+        pair, variable = values.Paired(kind, is_shared=False), f"{name.replace('-', '_')}_"
+        command = click.option(f"--{name}", variable, type=pair, multiple=True, metavar=metavar, help=text)(command)
     return command
 
 
@@ -95,13 +94,13 @@ def read_options(ctx: click.Context) -> dict[str, Any]:
         parameter = name.replace("-", "_")
         is_beaten = name == "api-key-file" and os.environ.get(API_KEY)
         if is_from_file(ctx, parameter) and (is_beaten or not can_use(kind, name)):
-            given[parameter] = () if name == REPEATABLE else None
+            given[parameter] = () if name in REPEATABLE else None
     return given
 
 
 def can_use(kind: str, option: str) -> bool:
     """Has this kind of voice any use for an option of VOICE?"""
-    if kind in ("exec", "filter"):
+    if kind in ("exec", "filter", "filter-json"):
         return kind == "exec" and option in FOR_PROGRAMS
     return option not in (FOR_ENGINES if kind == "server" else FOR_SERVERS)
 
@@ -116,32 +115,44 @@ def make_voice(seat: str, given: dict[str, Any]) -> Voice:
     if len(kinds) != 1:
         raise UsageError("give one of --model, --server, --exec and --filter")
     kind = kinds[0]
+    if given["as_json"] and kind != "filter_":
+        raise UsageError("--json is for --filter: its messages as lines of JSON")
     silence_s = options.bounded(given["timeout"])
     if kind in ("exec_", "filter_"):
-        from modelpipes.chat.voices.program import ExecVoice, FilterVoice
-
-        for name in VOICE:
-            if _is_given(given[name.replace("-", "_")]) and name not in FOR_PROGRAMS:
-                raise UsageError(f"--{name} is for a model; a program takes its options in its command")
-        if kind == "exec_":
-            return ExecVoice(given["exec_"], parallel=given["parallel"] or 1, silence_s=silence_s, log=given["log"])
-        if (given["parallel"] or 1) > 1:
-            raise UsageError("--parallel: a filter answers one line after the other; use --exec to answer several")
-        return FilterVoice(given["filter_"], silence_s=silence_s, log=given["log"])
+        return _program_voice(seat, kind, given, silence_s)
     return _engine_voice(seat, given, silence_s)
+
+
+def _program_voice(seat: str, kind: str, given: dict[str, Any], silence_s: float | None) -> Voice:
+    for name in VOICE:
+        if _is_given(given[name.replace("-", "_")]) and name not in FOR_PROGRAMS:
+            raise UsageError(f"--{name} is for a model; a program takes its options in its command")
+    if kind == "exec_":
+        from modelpipes.chat.voices.program import ExecVoice
+
+        return ExecVoice(given["exec_"], parallel=given["parallel"] or 1, silence_s=silence_s, log=given["engine_log"])
+    if (given["parallel"] or 1) > 1:
+        raise UsageError("--parallel: a filter answers one line after the other; use --exec to answer several")
+    from modelpipes.chat.voices.filter import FilterVoice
+    from modelpipes.chat.voices.jsonfilter import JsonFilterVoice
+
+    def report(line: str) -> None:
+        output.say(f"{seat}: {line}")
+
+    kind_of_filter = JsonFilterVoice if given["as_json"] else FilterVoice
+    return kind_of_filter(given["filter_"], silence_s=silence_s, log=given["engine_log"], report=report)
 
 
 def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> Voice:
     from modelpipes.chat.voices.engine import EngineVoice
     from modelpipes.engine.confinement import check_machine
     from modelpipes.engine.lifecycle import Engine
-    from modelpipes.pipe.message import Sampling
     from modelpipes.web.site import root_of
 
     spec = spec_of_options(given)
     common: dict[str, Any] = {
         "system": given["system"] and reading.read_text(given["system"]),
-        "sampling": Sampling(given["max_tokens"], given["temperature"], given["top_p"], given["seed"]),
+        "sampling": sampling_of(given),
         "ctx_size": spec.n_ctx_seq,
         "parallel": spec.n_parallel,
         "silence_s": silence_s,
@@ -151,7 +162,7 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
             root_of(given["server"])
         except EngineError as e:
             raise UsageError(f"--server: {e}") from None
-        for name in (*FOR_ENGINES, "log"):
+        for name in (*FOR_ENGINES, "engine-log"):
             if _is_given(given[name.replace("-", "_")]):
                 raise UsageError(f"--{name} is for an engine of ours; {given['server']} has its own")
         return EngineVoice(
@@ -175,7 +186,7 @@ def _engine_voice(seat: str, given: dict[str, Any], silence_s: float | None) -> 
 
             for line in admit([Candidate(seat, spec)], engine):
                 output.say(line)
-        return Engine(spec, engine=engine, name=seat, log=given["log"])
+        return Engine(spec, engine=engine, name=seat, log=given["engine_log"])
 
     # Once the seat is taken: who waits for it learns that the file or the engine is missing.
     return EngineVoice(seat, kind=f"model {os.path.basename(given['model'])}", start_engine=start_engine, **common)

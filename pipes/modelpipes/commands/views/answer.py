@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator
 
 from msgspec import UNSET, Struct, UnsetType, field
-from msgspec.structs import astuple
+from msgspec.structs import astuple, replace
 
 from modelpipes.errors import PeerFailed
 from modelpipes.pipe.asker import Answer
 from modelpipes.pipe.message import Delta, Reply, Stop, Timing, Usage
+from modelpipes.pipe.sidebyside import Outcome
 from modelpipes.terminal import output
+from modelpipes.terminal.safetext import make_line
 
 
 class AllUsage(Usage, frozen=True, omit_defaults=False, forbid_unknown_fields=True):
@@ -23,8 +25,12 @@ class AllTiming(Timing, frozen=True, omit_defaults=False, forbid_unknown_fields=
 
 
 class Answered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One answer as JSON says it. `thinking` is there where the model thought aloud."""
+    """One answer as JSON says it. `thinking` is there where the model thought aloud, `line` and `question` where each
+    line of stdin is one.
+    """
 
+    line: int | UnsetType = UNSET
+    question: str | UnsetType = UNSET
     sender: str = field(name="from")
     to: str
     content: str
@@ -49,10 +55,12 @@ class Answered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Unanswered(Struct, frozen=True, forbid_unknown_fields=True):
-    """Why one message of several has no answer; `reason` is one of those of a `failure` on a pipe."""
+    """Why one line of several has no answer, and the `reason` of a `failure` on a pipe; neither of an empty one."""
 
-    error: str
-    reason: str
+    line: int
+    question: str
+    error: str | UnsetType = UNSET
+    reason: str | UnsetType = UNSET
 
 
 class Printer:
@@ -71,6 +79,8 @@ class Printer:
         reply: Reply | None = None
         for answer in answers:
             if isinstance(answer, Delta) and not self._waits:
+                if answer.anew:
+                    text.void()
                 text.say(answer.content, answer.thinking)
             elif isinstance(answer, Reply):
                 reply = answer
@@ -84,11 +94,36 @@ class Printer:
             output.say(figures(reply, round_trip_ms))
         return reply
 
-    def fail(self, failed: PeerFailed) -> None:
-        """One message of several has no answer; the others go on."""
-        output.say(f"ask-model: {failed}")
+    @staticmethod
+    def hear(answers: Iterator[Answer]) -> Reply:
+        """The reply that ends an answer, of which nothing is printed yet."""
+        *_, reply = answers
+        assert isinstance(reply, Reply), "an exchange ends in a reply or an error"
+        return reply
+
+    def print_line(self, outcome: Outcome) -> None:
+        """Print what came of one line of stdin, as one line: an answer's newlines become spaces."""
+        line, answer = outcome.line, outcome.answer
+        if isinstance(answer, PeerFailed):
+            output.say(f"ask-model: line {line}: {answer}")
         if self._as_json:
-            output.write_json(Unanswered(str(failed), failed.reason))
+            output.write_json(_as_json(outcome))
+        else:
+            output.write_text(make_line(answer.content if isinstance(answer, Reply) else "") + "\n")
+        if isinstance(answer, Reply):
+            if self._show_thinking and answer.thinking:
+                output.say(f"line {line}: {answer.thinking}")
+            if self._verbose:
+                output.say(f"line {line}: {figures(answer, outcome.round_trip_ms)}")
+
+
+def _as_json(outcome: Outcome) -> Answered | Unanswered:
+    line, question, answer = outcome.line, outcome.question, outcome.answer
+    if isinstance(answer, Reply):
+        return replace(Answered.of(answer, outcome.round_trip_ms), line=line, question=question)
+    if answer is None:
+        return Unanswered(line, question)
+    return Unanswered(line, question, str(answer), answer.reason)
 
 
 def figures(reply: Reply, round_trip_ms: float) -> str:
@@ -99,5 +134,7 @@ def figures(reply: Reply, round_trip_ms: float) -> str:
     if reply.timing and reply.timing.tokens_per_second:
         parts.append(f"{reply.timing.tokens_per_second:.0f} tokens/s")
     if reply.usage:
-        parts.append(f"{reply.usage.prompt_tokens} + {reply.usage.completion_tokens} tokens")
+        cached = reply.usage.cached_tokens
+        read = f" ({cached} read before)" if cached is not None else ""
+        parts.append(f"{reply.usage.prompt_tokens}{read} + {reply.usage.completion_tokens} tokens")
     return ", ".join(parts)

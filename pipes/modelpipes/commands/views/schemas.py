@@ -19,7 +19,9 @@ CONFIG = "config"
 # name: (what it describes, the module and the types that make it, [] for a list)
 SCHEMAS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "message": ("A message on a pipe.", "pipe.message", ("Message",)),
-    "transcript": ("A line of a transcript.", "chat.transcript", ("Header", "Turn", "End")),
+    "filter-told": ("A line to a program of --filter --json.", "chat.voices.jsonfilter", ("Told",)),
+    "filter-said": ("A line of such a program.", "chat.voices.jsonfilter", ("Said",)),
+    "transcript": ("A line of a transcript.", "chat.transcript", ("Header", "Turn", "Choice", "End")),
     CONFIG: ("A configuration, its TOML read.", CONFIG, ()),
     "list-seats": ("list-seats --json", "commands.views.seats", ("Seat[]",)),
     "ask-model": (
@@ -44,6 +46,11 @@ SCHEMAS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "watch-gpu": ("watch-gpu --json; a line of it with --format jsonl", "commands.views.gpu", ("Look",)),
     "check-system": ("check-system --json", "commands.check", ("SystemReport",)),
+    "prompt": (
+        "A line of chat-models --dry-run --json; show --as",
+        "chat.preview",
+        ("Prompt",),
+    ),
     "run": ("modelpipes run --json", "commands.views.answer", ("Answered",)),
     "show": ("modelpipes show --format json", "chat.contents", ("Contents",)),
     "config-show": ("modelpipes config show --json", "config.inforce", ("Setting[]",)),

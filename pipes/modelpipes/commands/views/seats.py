@@ -21,7 +21,9 @@ def write(found: Sequence[Sitting], format_: str) -> None:
     if format_ == "json":
         output.write_json([Seat(*astuple(who)) for who in found])
         return
-    rows = [(w.seat, w.state, w.pid, w.queue, w.answers, w.voice) for w in found]
+    rows = [
+        (w.seat, f"{w.state} {w.loading}" if w.loading else w.state, w.pid, w.queue, w.answers, w.voice) for w in found
+    ]
     table = Table(["seat", "state", "pid", "queue", "answers", "voice"], rows)
     if format_ == SCREEN:
         output.write_text(draw_table(table))

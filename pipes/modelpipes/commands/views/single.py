@@ -22,7 +22,7 @@ class Single(Listener):
         self._show_thinking = show_thinking
         self._verbose = verbose
         self._speech = output.Speech(show_thinking=show_thinking)
-        self._sign = output.Sign(f"{name} is loading")
+        self._sign = output.Sign(f"waiting for {name}")
 
     def __enter__(self) -> Single:
         return self
@@ -34,6 +34,10 @@ class Single(Listener):
         if error and not self._as_json:
             with contextlib.suppress(BrokenPipeError, PipesError):  # what broke it off is told, not this
                 self._speech.void()
+
+    def starts(self, speaker: str, turn: int) -> None:
+        if not self._as_json:
+            self._speech.void()
 
     def waits(self, speaker: str, phase: Phase) -> None:
         self._sign.say(f"{speaker} {PHASES[phase]}")

@@ -41,6 +41,7 @@ class Watcher(Listener):
         self._heard = self._count = self._tokens = 0
         self._total_ms = 0.0
         self._first_ms = array("d")
+        self._beside: list[str] = []  # to be said when the line that is being spoken has ended
 
     def __enter__(self) -> Watcher:
         return self
@@ -54,6 +55,8 @@ class Watcher(Listener):
         if self._speech and not self._as_json:
             with contextlib.suppress(BrokenPipeError, PipesError):  # what broke it off is told, not this
                 self._speech.void()
+        self._speech = None
+        self._say_rest()
         if isinstance(error, Ended) and self._heard:
             self.sum_up("a signal")
 
@@ -101,6 +104,20 @@ class Watcher(Listener):
         self._speech = None
         if turn.stop == "cancelled":
             output.say(f"{self._name}: {turn.sender} was stopped")
+        self._say_rest()
+
+    def say_beside(self, line: str) -> None:
+        """Say a line on stderr, between two turns."""
+        self._beside.append(line)
+        if self._as_json or not self._speech:
+            self._say_rest()
+
+    def _say_rest(self) -> None:
+        if self._beside:
+            self._wipe_sign()
+        for line in self._beside:
+            output.say(line)
+        self._beside.clear()
 
     def chose(self, choice: Choice) -> None:
         self._wipe_sign()
