@@ -258,7 +258,9 @@ def test_the_talk_is_ended(run: Commands, bob: Speaker, keys: str, is_answering:
 
 
 def test_ctrl_c_at_a_line_with_text_drops_the_text(screen: Screen) -> None:
-    screen.press("not this" + CTRL_C)
+    screen.press("not this")
+    screen.wait_for("^me> not this$")
+    screen.press(CTRL_C)
     screen.wait_for("^me>$")
     screen.press(CTRL_C)  # so soon after the other it would end the talk, had that not dropped something
     screen.wait_for("Ctrl-C once more")
