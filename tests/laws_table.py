@@ -437,9 +437,11 @@ FAKE_PIDS=$!:1 watch-gpu --per-process --format tsv; kill $!""",
         "hold",
         arguments="bob cat",
         examples=(
-            Line("modelpipes hold bob -- python3 bob.py", before=f"setup-pipes bob; {NATIVE}", until=HELD, code=SIGTERM),
             Line(
-                """modelpipes hold bob -- sh -c 'while read -r line; do ...; done < "$PIPE_FROM_HUB"'""",
+                "modelpipes hold bob -- python3 bob.py", before=f"setup-pipes bob; {NATIVE}", until=HELD, code=SIGTERM
+            ),
+            Line(
+                """modelpipes hold bob -- sh -c 'cat < "$PIPE_FROM_HUB" > heard'""",
                 before="setup-pipes bob",
                 until=HELD,
                 code=SIGTERM,
