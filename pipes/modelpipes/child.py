@@ -63,8 +63,9 @@ class Child:
         What it writes to stderr, and to stdout unless that is piped, is drained, its end kept, appended to
         the file `log` and handed to `sink`, in pieces, by whichever thread drains: it must not wait or call us,
         and is called no more once it failed. It has the CPUs that are named, else all of ours, and may have so much
-        memory of its own (RLIMIT_DATA). `is_attached`: its stdin, stdout and stderr are ours, but for the stdin of a
-        terminal, which only who is in the foreground may read; nothing is drained then. Raises ProgramError, or FileError for the log.
+        memory of its own (RLIMIT_DATA). `is_attached`: its stdin, stdout and stderr are ours, but for a terminal's
+        stdin, which only who is in the foreground may read; nothing is drained then. Raises ProgramError, or FileError
+        for the log.
         """
         self.name = name
         self.pid = -1
@@ -388,6 +389,8 @@ def _spawn(
     # Descriptors that we inherited (a shell's `3>fifo`) are not the child's business.
     actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inherited_descriptors()]
     try:
+        if not argv[0]:
+            raise FileNotFoundError  # as the kernel has it; Python makes a ValueError of it
         return os.posix_spawnp(
             argv[0],
             argv,
