@@ -463,6 +463,32 @@ FAKE_PIDS=$!:1 watch-gpu --per-process --format tsv; kill $!""",
         ),
     ),
     Case(
+        "run",
+        arguments="tiny-chat Hello.",
+        examples=(
+            Line('modelpipes run tiny-chat "What is 3 and 4?"'),
+            Line(
+                'git diff | modelpipes run a.gguf "Say what was changed:" -',
+                before="git init -q . && git add a.gguf && rm a.gguf && cp ~/models/a.gguf .",
+            ),
+            Line('modelpipes run llama3.2 --server http://127.0.0.1:11434 --json "Hello."', unrun="it needs a server"),
+            Line("modelpipes run tiny-chat", unrun="it talks with who sits at a terminal"),
+        ),
+        prints=Line("modelpipes run tiny-chat Hello."),
+        failures=(
+            Failure(Line("modelpipes run none.gguf Hello."), 1, "none.gguf"),
+            Failure(Line("modelpipes run tiny-chat </dev/null"), 2, "empty"),
+            Failure(Line("modelpipes run tiny-chat --max-seconds 50ms 0<>pipe", before="mkfifo pipe"), 124, "stdin"),
+            Failure(Line("modelpipes run x --server http://127.0.0.1:1 Hello."), 1, "http://127.0.0.1:1"),
+        ),
+        reports=(Report(Line("modelpipes run tiny-chat --json Hello."), "run"),),
+        hostile=(
+            Line('modelpipes run "$HOSTILE" Hello.'),
+            Line('modelpipes run "$HOSTILE" --server http://127.0.0.1:1/"$HOSTILE" Hello.'),
+        ),
+        waits=(Line("modelpipes run tiny-chat 0<>pipe", before="mkfifo pipe"),),
+    ),
+    Case(
         "show",
         arguments="talk.jsonl",
         examples=(

@@ -347,7 +347,7 @@ def tables() -> list[Any]:
 
 
 def test_every_command_that_reports_figures_does_so_as_a_document() -> None:
-    others = {"ask", "chat", "show"}  # what was said, turn by turn
+    others = {"ask", "chat", "run", "show"}  # what was said, turn by turn
     assert {each.id for each in tables()} == {case.verb for case in CASES if case.reports} - others
 
 

@@ -63,9 +63,9 @@ class Child:
         What it writes to stderr, and to stdout unless that is piped, is drained, its end kept, appended to
         the file `log` and handed to `sink`, in pieces, by whichever thread drains: it must not wait or call us,
         and is called no more once it failed. It has the CPUs that are named, else all of ours, and may have so much
-        memory of its own (RLIMIT_DATA). `is_attached`: its stdin, stdout and stderr are ours, but for a terminal's
-        stdin, which only who is in the foreground may read; nothing is drained then. Raises ProgramError, or FileError
-        for the log.
+        memory of its own (RLIMIT_DATA). `is_attached`: its stdin, stdout and stderr are ours, but for the stdin of a
+        terminal, which only who is in the foreground may read; nothing is drained then. Raises ProgramError, or
+        FileError for the log.
         """
         self.name = name
         self.pid = -1

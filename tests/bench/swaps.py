@@ -27,7 +27,7 @@ from pathlib import Path
 
 import msgspec
 
-from modelpipes.engine.client import Piece
+from modelpipes.engine.answers import Piece
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import find_engine
 from modelpipes.values.deadline import Deadline

@@ -681,6 +681,24 @@ def test_a_person_has_no_time_limit(run: Commands) -> None:
     assert end_of(chat)[0] == 0
 
 
+def test_a_message_too_long_for_the_context_is_refused_and_the_person_asked_again(run: Commands) -> None:
+    path = run.cwd / "talk.jsonl"
+    chat = run("chat", "me", "--model", "alice=tiny-chat", "--engine-arg=--threads", "--engine-arg=1",
+               "--ctx-size=256", "--temperature=0", "--transcript", str(path),
+               typed=f"{'word ' * 2000}\nWhat is 3 and 4?\n{'word ' * 2000}\nWhat is 3 and 5?\n")  # fmt: skip
+    assert chat.code == 0, chat.stderr
+    refusals = [line for line in chat.stderr.splitlines() if line.endswith("your last message is taken back")]
+    assert len(refusals) == 2 and all("too large for the model's context" in line for line in refusals)
+    assert [turn["content"] for turn in turns_of(path) if turn["from"] == "alice"] == ["It is 7.", "It is 8."]
+
+
+def test_an_opening_too_long_for_the_context_is_nobodys_to_shorten(run: Commands) -> None:
+    chat = run("chat", "--model", "alice=tiny-chat", "me", *QUICK_ENGINE[:2], "--ctx-size=256",
+               "--opening", "word " * 2000)  # fmt: skip
+    assert chat.code == 1
+    assert "too large for the model's context" in chat.stderr
+
+
 def test_a_second_person_in_one_room_is_told_who_sits_there(run: Commands) -> None:
     run.attach("alice", "--filter", "cat")
     first = run.start("chat", "me", "alice", "--opening", "Hello.", stdin=subprocess.PIPE)

@@ -278,6 +278,13 @@ def test_a_seat_that_is_taken_shows_what_sits_there(run: Commands) -> None:
     assert ask(run, "ask-model b", "fish").stdout == "plain\tbob\tready, filter cat\n"
 
 
+def test_who_was_told_something_is_a_member_of_the_transcript(run: Commands) -> None:
+    talk = run("chat", "--filter", "alice=cat", "--filter", "bob=cat", "--rounds", "1", "--transcript", "talk.jsonl")
+    assert talk.code == 0
+    assert offered(run, "modelpipes show talk.jsonl --as ") == ["alice", "bob"]
+    assert offered(run, "modelpipes show none.jsonl --as ") == []
+
+
 def test_no_pipe_is_opened(run: Commands) -> None:
     prepare(run)
     fifos = [path for path in run.cwd.parent.rglob("*") if path.is_fifo()]

@@ -274,7 +274,7 @@ def test_a_member_of_0_1_0_is_listed_and_one_of_a_version_to_come_refused(run: C
     lock = Path(room.seat_lock("dave"))
     with held(lock, line):
         (dave,) = json.loads(run("seats", "dave", "--json").stdout)
-        assert dave == {**json.loads(line), "queue": 0, "about": None}
+        assert dave == {**json.loads(line), "queue": 0, "about": None, "loading": None}
         assert run("seats", "--wait", "dave").code == 0
     newer = b'{"seat":"dave","state":{"of":"mind"},"format":2}\n'
     refusal = Ended(1, "", f"modelpipes seats: {refusal_of(formats.SEAT, lock)}\n")

@@ -60,7 +60,7 @@ def test_what_was_counted_when_time_is_up_is_told_as_at_least(tmp_path: Path) ->
 def test_without_a_runtime_folder_no_place_is_told_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "")
     places = [place.path for place in written.find_places()]
-    assert len(places) == len(set(places)) == 6
+    assert len(places) == len(set(places)) == 7
 
 
 # -- the commands, told to leave everything open

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from modelpipes.engine.client import ChatStream, Client, Piece, Reading, TokenUsage, figure_of
+from modelpipes.engine.answers import ChatStream, Piece, Reading, TokenUsage
+from modelpipes.engine.client import Client, figure_of
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import EngineChoice
 from modelpipes.errors import Cancelled, DeadlineError, EngineError, Refused, UsageError

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from modelpipes.engine.client import Client, Piece
+from modelpipes.engine.answers import Piece
+from modelpipes.engine.client import Client
 from modelpipes.errors import Cancelled, DeadlineError, EngineError, Refused
 from modelpipes.gateway.lease import Lease, is_gateway
 from modelpipes.serving.gateway import GatewaySettings

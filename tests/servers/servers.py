@@ -92,7 +92,7 @@ SERVERS = {
         ),
         Server(
             "llama-cpp-python",
-            ["llama-cpp-python[server]==0.3.16"],
+            ["llama-cpp-python[server]==0.3.36"],
             [
                 (
                     *("{bin}/python", "-m", "llama_cpp.server", "--model", str(TINY_CHAT), "--model_alias", "tiny"),

@@ -12,7 +12,9 @@ from modelpipes.values.units import (
     MAX_SECONDS,
     format_bytes,
     format_cpus,
+    format_elapsed,
     format_seconds,
+    format_share,
     parse_bytes,
     parse_cpus,
     parse_seconds,
@@ -131,3 +133,31 @@ def test_cpus_that_are_written_are_read_as_the_same(cpus: set[int]) -> None:
 def test_what_is_no_list_of_cpus_is_wrong_usage(text: str) -> None:
     with pytest.raises(UsageError, match="is no list of CPUs: write 0-3,8"):
         parse_cpus(text)
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "text"),
+    [
+        (3_328_600_000, 5_046_586_573, "3.1 of 4.7 GiB"),
+        (0, 5_046_586_573, "0.0 of 4.7 GiB"),
+        (7, 900, "7 of 900 B"),
+        (2**20, 2**20, "1.0 of 1.0 MiB"),
+        (1023, 1_048_500, "0.0 of 1.0 MiB"),
+    ],
+)
+def test_a_part_is_told_in_the_unit_of_the_whole(done: int, total: int, text: str) -> None:
+    assert format_share(done, total) == text
+
+
+@given(st.integers(0, 2**60), st.integers(0, 2**60))
+def test_a_whole_part_reads_as_the_whole(done: int, total: int) -> None:
+    number, _, whole = format_share(min(done, total), total).partition(" of ")
+    assert whole == format_bytes(total)
+    assert 0 <= float(number) <= float(whole.split()[0])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.98, "1 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (3723, "62 min 3 s")]
+)
+def test_what_something_took_is_told_in_whole_seconds(seconds: float, text: str) -> None:
+    assert format_elapsed(seconds) == text

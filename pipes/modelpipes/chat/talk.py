@@ -37,6 +37,7 @@ class Talk(Struct, frozen=True, kw_only=True):
     members: tuple[str, ...]
     commands: Mapping[str, Sequence[str]] = {}  # of those to be seated: what attach-model is given
     voices: Mapping[str, str] = {}  # of those and of the person: as the transcript has it
+    passing: Sequence[str] = ()  # those whose server ends with us: who resumes has to name them again
     person: str | None = None
     directory: str | None = None
     taking: Taking = "round-robin"
@@ -73,7 +74,7 @@ class Talk(Struct, frozen=True, kw_only=True):
             settings,
             at=moment(),
             abouts=dict(abouts),
-            commands={name: tuple(command) for name, command in self.commands.items()},
+            commands={name: tuple(it) for name, it in self.commands.items() if name not in self.passing},
             labels=tuple(n for n in self.members if told[n] == "always" or (told[n] == "auto" and n in auto)),
             person=self.person or "",
             moderator=self.moderator or "",

@@ -170,6 +170,7 @@ def _describe(given: dict[str, Any], members: Members) -> Talk:
         members=members.names,
         commands=members.commands,
         voices=members.voices,
+        passing=members.served,
         person=ME if ME in members.names else None,
         directory=given["directory"],
         taking=given["taking"],

@@ -48,7 +48,7 @@ def command(ctx: click.Context, /, **_: Any) -> None:
     \b
     Examples:
       modelpipes run tiny-chat "What is 3 and 4?"
-      git diff | modelpipes run qwen.gguf "Say what was changed:" -
+      git diff | modelpipes run a.gguf "Say what was changed:" -
       modelpipes run llama3.2 --server http://127.0.0.1:11434 --json "Hello."
       modelpipes run tiny-chat
     """
@@ -120,11 +120,10 @@ def _talk(name: str, given: dict[str, Any]) -> None:
     from modelpipes.chat.guest import Guest
     from modelpipes.terminal import lineeditor
 
-    if given["max_seconds"] != float("inf"):
-        raise UsageError("--max-seconds is for a PROMPT; a talk ends when you end it")
-    watcher = Watcher(
-        as_json=given["as_json"], show_thinking=given["show_thinking"], guests=(ME,), name="modelpipes run"
-    )
+    for option, is_given in (("--max-seconds", given["max_seconds"] != float("inf")), ("--json", given["as_json"])):
+        if is_given:
+            raise UsageError(f"{option} is for a PROMPT, and none is given: you would talk")
+    watcher = Watcher(as_json=False, show_thinking=given["show_thinking"], guests=(ME,), name="modelpipes run")
     with contextlib.ExitStack() as stack:
         voice = stack.enter_context(_prepared(name, given, Deadline.never()))
         guest = stack.enter_context(Guest(ME)) if lineeditor.is_possible() else None

@@ -20,7 +20,13 @@ from modelpipes.values.deadline import Deadline
 @click.argument("transcript", metavar="TRANSCRIPT|-", type=values.TRANSCRIPT)
 @click.option("--format", "form", type=click.Choice(["text", "markdown", "html", "json"]), default="text",
               show_default=True, help="Text for a terminal, or a file to keep.")  # fmt: skip
-@click.option("--as", "seat", metavar="SEAT", help="What this member was told, instead: the messages of a turn.")
+@click.option(
+    "--as",
+    "seat",
+    metavar="SEAT",
+    type=values.TALKED,
+    help="What this member was told, instead: the messages of a turn.",
+)
 @click.option("--turn", metavar="N", type=click.IntRange(0), help="Of which turn.  [its last one]")
 @click.option("--show-thinking", is_flag=True, help="A reasoning model's thoughts as well.")
 @click.option("--max-seconds", type=options.SECONDS, default="none", show_default=True,

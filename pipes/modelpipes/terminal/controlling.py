@@ -1,4 +1,4 @@
-"""The terminal that we were started from: is it still there?"""
+"""Whether the terminal that we were started from is still there."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -54,8 +55,21 @@ class Typist(Protocol):
 
 
 def is_possible() -> bool:
-    """Does a person sit at stdin and stderr, on a terminal whose cursor can be moved?"""
-    return os.isatty(STDIN) and os.isatty(output.STDERR) and os.environ.get("TERM", "dumb") != "dumb"
+    """Does a person sit at stdin and stderr, on a terminal whose cursor can be moved, and that nobody else writes to?
+
+    What reads our stdout (`| tee talk.log`) would write where the line stands.
+    """
+    can_move = os.environ.get("TERM", "dumb") != "dumb"
+    return can_move and os.isatty(STDIN) and os.isatty(output.STDERR) and not _is_read(output.STDOUT)
+
+
+def _is_read(descriptor: int) -> bool:
+    """Does another program read what is written there?"""
+    try:
+        mode = os.fstat(descriptor).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 class LineEditor:
@@ -136,20 +150,24 @@ class LineEditor:
 
         try:
             asyncio.run(self._serve())
-        except (EOFError, OSError) as e:  # the terminal has gone
-            self._failure = e
-            self._typist.left()
-        except BaseException as e:
-            self._failure = e
-            self._typist.left()
-            raise
+        except Exception as e:  # noqa: BLE001  # the edge of this thread: whatever it is, who waits is told
+            self._fail(e)
         finally:
             self._began.set()
+
+    def _fail(self, error: BaseException | None) -> None:
+        """There is no line any more: the terminal has gone, or it is a fault that nobody foresaw."""
+        if self._failure is None:
+            self._failure = error or ProgramError("the editor failed")
+            if not isinstance(self._failure, (EOFError, OSError)):
+                output.say(f"the line editor has failed, please report it: {type(error).__name__}: {error}")
+            self._typist.left()
 
     async def _serve(self) -> None:
         import asyncio
 
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(lambda _, context: self._fail(context.get("exception")))
         self._app = self._make_app()
         await self._app.run_async(pre_run=self._began.set, set_exception_handler=False, handle_sigint=False)
 

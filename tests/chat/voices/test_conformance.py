@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from modelpipes.chat.guest import Guest
 from modelpipes.chat.voices import Voice, terminal
 from modelpipes.chat.voices.engine import EngineVoice
 from modelpipes.chat.voices.filter import FilterVoice
 from modelpipes.chat.voices.jsonfilter import JsonFilterVoice
 from modelpipes.chat.voices.program import ExecVoice
-from modelpipes.chat.voices.terminal import TerminalVoice
+from modelpipes.chat.voices.terminal import GuestVoice, TerminalVoice
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.pipe.message import Sampling
 from tests.chat.voices.conformance import CHECKS, Specimen
@@ -219,6 +220,25 @@ class Terminal(Specimen):
         return asked
 
 
+class Typing(Specimen):
+    """A person at the line editor, in whose place the test types."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+
+    def make(self, *, parallel: int = 1, silence_s: float = LIMIT_S) -> Voice:
+        return GuestVoice(self._guest, leave=lambda: None)
+
+    def ask(self, voice: Voice, words: str) -> Asked:
+        self._guest.typed(words)
+        return Asked(voice, "Hello")
+
+    def ask_endlessly(self, voice: Voice) -> Asked:
+        asked = Asked(voice, "Hello")
+        eventually(lambda: asked.work.phase == "thinking", "wait for words")
+        return asked
+
+
 @contextlib.contextmanager
 def a_server() -> Iterator[Specimen]:
     server = Scripted()
@@ -240,7 +260,17 @@ def a_terminal() -> Iterator[Specimen]:
         os.close(theirs)
 
 
+@contextlib.contextmanager
+def a_guest() -> Iterator[Specimen]:
+    guest = Guest("me")
+    try:
+        yield Typing(guest)
+    finally:
+        os.close(guest._wake)  # the end of `with` would do it, which has a terminal
+
+
 KINDS: dict[str, Callable[[Path], contextlib.AbstractContextManager[Specimen]]] = {
+    "guest": lambda _: a_guest(),
     "exec": lambda _: contextlib.nullcontext(Exec()),
     "filter": lambda _: contextlib.nullcontext(Filter()),
     "filter-json": lambda _: contextlib.nullcontext(JsonFilter()),

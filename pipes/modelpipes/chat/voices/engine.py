@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from modelpipes.chat.prompt import Manner, Messages, labels_of, told_to, trim
 from modelpipes.chat.speech import LabelCutter, NameStripper
 from modelpipes.chat.voices import Finish, Work
-from modelpipes.engine.client import ChatStream, Client, Piece, some
+from modelpipes.engine.answers import ChatStream, Piece
+from modelpipes.engine.client import Client, some
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import PACKAGED_MODELS
 from modelpipes.errors import Cancelled, MessageError, Refused, UsageError

@@ -16,6 +16,7 @@ from modelpipes.gguf.cache import MAX_FILE_BYTES
 from modelpipes.gguf.places import MAX_MEMORY_BYTES
 from modelpipes.machine.checks import Check
 from modelpipes.pipe.room import Room, folder_of_rooms
+from modelpipes.terminal.typed import KEPT_BYTES
 from modelpipes.values import paths
 from modelpipes.values.deadline import Deadline
 from modelpipes.values.units import format_bytes
@@ -66,6 +67,7 @@ def find_places() -> list[Place]:
         ("conversations", paths.slots_dir(), "they go with the serve-models that keeps them", ""),
         ("cache", paths.cache_dir(), f"at most {cache}", f"find {files} -maxdepth 1 -type f -delete"),
         ("sources", paths.build_dir(), "no bound: each llama.cpp that was built", ""),
+        ("typed", paths.state_dir(), f"at most {format_bytes(KEPT_BYTES)}", ""),
         ("engines", builds.folder(), "no bound: each that build-engine made", _remove_builds()),
     ]
     places = [Place(name, path, bound, line or f"rm -r {shlex.quote(path)}") for name, path, bound, line in told]

@@ -28,6 +28,8 @@ ENVIRONMENT: dict[str, tuple[str, tuple[str, ...]]] = {
     "PIPE_DIR": ("The room, as -d.", ("-d",)),
     "PIPE_PREFIX": ("Beginning of the seat names that setup-pipes makes up.", ()),
     "PIPE_TIMEOUT": ("Longest silence of the member, as --timeout.", ()),
+    "LOG_FILE": ("A line for each thing done goes there, as --log.", ()),
+    "LOG_CONTENT": ("1: with the words, as --log-content.", ()),
     "PIPE_TO_SEAT": ("The pipe to a seat, as setup-pipes --print-env prints it.", ("--print-env", "--to-pipe")),
     "PIPE_FROM_SEAT": ("The pipe from a seat.", ("--print-env", "--from-pipe")),
     "MODELPIPES_CONFIG": ("The configuration, as --config.", ()),
@@ -37,6 +39,8 @@ ENVIRONMENT: dict[str, tuple[str, tuple[str, ...]]] = {
     "OPENAI_API_KEY": ("The key for --server.", ()),
     "XDG_CACHE_HOME": ("What can be made again, in place of ~/.cache.", ("--model", "find", "fit", "serve")),
     "XDG_DATA_HOME": ("What build-engine made, in place of ~/.local/share.", ("--engine", "build-engine", "serve")),
+    "XDG_STATE_HOME": ("What you typed as me, in place of ~/.local/state.", ("chat", "run", "check")),
+    "NO_COLOR": ("Plain text on terminals too, as in a pipe; TERM=dumb does the same.", ("ask", "chat", "run")),
     "XDG_RUNTIME_DIR": ("What lives until logout: rooms, in modelpipes/default.", ("-d", "check", "serve")),
     "TMPDIR": ("The same where there is no XDG_RUNTIME_DIR: in modelpipes-UID/default.", ("-d", "check")),
     "SHELL": ("The shell to complete for.", ()),
@@ -45,6 +49,7 @@ FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     "$XDG_RUNTIME_DIR/modelpipes/default": ("The default room.", ("-d",)),
     "~/.config/modelpipes/config.toml": ("The configuration.", ("--config",)),
     "~/.cache/modelpipes": ("What was read of model files, and where they were found.", ("--model", "find", "fit")),
+    "~/.local/state/modelpipes/typed.jsonl": ("What you typed as me.", ("chat", "run")),
     "~/.local/share/modelpipes/engines": ("What modelpipes build-engine made.", ("--engine", "build-engine")),
 }
 EXIT_STATUS = {

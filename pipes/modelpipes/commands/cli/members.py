@@ -31,6 +31,7 @@ class Members(Struct, frozen=True):
     names: tuple[str, ...]
     commands: dict[str, list[str]]  # of those seated here: what attach-model is given
     voices: dict[str, str]  # of those seated here, and of the person: as the transcript has it
+    served: tuple[str, ...] = ()  # by a gateway of ours, which ends with us
 
     def overrides(self, header: Header) -> Iterator[str]:
         """What is not as the conversation that is continued has it, a line each."""
@@ -136,7 +137,8 @@ def read_members(
         arguments[:0] = [*_seating(kind, value), *kept.get(name, [])]
         _check(name, kind, arguments)
     said = {name: header.voices[name] if header and name in kept else " ".join(seated[name]) for name in commands}
-    return Members(tuple(names), commands, said | ({ME: "the terminal"} if ME in names else {}))
+    voices_of_all = said | ({ME: "the terminal"} if ME in names else {})
+    return Members(tuple(names), commands, voices_of_all, tuple(name for name, _ in served))
 
 
 def _given(kind: str, given: Mapping[str, Any]) -> Sequence[str]:

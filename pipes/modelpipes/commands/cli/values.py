@@ -139,6 +139,18 @@ def _named(ctx: click.Context, incomplete: str) -> Meant:
     return names
 
 
+def _talked(ctx: click.Context, incomplete: str) -> Meant:
+    """The members of the transcript that the line names."""
+    from modelpipes.chat.contents import read
+    from modelpipes.commands.cli.reading import read_transcript
+
+    # click has it among the rest where the line ends with an option that still wants its value.
+    path = ctx.params.get("transcript") or next(iter(ctx.args), "")
+    with contextlib.suppress(PipesError):  # no such file
+        if header := read(read_transcript(path)).header:
+            yield from header.members
+
+
 def _senders(ctx: click.Context, incomplete: str) -> Meant:
     from modelpipes.pipe.room import HUB
 
@@ -187,4 +199,5 @@ SENDER = Text(_senders)
 ASKED = Text(_asked)
 MEMBER = Text(_members)
 NAMED = Text(_named)
+TALKED = Text(_talked)
 PLACE = Text(lambda ctx, incomplete: [path(incomplete, suffix=".gguf")])

@@ -51,6 +51,7 @@ SCHEMAS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "chat.preview",
         ("Prompt",),
     ),
+    "run": ("modelpipes run --json", "commands.views.answer", ("Answered",)),
     "show": ("modelpipes show --format json", "chat.contents", ("Contents",)),
     "config-show": ("modelpipes config show --json", "config.inforce", ("Setting[]",)),
     "build-engine": ("modelpipes build-engine --json", "commands.views.engines", ("Made",)),
