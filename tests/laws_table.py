@@ -433,17 +433,16 @@ FAKE_PIDS=$!:1 watch-gpu --per-process --format tsv; kill $!""",
     ),
     Case(
         "hold",
-        arguments="bob -- cat",
+        arguments="bob cat",
         examples=(
             Line("modelpipes hold bob -- python3 bob.py", before="setup-pipes bob; echo 'open(0).read()' >bob.py"),
             Line(
-                """modelpipes hold bob -- sh -c 'while read -r line; do echo "$line"; done < "$PIPE_FROM_HUB"'""",
+                """modelpipes hold bob -- sh -c 'exec cat "$PIPE_FROM_HUB"'""",
                 before="setup-pipes bob",
                 until="list-seats --wait bob",
                 code=SIGTERM,
             ),
         ),
-        prints=Line("modelpipes hold bob -- env", before="setup-pipes bob"),
         failures=(
             Failure(manned("modelpipes hold bob -- cat"), 1, "bob"),
             Failure(Line("modelpipes hold alice -- no-such-program", before="setup-pipes alice"), 1, "no-such-program"),
