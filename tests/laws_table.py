@@ -99,9 +99,6 @@ END"""
 CONFIGURED = "export MODELPIPES_CONFIG=config/rtx4080.toml"
 TALK = "cp ~/talk.jsonl talk.jsonl"
 TORN = "echo torn >libnvidia-ml.so.1; export LD_LIBRARY_PATH=$PWD"
-NATIVE = """echo 'import os; open(os.environ["PIPE_FROM_HUB"]).read()' > bob.py"""
-HELD = "list-seats --wait bob"
-SEATED = "while list-seats bob | grep -q free; do :; done"
 SAID = "while ! test -s stdout; do :; done"
 
 CASES = (
@@ -160,6 +157,7 @@ CASES = (
             Failure(Line("attach-model nobody --filter cat", before="setup-pipes alice"), 1, "nobody"),
             Failure(manned("attach-model bob --filter cat"), 1, "bob"),
             Failure(Line("attach-model alice"), 2, "--model"),
+            Failure(Line("attach-model alice --exec 'wc | rev'"), 2, "sh -c 'wc | rev'"),
         ),
         hostile=(
             manned("attach-model mallory --filter cat"),  # is told who sits there
@@ -437,23 +435,31 @@ FAKE_PIDS=$!:1 watch-gpu --per-process --format tsv; kill $!""",
         "hold",
         arguments="bob cat",
         examples=(
+            Line("modelpipes hold bob -- python3 bob.py", before="setup-pipes bob; echo 'open(0).read()' >bob.py"),
             Line(
-                "modelpipes hold bob -- python3 bob.py", before=f"setup-pipes bob; {NATIVE}", until=HELD, code=SIGTERM
-            ),
-            Line(
-                """modelpipes hold bob -- sh -c 'cat < "$PIPE_FROM_HUB" > heard'""",
+                """modelpipes hold bob -- sh -c 'exec cat "$PIPE_FROM_HUB"'""",
                 before="setup-pipes bob",
-                until=HELD,
+                until="list-seats --wait bob",
                 code=SIGTERM,
             ),
         ),
         failures=(
             Failure(manned("modelpipes hold bob -- cat"), 1, "bob"),
-            Failure(Line("modelpipes hold bob -- /none/bob", before="setup-pipes bob"), 1, "/none/bob"),
-            Failure(Line("modelpipes hold nobody -- cat", before="setup-pipes bob"), 1, "nobody"),
+            Failure(Line("modelpipes hold alice -- no-such-program", before="setup-pipes alice"), 1, "no-such-program"),
+            Failure(Line("modelpipes hold alice"), 2, "COMMAND"),
         ),
-        hostile=(Line('modelpipes hold bob -- "$HOSTILE"', before="setup-pipes bob"),),
-        waits=(Line("modelpipes hold bob -- sleep 100", before="setup-pipes bob", until=SEATED),),
+        hostile=(
+            manned("modelpipes hold mallory -- cat"),  # is told who sits there
+            Line('modelpipes hold alice -- "$HOSTILE"', before="setup-pipes alice"),
+            Line('modelpipes hold "$HOSTILE" -- cat', before="setup-pipes alice"),
+        ),
+        waits=(
+            Line(
+                """modelpipes hold bob -- sh -c 'cat "$PIPE_FROM_HUB"'""",
+                before="setup-pipes bob",
+                until="list-seats --wait bob",
+            ),
+        ),
     ),
     Case(
         "run",

@@ -238,6 +238,19 @@ def test_programs_answer_as_models_do(typed: Type) -> None:
     assert shouted == shouted.upper()
 
 
+def test_a_program_that_speaks_json_keeps_newlines_and_knows_who_spoke(typed: Type) -> None:
+    said = typed(CONVERSATIONS).said_by("cat > counsel.py")
+    assert said[2:5] == ["hub said:", "> Two lines,", "one answer."]
+    assert [line for line in said if line.startswith("scribe: ")] == ["scribe: dora said:"]
+
+
+def test_programs_that_open_the_pipes_themselves_answer_and_talk(typed: Type) -> None:
+    *_, rolled, backwards, hub, dice, last = typed(CONVERSATIONS).said_by("cat > dice.sh")
+    assert rolled in "123456"
+    assert backwards == "nalp a ,nam a"
+    assert (hub, dice[:6], last) == ("hub: Hello.", "dice: ", f"backwards: {dice[6:]}")
+
+
 def test_a_program_takes_part_in_a_conversation(typed: Type) -> None:
     said = typed(CONVERSATIONS).said_by('chat-models --model carol=tiny-chat --exec "words=wc -w"')
     assert speakers(said) == ["hub", *["carol", "words"] * 2]
