@@ -12,12 +12,12 @@ import click
 from modelpipes.commands.cli import options, reading, values
 from modelpipes.commands.cli.sampling import sampling_of, sampling_options
 from modelpipes.commands.views.answer import Printer
-from modelpipes.errors import PeerFailed, UsageError
+from modelpipes.errors import MessageError, PeerFailed, UsageError
 from modelpipes.pipe.asker import Asker, require_pipes
 from modelpipes.pipe.log import Log
 from modelpipes.pipe.message import Reply, Sampling, Say, new_id
 from modelpipes.pipe.room import HUB, PipePair, Room, check_seat
-from modelpipes.pipe.sidebyside import MOST, Outcome, SideBySide, ask_each, in_order
+from modelpipes.pipe.sidebyside import MOST, Outcome, SideBySide, Unfit, ask_each, in_order
 from modelpipes.terminal import output
 from modelpipes.values.deadline import Deadline
 
@@ -111,7 +111,7 @@ def _print_lines(outcomes: Iterable[Outcome], printer: Printer) -> int:
     return code
 
 
-def _lines(limit: Deadline) -> Iterator[str]:
+def _lines(limit: Deadline) -> Iterator[str | Unfit]:
     lines = reading.Lines(limit)
     while not lines.is_over:
         yield from lines.take(waits=True)
@@ -119,7 +119,7 @@ def _lines(limit: Deadline) -> Iterator[str]:
 
 def _go_on(
     path: str,
-    messages: Iterable[str],
+    messages: Iterable[str | Unfit],
     open_asker: Callable[[], Asker],
     sampling: Sampling,
     printer: Printer,
@@ -132,8 +132,10 @@ def _go_on(
     with contextlib.ExitStack() as stack:
         talk: Transcript | None = None
 
-        def answered(line: int, message: str) -> Outcome:
+        def answered(line: int, message: str | Unfit) -> Outcome:
             nonlocal talk
+            if isinstance(message, Unfit):
+                return Outcome(line, message.shown, PeerFailed(message.why, message.reason))
             if not message.strip():
                 return Outcome(line, message)
             began_s = time.perf_counter()
@@ -145,10 +147,10 @@ def _go_on(
                             output.say(f"ask-model: {talk.warning}")
                     hear = Printer.hear if each_line else printer.print
                     answer: Reply | PeerFailed = ask_next(talk, asker, message, hear, sampling)
-            except PeerFailed as failed:
+            except (PeerFailed, MessageError) as failed:
                 if not each_line:
                     raise
-                answer = failed
+                answer = failed if isinstance(failed, PeerFailed) else PeerFailed(str(failed), "too-large")
             return Outcome(line, message, answer, round((time.perf_counter() - began_s) * 1000, 3))
 
         outcomes = (answered(line, message) for line, message in enumerate(messages, 1))

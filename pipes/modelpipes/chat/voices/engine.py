@@ -180,7 +180,8 @@ class EngineVoice:
                 folds_system=self._folds_system,
                 manner=self._manner,
             )
-            messages, dropped = trim(turns, told, lambda messages: self._fits(client, messages, work, is_exact))
+            most = sampling.max_tokens
+            messages, dropped = trim(turns, told, lambda messages: self._fits(client, messages, work, most, is_exact))
             names = labels_of(cast, turns, self._seat)
             finish = self._speak(client, messages, names, sampling, work)
             if work.say.conversation and finish.stop == "end" and not "".join(work.content).strip():
@@ -266,10 +267,10 @@ class EngineVoice:
         counted = Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) if usage else None
         return Finish(stop, counted, rate)
 
-    def _fits(self, client: Client, messages: Messages, work: Work, is_exact: bool) -> bool:
+    def _fits(self, client: Client, messages: Messages, work: Work, max_tokens: int | None, is_exact: bool) -> bool:
         if work.is_cancelled:
             raise Cancelled("the answer was cancelled")
-        answer = min(self._sampling.max_tokens or self._ctx_size // ANSWER_SHARE, self._ctx_size // 2)
+        answer = min(max_tokens or self._ctx_size // ANSWER_SHARE, self._ctx_size // 2)
         room = self._ctx_size - answer
         if not self._can_count:
             tokens = _size(messages) * self._tokens_per_byte * MARGIN + len(messages) * MESSAGE_TOKENS

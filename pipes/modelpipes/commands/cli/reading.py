@@ -9,7 +9,10 @@ from collections.abc import Sequence
 
 from modelpipes.errors import DeadlineError, FileError, MessageError, UsageError
 from modelpipes.pipe.framing import MAX_MESSAGE_BYTES
+from modelpipes.pipe.sidebyside import Unfit
 from modelpipes.values.deadline import Deadline
+
+SHOWN_BYTES = 200  # of a line that is too long
 
 
 def read_text(value: str) -> str:
@@ -34,48 +37,52 @@ def read_message(words: Sequence[str], limit: Deadline) -> str:
 
 
 class Lines:
-    """The lines of stdin, as they come; MessageError where they are no text, or one is longer than can travel."""
+    """The lines of stdin, as they come; `Unfit` where one is no text, or longer than can travel."""
 
     fd = 0
 
     def __init__(self, limit: Deadline) -> None:
         self.is_over = False
         self._limit = limit
-        self._begun = bytearray()  # of a line
-        self._count = 0
+        self._begun = bytearray()  # of a line, as far as it can travel and one byte more
 
-    def take(self, *, waits: bool) -> list[str]:
+    def take(self, *, waits: bool) -> list[str | Unfit]:
         """The lines that have come whole; with `waits`, once one has, or the input has ended.
 
-        DeadlineError where that takes longer than allowed.
+        DeadlineError where that takes longer than allowed, MessageError where stdin cannot be read.
         """
         while True:
             lines = self._read()
             if lines or self.is_over or not waits:
                 return lines
 
-    def _read(self) -> list[str]:
+    def _read(self) -> list[str | Unfit]:
         data = _read_some(self._limit)
         self.is_over = not data
-        whole, newline, rest = data.rpartition(b"\n")
-        ends = [*(bytes(self._begun) + whole).split(b"\n")] if newline else []
-        self._begun = bytearray(rest) if newline else self._begun + rest
+        *ends, rest = data.split(b"\n")
+        whole = []
+        for end in ends:
+            self._keep(end)
+            whole.append(_line(self._begun))
+            self._begun = bytearray()
+        self._keep(rest)
         if self.is_over and self._begun:
-            ends, self._begun = [bytes(self._begun)], bytearray()
-        if len(self._begun) > MAX_MESSAGE_BYTES:
-            raise MessageError(
-                f"line {self._count + 1} of stdin is longer than the {MAX_MESSAGE_BYTES} bytes that can travel"
-            )
-        return [self._text(line) for line in ends]
+            whole.append(_line(self._begun))
+        return whole
 
-    def _text(self, line: bytes) -> str:
-        self._count += 1
-        try:
-            return line.removesuffix(b"\r").decode("utf-8")
-        except UnicodeDecodeError as e:
-            raise MessageError(
-                f"line {self._count} of stdin is not UTF-8 text: its byte {e.start} cannot be read"
-            ) from None
+    def _keep(self, part: bytes) -> None:
+        self._begun += part[: MAX_MESSAGE_BYTES + 1 - len(self._begun)]
+
+
+def _line(line: bytearray) -> str | Unfit:
+    if len(line) > MAX_MESSAGE_BYTES:
+        shown = line[:SHOWN_BYTES].decode("utf-8", "ignore") + "…"
+        return Unfit(shown, f"it is longer than the {MAX_MESSAGE_BYTES} bytes that can travel", "too-large")
+    try:
+        return line.removesuffix(b"\r").decode("utf-8")
+    except UnicodeDecodeError as e:
+        shown = line.decode("utf-8", "replace")
+        return Unfit(shown, f"it is not UTF-8 text: its byte {e.start} cannot be read", "malformed")
 
 
 def read_stdin(limit: Deadline) -> str:
