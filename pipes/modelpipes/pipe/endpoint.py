@@ -299,6 +299,11 @@ class Endpoint:
         outlet = self._outlets.get(receiver)
         return outlet is not None and outlet.is_polled
 
+    def is_read(self, receiver: str) -> bool:
+        """Is our pipe to a seat open, and has it a reader now? That of who was answered last may just have gone."""
+        outlet = self._outlets.get(receiver)
+        return outlet is not None and fifo.has_reader(outlet.fd)
+
     def unsent_bytes(self, receiver: str) -> int:
         """What waits for room in the pipe to a seat."""
         outlet = self._outlets.get(receiver)
