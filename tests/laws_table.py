@@ -157,6 +157,7 @@ CASES = (
             Failure(Line("attach-model nobody --filter cat", before="setup-pipes alice"), 1, "nobody"),
             Failure(manned("attach-model bob --filter cat"), 1, "bob"),
             Failure(Line("attach-model alice"), 2, "--model"),
+            Failure(Line("attach-model alice --exec 'wc | rev'"), 2, "sh -c 'wc | rev'"),
         ),
         hostile=(
             manned("attach-model mallory --filter cat"),  # is told who sits there
@@ -428,6 +429,36 @@ FAKE_PIDS=$!:1 watch-gpu --per-process --format tsv; kill $!""",
             Line('SEARCH_PATH="$HOSTILE" check-system --format html'),
             Line('LLAMA_SERVER="$HOSTILE" check-system'),
             Line("LLAMA_SERVER=./engine check-system", before=ENGINE),
+        ),
+    ),
+    Case(
+        "hold",
+        arguments="bob cat",
+        examples=(
+            Line("modelpipes hold bob -- python3 bob.py", before="setup-pipes bob; echo 'open(0).read()' >bob.py"),
+            Line(
+                """modelpipes hold bob -- sh -c 'exec cat "$PIPE_FROM_HUB"'""",
+                before="setup-pipes bob",
+                until="list-seats --wait bob",
+                code=SIGTERM,
+            ),
+        ),
+        failures=(
+            Failure(manned("modelpipes hold bob -- cat"), 1, "bob"),
+            Failure(Line("modelpipes hold alice -- no-such-program", before="setup-pipes alice"), 1, "no-such-program"),
+            Failure(Line("modelpipes hold alice"), 2, "COMMAND"),
+        ),
+        hostile=(
+            manned("modelpipes hold mallory -- cat"),  # is told who sits there
+            Line('modelpipes hold alice -- "$HOSTILE"', before="setup-pipes alice"),
+            Line('modelpipes hold "$HOSTILE" -- cat', before="setup-pipes alice"),
+        ),
+        waits=(
+            Line(
+                """modelpipes hold bob -- sh -c 'cat "$PIPE_FROM_HUB"'""",
+                before="setup-pipes bob",
+                until="list-seats --wait bob",
+            ),
         ),
     ),
     Case(

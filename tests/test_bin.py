@@ -57,7 +57,7 @@ class TestDemo:
 
     def test_options_go_to_chat_models(self, home: Home) -> None:
         ended = home.run([BIN / "demo", "--rounds", "1", "--opening", "Do you like $trains?", "--json"])
-        assert ended.lines[0] == '{"turn":0,"from":"hub","content":"Do you like $trains?"}'
+        assert ended.lines[0].startswith('{"turn":0,"from":"hub","content":"Do you like $trains?","at":')
         assert len(ended.lines) == 3
 
     @pytest.mark.parametrize(

@@ -152,6 +152,22 @@ def test_a_missing_program_is_one_line_and_leaves_nothing(argv: list[str]) -> No
     assert children_of_ours() == processes
 
 
+def test_an_attached_child_has_our_streams_but_for_a_terminals_stdin() -> None:
+    attached = "import os, sys; from modelpipes.child import Child; from modelpipes.values.deadline import Deadline; "
+    attached += "child = Child(['sh', '-c', 'cat; echo aside >&2'], name='cat', is_attached=True); "
+    attached += "code = child.wait(Deadline.never()); assert child.last_lines() == []; child.stop(); sys.exit(code)"
+    command = [sys.executable, "-P", "-c", attached]
+    done = subprocess.run(command, input=b"words\n", capture_output=True, timeout=LIMIT_S, check=True)
+    assert (done.stdout, done.stderr) == (b"words\n", b"aside\n")
+    ours, theirs = os.openpty()
+    try:  # else the kernel would stop it (SIGTTIN), and it would never end
+        done = subprocess.run(command, stdin=theirs, capture_output=True, timeout=LIMIT_S, check=True)
+        assert (done.stdout, done.stderr) == (b"", b"aside\n")
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
 def test_a_file_that_is_no_program_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("no program")
     with pytest.raises(ProgramError, match="may not be executed"):

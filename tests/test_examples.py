@@ -21,6 +21,12 @@ EXPECTED = {
     "pipeline.sh": ["alice: …", "bob: …", "What is 5 and 6?\tIt is 11."],
     "non-model-member.sh": ["That makes 19", "5 words", "Dear friend, … Yours truly.", "counter: … words"],
     "find_gpu_models.sh": ["name …path", "tiny-chat …/tiny-chat.gguf", "largest that fits: tiny-chat", "It is 7."],
+    "native-member.sh": [
+        "This is answer 2.",
+        "nalp a ,nam a",
+        "counter: This is answer 4.",
+        "reverse: .4 rewsna si sihT",
+    ],
     "plain.sh": ["The word is lantern…", "1 and 2: It is 3.", "5 and 6: It is 11.", "The word is garden…"],
 }
 

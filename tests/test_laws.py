@@ -255,7 +255,16 @@ def test_every_command_fails_and_meets_control_characters() -> None:
 
 def test_every_command_that_reports_does_so_as_json() -> None:
     silent = {case.verb for case in CASES if not case.reports}
-    assert silent == {"", "setup", "cleanup", "attach", "schema", "completion", "man"}  # paths, nothing, text, JSON
+    assert silent == {
+        "",
+        "setup",
+        "cleanup",
+        "attach",
+        "hold",
+        "schema",
+        "completion",
+        "man",
+    }  # paths, nothing, text, JSON
 
 
 @every_command
@@ -384,7 +393,14 @@ def schemas(places: Callable[[Line], Place]) -> Callable[[str], Any]:
 
 def test_every_report_with_a_schema_is_tried() -> None:
     tried = {report.schema for case in CASES for report in case.reports}
-    untried = {"message", "transcript", "config", "build-engine"}  # in tests/commands/test_schema.py
+    untried = {
+        "message",
+        "transcript",
+        "config",
+        "build-engine",
+        "filter-told",
+        "filter-said",
+    }  # in tests/commands/test_schema.py
     assert tried | untried == set(SCHEMAS)
 
 

@@ -151,14 +151,20 @@ def test_every_command_runs_in_one_shell_and_leaves_nothing_behind(page: str, ty
     assert done.home.left_files() == []
 
 
+def seen_by_git(folder: Path) -> set[str]:
+    """What lies there that .gitignore does not name, and what was there before."""
+    ignored = {line.strip("/") for line in (CHECKOUT / ".gitignore").read_text("utf-8").splitlines()}
+    return {path.name for path in folder.iterdir()} - (ignored - {*CHECKED_OUT})
+
+
 def test_the_readme_leaves_the_checkout_as_it_was_and_can_be_typed_again(typed: Type) -> None:
     # Its files lay among those of the checkout, and the second time its transcript was refused.
     done = typed(README)
     assert done.ended.code == 0
-    assert sorted(path.name for path in done.home.cwd.iterdir()) == sorted(CHECKED_OUT)
+    assert seen_by_git(done.home.cwd) == {*CHECKED_OUT}
     again = done.again()
     assert again.code == 0, f"{again.stdout}\n{again.stderr}"
-    assert sorted(path.name for path in done.home.cwd.iterdir()) == sorted(CHECKED_OUT)
+    assert seen_by_git(done.home.cwd) == {*CHECKED_OUT}
     assert done.home.left_files() == []
 
 
@@ -253,6 +259,19 @@ def test_programs_answer_as_models_do(typed: Type) -> None:
     *_, total, shouted = typed(CONVERSATIONS).said_by("cat > adder.py")
     assert total == "That makes 19"
     assert shouted == shouted.upper()
+
+
+def test_a_program_that_speaks_json_keeps_newlines_and_knows_who_spoke(typed: Type) -> None:
+    said = typed(CONVERSATIONS).said_by("cat > counsel.py")
+    assert said[2:5] == ["hub said:", "> Two lines,", "one answer."]
+    assert [line for line in said if line.startswith("scribe: ")] == ["scribe: dora said:"]
+
+
+def test_programs_that_open_the_pipes_themselves_answer_and_talk(typed: Type) -> None:
+    *_, rolled, backwards, hub, dice, last = typed(CONVERSATIONS).said_by("cat > dice.sh")
+    assert rolled in "123456"
+    assert backwards == "nalp a ,nam a"
+    assert (hub, dice[:6], last) == ("hub: Hello.", "dice: ", f"backwards: {dice[6:]}")
 
 
 def test_a_program_takes_part_in_a_conversation(typed: Type) -> None:

@@ -55,7 +55,7 @@ def test_what_asks_imports_nothing_heavy(room: Room, args: list[str]) -> None:
     assert not modules & HEAVY
 
 
-@pytest.mark.parametrize("verb", ["setup", "cleanup", "seats", "ask"])
+@pytest.mark.parametrize("verb", ["setup", "cleanup", "seats", "ask", "hold"])
 def test_help_imports_nothing_heavy(verb: str) -> None:
     assert not imported(verb, "--help") & HEAVY
 

@@ -389,6 +389,8 @@ def _spawn(
     # Descriptors that we inherited (a shell's `3>fifo`) are not the child's business.
     actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inherited_descriptors()]
     try:
+        if not argv[0]:
+            raise FileNotFoundError  # as the kernel has it; Python makes a ValueError of it
         return os.posix_spawnp(
             argv[0],
             argv,

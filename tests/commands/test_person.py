@@ -33,22 +33,32 @@ from tests.screen import LIMIT_S as SCREEN_LIMIT_S
 SIZES = [(80, 24), (40, 20)]
 
 
-class Speaker:
-    """A member who says what the test has it say, when: `cat` of a FIFO that the test writes."""
+# Each answer is what is written to a FIFO of its own, so that no words are another answer's.
+SPEAKER = "n=$(cat number); echo $((n + 1)) >number; exec cat words$n\n"
+MOST_ANSWERS = 4
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        os.mkfifo(path)
+
+class Speaker:
+    """A member who says what the test has it say, when."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "speaker").write_text(SPEAKER)
+        (folder / "number").write_text("1\n")
+        for number in range(1, MOST_ANSWERS + 1):
+            os.mkfifo(folder / f"words{number}")
+        self._folder = folder
+        self._number = 0
         self._fd = -1
 
     def begin(self, text: str) -> None:
         """Begin an answer, once it is asked for."""
+        self._number += 1
         eventually(self._open, "an answer to be asked for", SCREEN_LIMIT_S)
         self.say(text)
 
     def _open(self) -> bool:
         try:
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
+            self._fd = os.open(self._folder / f"words{self._number}", os.O_WRONLY | os.O_NONBLOCK)
         except OSError:  # ENXIO: nobody reads yet
             return False
         os.set_blocking(self._fd, True)
@@ -62,20 +72,11 @@ class Speaker:
             self.say(text)
         os.close(self._fd)
         self._fd = -1
-        eventually(lambda: not self._is_heard(), "the answer to end")  # else the next words would be this one's
-
-    def _is_heard(self) -> bool:
-        """Has somebody the FIFO open?"""
-        try:
-            os.close(os.open(self._path, os.O_WRONLY | os.O_NONBLOCK))
-        except OSError:  # ENXIO
-            return False
-        return True
 
 
 @pytest.fixture
 def bob(run: Commands) -> Speaker:
-    return Speaker(run.cwd / "words")
+    return Speaker(run.cwd)
 
 
 def turns(path: Path, count: int) -> list[tuple[str, str, str | None]]:
@@ -90,7 +91,7 @@ def turns(path: Path, count: int) -> list[tuple[str, str, str | None]]:
 
 
 def chat(run: Commands, *more: str, columns: int = 80, rows: int = 24, **env: str) -> Screen:
-    words = ["--exec", "bob=cat words", "--transcript", "talk.jsonl"]
+    words = ["--exec", "bob=sh speaker", "--transcript", "talk.jsonl"]
     argv = run.command("chat", "me", *words, *more)
     return Screen(argv, run, columns=columns, rows=rows, **env)
 
@@ -257,7 +258,9 @@ def test_the_talk_is_ended(run: Commands, bob: Speaker, keys: str, is_answering:
 
 
 def test_ctrl_c_at_a_line_with_text_drops_the_text(screen: Screen) -> None:
-    screen.press("not this" + CTRL_C)
+    screen.press("not this")
+    screen.wait_for("^me> not this$")
+    screen.press(CTRL_C)
     screen.wait_for("^me>$")
     screen.press(CTRL_C)  # so soon after the other it would end the talk, had that not dropped something
     screen.wait_for("Ctrl-C once more")
@@ -270,7 +273,7 @@ def test_a_stop_of_the_job_gives_the_shell_its_terminal_and_fg_goes_on(run: Comm
         pytest.skip("bash is not on this machine")
     with Screen(["bash", "--norc", "--noprofile", "-i"], run, PS1="$ ") as screen:
         screen.wait_for(r"\$")
-        line = " ".join(run.command("chat", "me", "--exec", "'bob=cat words'", "--transcript", "talk.jsonl"))
+        line = " ".join(run.command("chat", "me", "--exec", "'bob=sh speaker'", "--transcript", "talk.jsonl"))
         screen.press(f"{line}\n")
         screen.wait_for("^me>")
         screen.press("begin" + ENTER)
@@ -405,7 +408,7 @@ def test_a_quiet_sign_tells_of_a_wait_and_goes(run: Commands, bob: Speaker) -> N
 
 
 def test_who_only_watches_sees_colours_wrapped_words_and_the_sign(run: Commands, bob: Speaker) -> None:
-    argv = run.command("chat", "--exec", "bob=cat words", "--filter", "al=cat", "--rounds", "1")
+    argv = run.command("chat", "--exec", "bob=sh speaker", "--filter", "al=cat", "--rounds", "1")
     with Screen(argv, run, columns=40) as screen:
         screen.wait_for("^bob is thinking … [0-9]+ s$")
         bob.begin(" ".join(["word"] * 20) + "\n")
@@ -441,7 +444,7 @@ def test_a_dumb_terminal_gives_lines(run: Commands, bob: Speaker) -> None:
 
 def test_what_is_said_goes_to_a_file_as_ever_while_the_person_types(run: Commands, bob: Speaker) -> None:
     with open(run.cwd / "said", "wb") as said:
-        argv = run.command("chat", "me", "--exec", "bob=cat words")
+        argv = run.command("chat", "me", "--exec", "bob=sh speaker")
         with Screen(argv, run, stdout=said) as screen:
             screen.wait_for("^me>")
             screen.press("Hello" + ENTER)

@@ -142,7 +142,7 @@ def test_what_is_no_list_of_cpus_is_wrong_usage(text: str) -> None:
         (0, 5_046_586_573, "0.0 of 4.7 GiB"),
         (7, 900, "7 of 900 B"),
         (2**20, 2**20, "1.0 of 1.0 MiB"),
-        (1023, 1_048_500, "0.0 of 1.0 MiB"),
+        (1023, 1_048_500, "1.0 of 1023.9 KiB"),
     ],
 )
 def test_a_part_is_told_in_the_unit_of_the_whole(done: int, total: int, text: str) -> None:

@@ -56,7 +56,8 @@ class PlainAnswers:
         endpoint = self._endpoint
         try:
             is_late = endpoint.unsent_bytes(asker) or endpoint.has_unread(asker)
-            return not is_late and not endpoint.room.is_asked(asker, endpoint.seat) and endpoint.try_connect(asker)
+            is_typed = not is_late and endpoint.room.is_asked(asker, endpoint.seat)
+            return not is_late and not is_typed and endpoint.try_connect(asker) and endpoint.is_read(asker)
         except RoomError:
             return False
 

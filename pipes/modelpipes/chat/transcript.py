@@ -244,7 +244,7 @@ class Transcript:
     def known_by(self, seat: str) -> int:
         """The last turn that a member surely knows: its own last one; -1 where it has none.
 
-        Not one that was cut off at a deadline: the member may remember more of it than the transcript has.
+        Not one that was cut off, at a deadline or by a person: the member may remember more than the transcript has.
         """
         return self._known.get(seat, -1)
 
@@ -330,7 +330,7 @@ class Transcript:
         if turn.sender in self._speakers:
             self._speakers.remove(turn.sender)
         self._speakers.append(turn.sender)
-        if turn.stop != "timeout":
+        if turn.stop not in ("timeout", "cancelled"):
             self._known[turn.sender] = turn.turn
 
     def _turns_in_file(self) -> Iterator[Turn]:

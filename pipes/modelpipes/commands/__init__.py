@@ -30,7 +30,7 @@ VERBS = {
     "serve": ("serve-models", "Own the engines, swap them by memory; a gateway."),
     "gpu": ("watch-gpu", "GPU figures and alarms."),
     "check": ("check-system", "What is here, what is missing, what to do."),
-    "hold": ("", "Take a seat for a program that opens the FIFOs itself."),
+    "hold": ("", "Take a seat for a program that opens the pipes."),
     "run": ("", "One model: one prompt, or a talk with you."),
     "show": ("", "Show a transcript: text, Markdown, HTML or JSON."),
     "config": ("", "What is configured, and where; an example."),

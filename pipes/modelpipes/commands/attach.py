@@ -26,7 +26,7 @@ SIGNALLED = 128  # and the signal's number, as a shell counts
 @click.option("--server", metavar="URL", help="A running llama-server, LM Studio, Ollama …; with or without /v1.")
 @click.option("--exec", "exec_", metavar="COMMAND", help="A program run for each message: stdin to stdout.")
 @click.option("--filter", "filter_", metavar="COMMAND", help="One program kept running: a line in, a line out.")
-@click.option("--json", "as_json", is_flag=True, help="Of --filter: messages as lines of JSON, both ways.")
+@click.option("--json", "in_json", is_flag=True, help="Of --filter: messages as lines of JSON, both ways.")
 @options.directory
 @voices.voice_options
 @options.option(

@@ -105,14 +105,14 @@ def _lead(given: dict[str, Any], names: Sequence[str], gateway: PrivateDaemon | 
     members = read_members(given, names, gateway, header)
     for line in members.overrides(header) if header else ():
         output.say(f"chat-models: {line}")
+    if not (given["no_fit_check"] or given["dry_run"]):
+        members.check_fit()
     talk = _describe(given, members)
     opening = _read_opening(given["opening"], members)
     if given["dry_run"]:
         first = Turn(0, HUB, opening) if opening is not None else None
         prompts.write(first_prompts(talk.header(members.abouts()), first), as_json=given["as_json"])
         return
-    if not given["no_fit_check"]:
-        members.check_fit()
     watcher = Watcher(as_json=given["as_json"], show_thinking=given["show_thinking"], guests=(ME,))
     log = _open_log(given, watcher)
     with Waiting() as waiting, prepared(talk, watcher, _report, show_arriving(waiting), log) as conversation:

@@ -24,6 +24,6 @@ def command(seat: str, words: tuple[str, ...], directory: str | None) -> int:
     \b
     Examples:
       modelpipes hold bob -- python3 bob.py
-      modelpipes hold bob -- sh -c 'while read -r line; do ...; done < "$PIPE_FROM_HUB"'
+      modelpipes hold bob -- sh -c 'exec cat "$PIPE_FROM_HUB"'
     """
     return hold(Room.open(directory), check_seat(seat), words)

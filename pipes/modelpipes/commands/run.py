@@ -72,7 +72,7 @@ def _read_options(ctx: click.Context) -> dict[str, Any]:
     if given["server"]:
         given["model_name"] = given["model_name"] or given["model"]
         given["model"] = None
-    given.update(exec_=None, filter_=None, engine_log=None)
+    given.update(exec_=None, filter_=None, in_json=False, engine_log=None)
     return voices.read_options(ctx)
 
 
@@ -83,7 +83,7 @@ def _prepared(name: str, given: dict[str, Any], limit: Deadline) -> Iterator[Voi
     from modelpipes.chat.voices.loading import watched
     from modelpipes.commands.views.loading import show_arriving
 
-    voice = voices.make_voice(name, {**given, "as_json": False})  # that is how the answer is printed
+    voice = voices.make_voice(name, given)
     with contextlib.closing(voice):
         with Waiting() as waiting, watched(voice, name, show_arriving(waiting)):
             voice.prepare(Deadline.after(LOAD_S).earlier(limit))

@@ -299,6 +299,11 @@ class Endpoint:
         outlet = self._outlets.get(receiver)
         return outlet is not None and outlet.is_polled
 
+    def is_read(self, receiver: str) -> bool:
+        """Is our pipe to a seat open, and has it a reader now? That of who was answered last may just have gone."""
+        outlet = self._outlets.get(receiver)
+        return outlet is not None and fifo.has_reader(outlet.fd)
+
     def unsent_bytes(self, receiver: str) -> int:
         """What waits for room in the pipe to a seat."""
         outlet = self._outlets.get(receiver)
@@ -458,7 +463,9 @@ class Endpoint:
         What else would come is another writer's, and is not to be one line with it. While a typed asker holds the
         seat, its lines are that asker's.
         """
-        found = []
+        found: list[Unended] = []
+        if self._events:
+            return found  # what came before comes first; and in a flood of lines each would pay for the look
         for inlet, told in list(self._unended.items()):
             line = inlet.splitter.unended
             if not line:

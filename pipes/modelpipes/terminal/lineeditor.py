@@ -97,13 +97,14 @@ class LineEditor:
 
     def __enter__(self) -> LineEditor:
         self._thread = threading.Thread(target=self._run, daemon=True)
+        output.set_foot(self)  # before the line is drawn: what is written then must not go where it stands
         self._thread.start()
         self._began.wait(BEGIN_S)
         if self._failure or not self._began.is_set():
+            output.set_foot(None)
             raise ProgramError(f"the terminal cannot be used: {self._failure or 'it does not answer'}")
         with contextlib.suppress(ValueError):  # not in the main thread: then a stop is waited for a moment longer
             self._before = signal.signal(signal.SIGCONT, self._note_continued)
-        output.set_foot(self)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -126,7 +127,7 @@ class LineEditor:
                 output.write_through(descriptor, text.encode("utf-8", "replace"))
                 return
             self._unshown.append((descriptor, text))
-            if self._is_showing:
+            if self._is_showing or not self._began.is_set():
                 return
             self._is_showing = True
         with contextlib.suppress(RuntimeError):  # the editor has ended; what is unshown is written at our end
@@ -169,7 +170,11 @@ class LineEditor:
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(lambda _, context: self._fail(context.get("exception")))
         self._app = self._make_app()
-        await self._app.run_async(pre_run=self._began.set, set_exception_handler=False, handle_sigint=False)
+        await self._app.run_async(pre_run=self._begin, set_exception_handler=False, handle_sigint=False)
+
+    def _begin(self) -> None:
+        self._began.set()
+        self._loop.call_soon(self._show)  # what was written meanwhile
 
     def _end(self) -> None:
         if self._app and self._app.is_running and not self._app.is_done:

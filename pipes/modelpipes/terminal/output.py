@@ -107,11 +107,11 @@ def prompt(text: str) -> None:
 class Progress:
     """A line on the terminal on stderr that says how far a long work is, wiped when it ends; elsewhere, nothing."""
 
-    def __init__(self, quiet_s: float = PROGRESS_S) -> None:
+    def __init__(self, quiet_s: float | None = None) -> None:
         """Nothing is shown before `quiet_s`."""
         self._width = _terminal_columns(STDERR) or 0
         self._foot = _foot
-        self._next_at = time.monotonic() + quiet_s
+        self._next_at = time.monotonic() + (PROGRESS_S if quiet_s is None else quiet_s)
         self._is_shown = False
 
     def show(self, line: str) -> None:

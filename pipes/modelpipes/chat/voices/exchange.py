@@ -58,9 +58,11 @@ class Exchange:
 
     def _poll(self) -> Iterator[bytes]:
         child, poll = self._child, select.poll()
-        poll.register(child.stdin_fd, select.POLLOUT)
-        for fd in (child.stdout_fd, child.pidfd, self._wake):
-            poll.register(fd, select.POLLIN)
+        ends = (child.stdin_fd, select.POLLOUT), (child.stdout_fd, select.POLLIN), (child.pidfd, select.POLLIN)
+        if min(fd for fd, _ in ends) < 0:
+            return  # ended by the voice's end, before this began
+        for fd, events in (*ends, (self._wake, select.POLLIN)):
+            poll.register(fd, events)
         quiet = Deadline.after(self._silence_s)
         while not self._work.is_cancelled:
             ready = dict(poll.poll(quiet.earlier(Deadline.after(LIFE_S)).poll_ms()))

@@ -44,7 +44,7 @@ class Members(Struct, frozen=True):
             before, now = (_parse(name, list(options)) for options in (header.commands[name], arguments))
             for option, value in now.items():
                 was = before.get(option)
-                if value != was and option not in ("no_fit_check", "as_json", *voices.KINDS):
+                if value != was and option not in ("no_fit_check", "in_json", *voices.KINDS):
                     yield f"{name}: --{option.strip('_').replace('_', '-')} {_shown(value)} in place of {_shown(was)}"
 
     def abouts(self) -> dict[str, About]:

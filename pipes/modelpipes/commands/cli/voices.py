@@ -115,7 +115,7 @@ def make_voice(seat: str, given: dict[str, Any]) -> Voice:
     if len(kinds) != 1:
         raise UsageError("give one of --model, --server, --exec and --filter")
     kind = kinds[0]
-    if given["as_json"] and kind != "filter_":
+    if given["in_json"] and kind != "filter_":
         raise UsageError("--json is for --filter: its messages as lines of JSON")
     silence_s = options.bounded(given["timeout"])
     if kind in ("exec_", "filter_"):
@@ -139,7 +139,7 @@ def _program_voice(seat: str, kind: str, given: dict[str, Any], silence_s: float
     def report(line: str) -> None:
         output.say(f"{seat}: {line}")
 
-    kind_of_filter = JsonFilterVoice if given["as_json"] else FilterVoice
+    kind_of_filter = JsonFilterVoice if given["in_json"] else FilterVoice
     return kind_of_filter(given["filter_"], silence_s=silence_s, log=given["engine_log"], report=report)
 
 
