@@ -13,7 +13,7 @@ trap 'exit 1' HUP INT TERM
 
 setup-pipes alice bob >"$place/pipes"
 attach-model alice --model "$model_a" --system "You are alice." --temperature 0 &
-attach-model bob --model "$model_b" --system "You are bob." --temperature 0 &
+attach-model bob --model "$model_b" --system "You are bob." --temperature 0 --parallel 2 &
 list-seats --wait alice bob --timeout 5m
 
 echo "-- alice is asked, bob answers her"
@@ -24,6 +24,6 @@ ask-model alice "Do you like boats?" | tee "$place/alice.txt" | ask-model bob >"
 sed 's/^/alice: /' "$place/alice.txt"
 sed 's/^/bob: /' "$place/bob.txt"
 
-echo "-- a file of questions, an answer to each"
+echo "-- a file of questions, an answer to each, two at a time"
 printf '%s\n' "What is 1 and 2?" "What is 3 and 4?" "What is 5 and 6?" >"$place/questions.txt"
-ask-model bob --each-line <"$place/questions.txt" | paste "$place/questions.txt" -
+ask-model bob --each-line --parallel 2 <"$place/questions.txt" | paste "$place/questions.txt" -

@@ -216,9 +216,26 @@ def test_an_answer_goes_through_a_pipeline(typed: Type) -> None:
 
 
 def test_each_line_is_a_message(typed: Type) -> None:
-    assert typed(CONVERSATIONS).said_by("printf '%s\\n'") == ["It is 3.", "It is 11."]
+    assert typed(CONVERSATIONS).said_by("printf '%s\\n'") == [
+        "What is 1 and 2?\tIt is 3.",
+        "\t",
+        "What is 5 and 6?\tIt is 11.",
+        "It is 4.",
+        "It is 5.",
+    ]
     answers = [json.loads(line) for line in (typed(CONVERSATIONS).home.cwd / "answers.jsonl").read_text().splitlines()]
-    assert [answer["content"] for answer in answers] == ["It is 3.", "It is 11."]
+    assert [answer.get("content") for answer in answers] == ["It is 3.", None, "It is 11."]
+
+
+def test_lines_are_asked_side_by_side(typed: Type) -> None:
+    assert typed(CONVERSATIONS).said_by("setup-pipes sizes")[-3:] == ["17", "", "17"]
+    answers = [json.loads(line) for line in (typed(CONVERSATIONS).home.cwd / "sizes.jsonl").read_text().splitlines()]
+    assert sorted(answer["line"] for answer in answers) == [1, 2, 3]
+
+
+def test_an_answer_is_json_of_a_schema(typed: Type) -> None:
+    (answer,) = typed(CONVERSATIONS).said_by('echo \'{"enum"')
+    assert json.loads(answer) in ("yes", "no")
 
 
 def test_a_transcript_is_a_memory(typed: Type) -> None:

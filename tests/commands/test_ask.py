@@ -411,15 +411,143 @@ def test_what_makes_no_sense_is_refused(run: Commands, options: list[str], said:
     assert said in refused.stderr
 
 
-def test_text_that_is_none_is_refused_at_its_line_after_what_came_before(run: Commands) -> None:
+UNFIT = r"printf 'a\n\377\nb'"
+
+
+@pytest.mark.parametrize("options", ["", "--parallel 3", "--transcript talk.jsonl"])
+def test_a_line_that_is_no_text_leaves_a_line_and_its_neighbours_are_asked(run: Commands, options: str) -> None:
     run.attach("bob", "--filter", "cat")
-    asking = run.start("ask", "bob", "--each-line", stdin=subprocess.PIPE)
-    out, err = asking.communicate(b"a\n", timeout=LIMIT_S)
-    assert out == b"a\n"
-    asking = run.start("ask", "bob", "--each-line", stdin=subprocess.PIPE)
-    _, err = asking.communicate(b"\xff\n", timeout=LIMIT_S)
-    assert b"line 1 of stdin is not UTF-8 text" in err
-    assert asking.returncode == 1
+    asked = run.run(["sh", "-c", f"{UNFIT} | {' '.join(run.command('ask', 'bob', '--each-line'))} {options}"])
+    assert (asked.code, asked.stdout) == (1, "a\n\nb\n")
+    assert asked.stderr == "ask-model: line 2: it is not UTF-8 text: its byte 0 cannot be read\n"
+
+
+def test_a_line_that_grows_too_large_as_a_message_leaves_a_line_in_a_conversation_too(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    batch = f"a\n{chr(92) * 9_000_000}\nb\n"
+    asked = run("ask", "bob", "--each-line", "--transcript", "talk.jsonl", typed=batch)
+    assert (asked.code, asked.stdout) == (1, "a\n\nb\n")
+    assert "line 2: the message is 18000" in asked.stderr
+    assert [turn["content"] for turn in lines_of(run.cwd / "talk.jsonl")[1:]] == ["a", "a", "b", "b"]
+
+
+def test_lines_that_a_deadline_leaves_behind_are_told_as_silence(run: Commands) -> None:
+    member = run.attach("bob", "--filter", "cat")
+    member.send_signal(signal.SIGSTOP)
+    try:
+        asked = run("ask", "bob", "--each-line", "--json", "--timeout", "300ms", typed="a\nb\n")
+    finally:
+        member.send_signal(signal.SIGCONT)
+    answers = [json.loads(line) for line in asked.stdout.splitlines()]
+    assert asked.code == 124
+    assert [(answer["line"], answer["reason"]) for answer in answers] == [(1, "silent"), (2, "silent")]
+
+
+def test_two_askers_of_more_than_a_member_lets_wait_both_have_all_their_answers(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    run("setup", "bob", "--hub", "carol")
+    batch = "".join(f"{n}\n" for n in range(300))
+    script = " & ".join(
+        f"{' '.join(run.command('ask', 'bob', '--from', who, '--each-line', '--parallel', '64'))} <batch >{who}"
+        for who in ("hub", "carol")
+    )
+    (run.cwd / "batch").write_text(batch)
+    assert run.run(["sh", "-c", f"{script} & wait"]).stderr == ""
+    assert [(run.cwd / who).read_text() for who in ("hub", "carol")] == [batch, batch]
+
+
+@pytest.mark.parametrize("parallel", [(), ("--parallel", "8")])
+def test_a_closed_stdout_ends_a_batch_quietly(run: Commands, parallel: tuple[str, ...]) -> None:
+    run.attach("bob", "--filter", "cat")
+    ask = " ".join(run.command("ask", "bob", "--each-line", *parallel))
+    asked = run.run(["sh", "-c", f"yes hi | {{ {ask}; echo $? >&2; }} | head -1"])
+    assert (asked.stdout, asked.stderr) == ("hi\n", "0\n")
+    assert run("ask", "bob", "still there?").stdout == "still there?\n"
+
+
+def test_a_member_killed_amid_a_batch_leaves_a_line_for_each_question_and_the_next_one_answers(run: Commands) -> None:
+    member = run.attach("bob", "--exec", f"sh -c '{GATE}'", "--parallel", "2")
+    (run.cwd / "go.a").touch()
+    asking = run.start("ask", "bob", "--each-line", "--parallel", "2", "--json", stdin=subprocess.PIPE)
+    assert asking.stdin and asking.stdout
+    asking.stdin.write(b"a\nb\nc\nd\n")
+    asking.stdin.close()
+    eventually(lambda: (run.cwd / "here.b").exists() and (run.cwd / "here.c").exists(), "two at once")
+    member.kill()
+    answers = [json.loads(line) for line in asking.stdout.read().splitlines()]
+    assert asking.wait(LIMIT_S) == 1
+    assert [answer.get("content") or answer["reason"] for answer in answers] == ["a", *["leaving"] * 3]
+    run.attach("bob", "--filter", "cat")
+    assert run("ask", "bob", "--each-line", "--parallel", "2", typed="e\nf\n").stdout == "e\nf\n"
+
+
+def test_an_asker_killed_amid_a_batch_leaves_the_member_free_for_the_next_one(run: Commands) -> None:
+    run.attach("bob", "--exec", f"sh -c '{GATE}'", "--parallel", "2")
+    asking = run.start("ask", "bob", "--each-line", "--parallel", "4", stdin=subprocess.PIPE)
+    assert asking.stdin
+    asking.stdin.write(b"a\nb\nc\nd\n")
+    asking.stdin.flush()
+    eventually(lambda: (run.cwd / "here.a").exists() and (run.cwd / "here.b").exists(), "two at once")
+    asking.kill()
+    asking.wait(LIMIT_S)
+    (run.cwd / "go.e").touch()
+    assert run("ask", "bob", "e").stdout == "e\n"
+    assert not (run.cwd / "here.c").exists(), "what nobody wants any more was asked"
+
+
+def test_a_batch_goes_through_pipes_named_directly(run: Commands) -> None:
+    run.attach("bob", "--filter", "cat")
+    pipes = ("--to-pipe", run.room.pipe("hub", "bob"), "--from-pipe", run.room.pipe("bob", "hub"))
+    run.env.pop("PIPE_DIR")
+    assert run("ask", *pipes, "--each-line", "--parallel", "2", typed="a\n\nb\n").stdout == "a\n\nb\n"
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ("[" * 100_000, "is nested too deeply"),
+        ('{"a": NaN}', "is no JSON: it has NaN"),
+        ('{"a": "\\ud800"}', "half a surrogate pair"),
+        ("", "is no JSON"),
+        ("7", "a JSON schema is an object"),
+    ],
+)
+def test_a_file_that_is_no_schema_is_told_in_a_line(run: Commands, schema: str, said: str) -> None:
+    run("setup", "bob")
+    (run.cwd / "schema.json").write_text(schema)
+    refused = run("ask", "bob", "x", "--schema", "schema.json")
+    assert (refused.code, refused.stderr.count("\n")) == (2, 1)
+    assert "--schema schema.json: " in refused.stderr and said in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--temperature=nan", "--top-p=nan", "--min-p=nan", "--temperature=inf", "--temperature=-1", f"--seed={2**32}",
+     f"--top-k={10**20}", f"--max-tokens={2**31}", "--max-tokens=0", "--stop="],
+)  # fmt: skip
+def test_what_no_engine_takes_is_wrong_usage(run: Commands, option: str) -> None:
+    run("setup", "bob")
+    for arguments in (("ask", "bob", "x"), ("attach", "bob", "--model", "tiny-chat")):
+        refused = run(*arguments, option)
+        assert (refused.code, refused.stderr.count("\n")) == (2, 1)
+        assert option.partition("=")[0] in refused.stderr
+
+
+def test_a_schema_that_a_server_does_not_take_is_told_and_never_left_out(run: Commands) -> None:
+    server = Scripted()
+    error = {"error": {"message": "response_format is not supported", "param": "response_format"}}
+    server.status, server.body = 400, [json.dumps(error).encode()]
+    (run.cwd / "schema.json").write_text("\ufeff{}")  # as some editors begin a file
+    try:
+        run.attach("bob", "--server", server.url)
+        for _ in range(2):
+            asked = run("ask", "bob", "x", "--schema", "schema.json")
+            assert (asked.code, asked.stdout) == (1, "")
+            assert asked.stderr.endswith("refuses: response_format is not supported\n")
+        assert all(body["response_format"]["json_schema"] == {"name": "answer", "strict": True, "schema": {}}
+                   for body in server.asked)  # fmt: skip
+    finally:
+        server.close()
 
 
 def test_how_words_are_chosen_and_a_schema_reach_the_server(run: Commands) -> None:

@@ -241,6 +241,18 @@ def test_without_a_count_the_last_usage_tells_how_much_fits(server: Scripted) ->
     assert sum(map(len, contents(server.asked[-1]))) < 0.6 * cautious
 
 
+def test_the_answer_that_a_message_asks_for_is_what_room_is_kept_for(server: Scripted) -> None:
+    voice = voice_at(server, ctx_size=4000, sampling=Sampling(max_tokens=100, seed=3))
+    turns = conversation(400, "x" * 40)
+    assert Asked(voice, turns).content == "Yes."
+    say = Say("1", "hub", "bob", sampling=Sampling(max_tokens=1900))
+    assert Asked(voice, turns, say).content == "Yes."
+    assert [(asked["max_tokens"], asked["seed"]) for asked in server.asked] == [(100, 3), (1900, 3)]
+    own, asked_for = (sum(map(len, contents(asked))) for asked in server.asked)
+    assert asked_for * 0.4 < 4000 - 1900
+    assert own > 1.4 * asked_for
+
+
 def test_the_usage_of_a_short_prompt_says_nothing_about_a_long_one(server: Scripted) -> None:
     # Templates add system texts of their own: 40 tokens for "Hi" do not make a page too large.
     server.say(piece("stop", content="Yes."), usage(40, 1), b"[DONE]")
