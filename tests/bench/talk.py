@@ -40,8 +40,8 @@ EARLY = 5  # the turn that a late one is compared with
 CTX_SIZE = 1024  # all that tiny-chat was trained for: 30 turns of at most 20 tokens
 MAX_TOKENS = 20
 # Of tiny-chat a third of the work is attention, which grows with what was said; of real models a few hundredths.
-PAD_MIB = 64
-REPLY = "I have heard all this before and still I say that one more word would do no harm to it."
+PAD_MIB = 256
+REPLY = "abcdefghijklmnopqrst"  # letters: read again, they are the tokens that were said
 LIMIT_S = 600.0
 TINY_CHAT = CHECKOUT / "examples" / "tiny-chat"
 
@@ -51,7 +51,7 @@ def main() -> int:
     builds = [("this build", CHECKOUT)] + ([("the other build", Path(given.beside).resolve())] if given.beside else [])
     turns, runs, cases, long = QUICK if given.quick else (TURNS, RUNS, CASES, LONG)
     with tempfile.TemporaryDirectory(prefix="modelpipes-bench-") as folder:
-        weighty = str(scripted_model(Path(folder, "weighty.gguf"), REPLY, pad_mib=PAD_MIB))
+        weighty = str(scripted_model(Path(folder, "weighty.gguf"), list(REPLY), pad_mib=PAD_MIB))
         engines: tuple[EngineChoice, ...] = ("llama-server", "embedded")
         for choice, model in itertools.product(engines, ("tiny-chat", weighty)):
             what = "tiny-chat" if model == "tiny-chat" else f"a model of {PAD_MIB} MiB of weights"
