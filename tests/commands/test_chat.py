@@ -746,6 +746,21 @@ def test_names_are_told_as_labels_say(run: Commands, when: str, is_named: bool) 
     assert ("alice: (what" in dry.stdout) is (is_named and when != "bob=never")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((*PAIR, "--labels", "sometimes"), "give always, never or auto"),
+        ((*PAIR, "--labels", "bob=often"), "give always, never or auto"),
+        (("--resume",), "--resume needs the --transcript to continue"),
+        (("--resume", "--transcript", "none.jsonl"), "none.jsonl: no conversation to continue"),
+    ],
+)
+def test_what_cannot_be_meant_is_told(run: Commands, arguments: tuple[str, ...], said: str) -> None:
+    refused = run("chat", *arguments)
+    assert (refused.code, refused.stdout) == (2, "")
+    assert said in refused.stderr
+
+
 def test_labels_for_a_member_that_is_not_there_are_refused(run: Commands) -> None:
     refused = run("chat", *PAIR, "--labels", "carol=never")
     assert refused.code == 2

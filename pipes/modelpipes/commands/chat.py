@@ -94,7 +94,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
             gateway = stack.enter_context(serving(given["serve"], in_force(ctx).variables))
         is_for_voices = not is_from_file(ctx, "timeout")
         given["voice_timeout"] = given["timeout"] if is_for_voices else None
-        header = resumption.header_of(given["path"]) if given["resume"] and given["path"] else None
+        header = resumption.header_of(given, ctx.meta["names"]) if given["resume"] else None
         if header:
             for line in resumption.take_settings(ctx, given, header):
                 output.say(f"chat-models: {line}")
@@ -160,8 +160,6 @@ def _describe(given: dict[str, Any], members: Members) -> Talk:
         raise UsageError("--moderator-speaks needs the --moderator")
     if moderator and not given["moderator_speaks"] and len(members.names) < 3:
         raise UsageError("a moderator needs two members who speak, or --moderator-speaks")
-    if given["resume"] and not given["path"]:
-        raise UsageError("--resume needs the --transcript to continue")
     rounds = given["rounds"]
     is_bounded = given["stop_word"] or given["max_seconds"] != float("inf") or ME in members.names
     if rounds is None and not is_bounded:
@@ -191,6 +189,9 @@ def _describe(given: dict[str, Any], members: Members) -> Talk:
 
 def _read_labels(given: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
     """Who is told names: what is for all of them, and for one."""
+    for value in given:
+        if value.rpartition("=")[2] not in LABELS.choices:
+            raise UsageError(f"--labels {value}: give always, never or auto, for all or as NAME=never")
     common = [value for value in given if "=" not in value]
     labels = dict.fromkeys(names, common[-1]) if common else {}
     for name, _, value in (value.partition("=") for value in given if "=" in value):

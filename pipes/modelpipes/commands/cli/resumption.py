@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from modelpipes.commands.cli.reading import read_transcript
+from modelpipes.errors import UsageError
 
 if TYPE_CHECKING:
     from modelpipes.chat.transcript import Header
@@ -22,10 +23,18 @@ SETTINGS = {
 }
 
 
-def header_of(path: str) -> Header | None:
-    """How the conversation in a file was begun; None where it was not. Whoever opens it tells what is wrong with it."""
+def header_of(given: dict[str, Any], names: Sequence[str]) -> Header | None:
+    """How the conversation was begun that is to be continued; None where it was not, and these are to begin one.
+
+    UsageError where there is none, nor anybody named. Who opens the file tells what else is wrong with it.
+    """
     from modelpipes.chat.contents import read
 
+    path = given["path"]
+    if not path:
+        raise UsageError("--resume needs the --transcript to continue")
+    if not names and not os.path.exists(path):
+        raise UsageError(f"{path}: no conversation to continue; name its members to begin one")
     contents = read(read_transcript(path)) if os.path.isfile(path) else None
     return contents.header if contents and not contents.refusal else None
 
