@@ -97,3 +97,20 @@ def test_a_kind_of_drafting_that_a_person_names_is_theirs(kind: EngineChoice, he
 def test_what_is_counted_is_what_the_engine_allocates(kind: EngineChoice, case: Case, tmp_path: Path) -> None:
     spec = spec_in(tmp_path, case)
     assert predict(spec).total == pytest.approx(measure(find_engine(kind), spec).total, rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "told"), [("qwen", "qwen"), ("folder/qwen", "folder/qwen"), ("", "hello")])
+def test_an_engine_calls_its_model_by_its_name_and_not_by_a_path(
+    kind: EngineChoice, hello: str, name: str, told: str
+) -> None:
+    with Engine(hello, engine=kind, name=name) as engine:
+        engine.be_ready(Deadline.after(LIMIT_S))
+        answer = asked(engine.client())
+        assert answer["model"] == told
+        assert engine.client().models() == [told]
+
+
+def test_the_name_that_a_person_gave_an_engine_wins(kind: EngineChoice, hello: str) -> None:
+    with Engine(hello, engine=kind, name="qwen", engine_args=["--alias", "mine"]) as engine:
+        engine.be_ready(Deadline.after(LIMIT_S))
+        assert engine.client().models() == ["mine"]

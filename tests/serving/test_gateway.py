@@ -111,6 +111,17 @@ def test_the_openai_library_works_against_it(shared: Running) -> None:
         assert raised.value.code == "model_not_found"
 
 
+@pytest.mark.parametrize("name", ["hello", "also-hello"])
+@pytest.mark.parametrize("page", ["/v1/chat/completions", "/v1/completions"])
+def test_the_model_of_an_answer_is_the_name_that_was_asked_for(client: httpx.Client, name: str, page: str) -> None:
+    question = chat(name) if page.startswith("/v1/chat") else {"model": name, "prompt": "Hi."}
+    assert client.post(page, json=question).json()["model"] == name
+    stream = client.post(page, json=question | {"stream": True}).text
+    chunks = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
+    assert {chunk["model"] for chunk in chunks} == {name}
+    assert ".gguf" not in stream
+
+
 def test_the_only_model_need_not_be_named(files: dict[str, Path], client: httpx.Client) -> None:
     assert code_of(client.post("/v1/chat/completions", json=chat(None))) == "model_required"
     with gateway(SmallPool({"hello": files["hello"]})) as running:

@@ -481,7 +481,7 @@ class Engine:
         return EngineFailure(f"engine {self.name} was stopped while it started", Cause.STOPPED)
 
     def _arguments(self) -> list[str]:
-        return make_arguments(self.binary, self.spec, self._port, self.slot_folder)
+        return make_arguments(self.binary, self.spec, self._port, self.slot_folder, self.name)
 
     def _await_health(self, child: Child, deadline: Deadline) -> None:
         client = self.client()

@@ -51,6 +51,7 @@ EARLY_ENDS = {
     "closing": ("the gateway is shutting down", 503, "shutting_down"),
 }
 
+Renames: TypeAlias = tuple[bytes, bytes] | None  # what of an answer is to be replaced, and by what
 Mounts: TypeAlias = Sequence[tuple[str, App]]  # of others: who answers PREFIX/…, where no page of ours does
 
 
@@ -246,11 +247,13 @@ class Gateway:
         """Have it answered by one engine; EngineLost where that died before its answer began for the client."""
         grant = await self._acquire(name)
         try:
+            # The engine knows one name; who asked by an alias is answered by that.
+            renames = (_model_field(grant.name), _model_field(name)) if name != grant.name else None
             async with await upstream.ask(grant.address, path, body) as answer:
                 if answer.content_type.startswith(b"text/event-stream"):
-                    await self._relay_stream(exchange, answer, grant)
+                    await self._relay_stream(exchange, answer, grant, renames)
                 else:
-                    await self._relay_whole(exchange, answer, grant)
+                    await self._relay_whole(exchange, answer, grant, renames)
         except EngineLost:
             # Released too early, the pool would grant the same dead engine again.
             waited_until = exchange.loop.time() + LOST_LIMIT_S
@@ -260,7 +263,7 @@ class Gateway:
         finally:
             grant.release()
 
-    async def _relay_stream(self, exchange: Exchange, answer: upstream.Answer, grant: Grant) -> None:
+    async def _relay_stream(self, exchange: Exchange, answer: upstream.Answer, grant: Grant, renames: Renames) -> None:
         """Events as they come, those that came together in one piece, and never half of one before a fault."""
         tail = b""
         while True:
@@ -276,6 +279,8 @@ class Gateway:
                 break
             whole, tail = split_events(tail + piece)
             if whole:
+                if renames:
+                    whole = whole.replace(*renames)
                 if not exchange.status:
                     await self._begin(exchange, answer, None)
                     exchange.is_stream = True
@@ -285,7 +290,7 @@ class Gateway:
             await self._begin(exchange, answer, None)
         await exchange.finish(tail)
 
-    async def _relay_whole(self, exchange: Exchange, answer: upstream.Answer, grant: Grant) -> None:
+    async def _relay_whole(self, exchange: Exchange, answer: upstream.Answer, grant: Grant, renames: Renames) -> None:
         """An answer of one piece; a large one in several, as it comes."""
         held = bytearray()
         while piece := await answer.read():
@@ -294,8 +299,9 @@ class Gateway:
                 await self._relay_large(exchange, answer, bytes(held))
                 return
         grant.release()
-        await self._begin(exchange, answer, len(held))
-        await exchange.finish(bytes(held))
+        whole = bytes(held).replace(*renames) if renames else bytes(held)
+        await self._begin(exchange, answer, len(whole))
+        await exchange.finish(whole)
 
     async def _relay_large(self, exchange: Exchange, answer: upstream.Answer, held: bytes) -> None:
         await self._begin(exchange, answer, answer.content_length)
@@ -375,6 +381,11 @@ def encode_failure(error: ServingError) -> bytes:
         error.status, "server_error" if error.status >= 500 else "invalid_request_error"
     )
     return msgspec.json.encode(ErrorAnswer(Fault(str(error), kind, error.code)))
+
+
+def _model_field(name: str) -> bytes:
+    """How llama-server writes the name of its model; inside a text the quotes have backslashes."""
+    return b'"model":' + msgspec.json.encode(name)
 
 
 def _event(error: ServingError) -> bytes:
