@@ -111,6 +111,38 @@ def test_the_openai_library_works_against_it(shared: Running) -> None:
         assert raised.value.code == "model_not_found"
 
 
+def raw(url: str, request: str, body: bytes = b"") -> tuple[str, bytes]:
+    """The head and the body of what comes until the connection ends."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=LIMIT_S) as connection:
+        connection.sendall(f"{request}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        came = b"".join(iter(lambda: connection.recv(4096), b""))
+    head, _, rest = came.partition(b"\r\n\r\n")
+    return head.decode().lower(), rest
+
+
+@pytest.mark.parametrize("more", ["", "\r\nConnection: keep-alive", "\r\nHost: localhost"])
+def test_who_asks_by_http_1_0_gets_no_chunks_and_a_stream_ends_with_the_connection(shared: Running, more: str) -> None:
+    body = json.dumps(chat(stream=True)).encode()
+    head, stream = raw(shared.url, f"POST /v1/chat/completions HTTP/1.0{more}", body)
+    assert "transfer-encoding" not in head and "connection: close" in head
+    assert stream.startswith(b"data: {") and stream.endswith(b"data: [DONE]\n\n")
+    assert content_of(stream.decode()) == HELLO
+
+
+@pytest.mark.parametrize("page", ["GET /v1/models", "GET /health", "GET /metrics", "GET /models/hello/logs", "GET /no"])
+def test_every_page_is_there_for_http_1_0(shared: Running, page: str) -> None:
+    head, body = raw(shared.url, f"{page} HTTP/1.0")
+    assert "transfer-encoding" not in head
+    assert not body.startswith(b"%x\r\n" % len(body.split(b"\r\n")[-1]))
+
+
+def test_http_1_1_has_chunks_as_before(shared: Running) -> None:
+    body = json.dumps(chat(stream=True)).encode()
+    request = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close"
+    assert "transfer-encoding: chunked" in raw(shared.url, request, body)[0]
+
+
 @pytest.mark.parametrize("name", ["hello", "also-hello"])
 @pytest.mark.parametrize("page", ["/v1/chat/completions", "/v1/completions"])
 def test_the_model_of_an_answer_is_the_name_that_was_asked_for(client: httpx.Client, name: str, page: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from modelpipes.errors import PipesError, ServingError, UsageError
@@ -60,6 +60,21 @@ def check_listen(listen: str, key: str) -> None:
         raise UsageError(
             f"{listen} can be reached from other machines: set a key ([server] key_file), or listen on 127.0.0.1"
         )
+
+
+class _WithoutChunks(RequestResponseCycle):
+    """An answer over HTTP/1.0, which has no chunks: one without a length ends with the connection (RFC 9112, 6.3)."""
+
+    _ends_by_closing = False
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self._ends_by_closing = not any(name.lower() == b"content-length" for name, _ in message["headers"])
+            if self._ends_by_closing:
+                self.chunked_encoding = False
+        elif self._ends_by_closing:
+            self.expected_content_length = len(message.get("body", b""))  # of this piece: uvicorn counts them down
+        await super().send(message)
 
 
 class Connection(HttpToolsProtocol):
@@ -161,6 +176,8 @@ class Connection(HttpToolsProtocol):
         self._head_since = 0.0
         self._head_bytes = 0
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0" and self.cycle is not None:
+            self.cycle.__class__ = _WithoutChunks  # uvicorn names its class itself; nothing is sent yet
         if 0 < len(self.pipeline) < MAX_PIPELINED:
             # Paused, it would not see that the client leaves.
             self.flow.resume_reading()
