@@ -475,6 +475,72 @@ def test_without_a_key_another_sites_page_is_refused(client: httpx.Client, given
     assert client.get("/v1/models", headers={"Origin": "http://localhost:3000"}).status_code == 200
 
 
+PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://localhost:3000", "http://127.0.0.1:8", "http://[::1]:3000", "http://localhost"]
+)
+def test_a_page_of_this_machine_is_let_in_and_its_browser_told(client: httpx.Client, origin: str) -> None:
+    asked = client.options("/v1/chat/completions", headers={"Origin": origin, **PREFLIGHT})
+    assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (204, origin)
+    assert "POST" in asked.headers["access-control-allow-methods"]
+    assert asked.headers["access-control-allow-headers"] == "authorization,content-type"
+    given = {"Origin": origin, "Sec-Fetch-Site": "cross-site"}
+    for answer in (
+        client.get("/v1/models", headers=given),
+        client.post("/v1/chat/completions", headers=given, json=chat(stream=True)),
+        client.post("/v1/chat/completions", headers=given, json=chat("nobody")),
+    ):
+        assert answer.headers["access-control-allow-origin"] == origin
+        assert answer.headers["vary"] == "Origin"
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example.org", "null", "app://obsidian.md", "http://localhost.evil.org"]
+)
+def test_a_foreign_page_reads_and_changes_nothing(client: httpx.Client, origin: str) -> None:
+    for path in ("/v1/chat/completions", "/models/hello/unload", "/metrics"):
+        asked = client.options(path, headers={"Origin": origin, **PREFLIGHT})
+        assert (asked.status_code, code_of(asked)) == (403, "bad_origin")
+        answer = client.post(path, headers={"Origin": origin}, json=chat())
+        assert (answer.status_code, code_of(answer)) == (403, "bad_origin")
+        assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/models/hello/unload", "/metrics", "/residency", "/leases"])
+def test_what_is_no_clients_page_is_for_pages_of_the_gateway_alone(client: httpx.Client, path: str) -> None:
+    other = client.post(path, headers={"Origin": "http://localhost:3000"})
+    assert (other.status_code, code_of(other)) == (403, "bad_origin")
+    assert client.options(path, headers={"Origin": "http://localhost:3000", **PREFLIGHT}).status_code == 403
+    own = client.get("/metrics", headers={"Origin": str(client.base_url).rstrip("/")})
+    assert own.status_code == 200
+
+
+def test_a_preflight_needs_no_key_and_pages_that_are_named_are_let_in(files: dict[str, Path]) -> None:
+    settings = GatewaySettings(key="geheim", origins=("https://chat.example.org", "app://obsidian.md"))
+    with gateway(SmallPool(files), settings) as running, httpx.Client(base_url=running.url, timeout=LIMIT_S) as client:
+        for origin, status in (
+            ("https://chat.example.org", 204), ("app://obsidian.md", 204), ("http://localhost:1", 204),
+            ("https://chat.example.org:8443", 403), ("null", 403),
+        ):  # fmt: skip
+            asked = client.options("/v1/models", headers={"Origin": origin, **PREFLIGHT})
+            assert asked.status_code == status
+            keyed = client.get("/v1/models", headers={"Origin": origin, "Authorization": "Bearer geheim"})
+            assert keyed.status_code == 200
+            assert ("access-control-allow-origin" in keyed.headers) == (status == 204)
+        assert client.get("/v1/models", headers={"Origin": "https://chat.example.org"}).status_code == 401
+        steered = {"Origin": "https://chat.example.org", "Authorization": "Bearer geheim"}
+        assert client.post("/models/hello/unload", headers=steered).status_code == 403
+        assert client.options("/v1/models").status_code == 401  # no browser's question
+
+
+def test_any_page_may_be_let_in(files: dict[str, Path]) -> None:
+    with gateway(SmallPool(files), GatewaySettings(key="geheim", origins=("*",))) as running:
+        asked = httpx.options(running.url + "/v1/models", headers={"Origin": "https://x.example.org", **PREFLIGHT})
+        assert asked.headers["access-control-allow-origin"] == "https://x.example.org"
+
+
 @pytest.mark.parametrize("listen", ["0.0.0.0:9090", "192.168.1.7:80", "[::]:9090", "example.org:9090"])
 def test_an_open_address_needs_a_key(listen: str) -> None:
     with pytest.raises(UsageError, match="set a key"):

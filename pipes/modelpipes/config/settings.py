@@ -184,6 +184,10 @@ class Server(Section, frozen=True):
     listen: Annotated[str, _key('HOST:PORT or "unix:PATH"; any address but loopback demands a key')] = DEFAULT_LISTEN
     key: Annotated[str, _key("what clients send as `Authorization: Bearer …`  [none]", "s3cret")] = ""
     key_file: Annotated[str, _key("the same, from a file  [none]", "serve.key")] = ""
+    origins: Annotated[
+        tuple[str, ...],
+        _key("pages from elsewhere that may use /v1/ and /api/; this machine's may  [none]", ["https://chat.example"]),
+    ] = ()
     max_waiting: Annotated[int, _key("requests in the queue; one more is answered 503", ge=1, le=MAX_TOKENS)] = 512
     max_lease_s: (
         Annotated[Limit, _key("the longest that one client may keep an engine to itself  [none]", "5m")] | None

@@ -24,7 +24,7 @@ from modelpipes.engine.confinement import check_machine, over_limit, remarks
 from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import EngineChoice, find_engine, find_model, found
 from modelpipes.engine.logs import RotatedFile
-from modelpipes.errors import Ended, FileError, PipesError
+from modelpipes.errors import Ended, FileError, PipesError, UsageError
 from modelpipes.events import Sink
 from modelpipes.fit.flags import in_force
 from modelpipes.fit.spec import EngineSpec, Given, spec_of
@@ -36,6 +36,7 @@ from modelpipes.serving.changes import difference
 from modelpipes.serving.gateway import GatewaySettings, Mounts, make_app
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.listening import GRACE_S, Server
+from modelpipes.serving.origins import ANY
 from modelpipes.serving.pool import Pool
 from modelpipes.serving.servable import Servable
 from modelpipes.serving.sources import Source
@@ -121,7 +122,14 @@ class _Daemon:
             settles=self._place.n_devices > 0,
             sink=self._tell,
         )
-        settings = GatewaySettings(key=server.key, max_waiting=server.max_waiting, max_lease_s=server.max_lease_s)
+        if ANY in server.origins and not server.key:
+            raise UsageError('[server] origins = ["*"] lets every page in, and demands a key: set key_file as well')
+        settings = GatewaySettings(
+            key=server.key,
+            origins=server.origins,
+            max_waiting=server.max_waiting,
+            max_lease_s=server.max_lease_s,
+        )
         gateway = Server(make_app(pool, settings, self._mounts), server.listen)
         try:
             pool.serve(self._servables(config))

@@ -32,6 +32,7 @@ class Exchange:
         self.body_bytes = 0
         self.has_read_all = False
         self.is_stream = False
+        self.told: Headers = []  # to the browser of a page that is let in
         self.ended_by = ""  # left, stalled, or one of EARLY_ENDS
         self.is_over = False
         self.loop = asyncio.get_running_loop()
@@ -48,6 +49,8 @@ class Exchange:
         """ASGI's, with an eye on how far the answer has gone."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if self.told:
+                message["headers"] = [*message["headers"], *self.told]
         elif not message.get("more_body"):
             self.is_whole = True
         self.sending_since = self.loop.time()

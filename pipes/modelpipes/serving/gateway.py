@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 import sys
 import traceback
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ from modelpipes.serving.exchange import (
 from modelpipes.serving.figures import GatewayFigures
 from modelpipes.serving.grant import EnginePool, Grant
 from modelpipes.serving.openapi import PASSED_ON, AskedModel
+from modelpipes.serving.origins import SHARED, Origins, host_of, is_loopback
 from modelpipes.serving.pages import Pages
 
 LOST_LIMIT_S = 0.5  # a socket closes some milliseconds before its process counts as dead
@@ -60,6 +60,7 @@ class GatewaySettings:
     """Who may ask, and how much."""
 
     key: str = ""
+    origins: tuple[str, ...] = ()  # of pages that may use /v1/ and /api/, beside this machine's own
     max_waiting: int = 512
     max_body_bytes: int = 32 * 1024 * 1024
     max_bodies_bytes: int = 256 * 1024 * 1024  # of all requests together
@@ -78,6 +79,7 @@ class Gateway:
         self.pool = pool
         self.settings = settings
         self._key = settings.key.encode()
+        self._origins = Origins(settings.origins)
         self._figures = GatewayFigures()
         self._waiting = 0
         self._figures.waiting.set_function(lambda: self._waiting)
@@ -127,7 +129,9 @@ class Gateway:
 
     async def _work(self, exchange: Exchange, path: str) -> None:
         try:
-            self._check(exchange.scope, path)
+            if exchange.scope["method"] == "OPTIONS" and await self._is_preflight(exchange, path):
+                return
+            self._check(exchange, path)
             exchange.scope["app"] = self  # then Starlette raises its refusals
             exchange.scope[EXCHANGE] = exchange
             await self._router(exchange.scope, exchange.receive, exchange.send)
@@ -140,8 +144,9 @@ class Gateway:
 
     # -- who may ask
 
-    def _check(self, scope: Scope, path: str) -> None:
-        """Raise ServingError for who must not."""
+    def _check(self, exchange: Exchange, path: str) -> None:
+        """Raise ServingError for who must not; tell the browser of a page from elsewhere that may."""
+        scope = exchange.scope
         hosts: list[bytes] = []
         key = origin = site = b""
         for name, value in scope["headers"]:
@@ -158,17 +163,35 @@ class Gateway:
                 site = value
         if len(hosts) > 1 or (not hosts and scope["http_version"] == "1.1"):
             raise ServingError("a request has one Host header", 400, "bad_host")
+        host = hosts[0] if hosts else b""
+        is_let_in = not origin or self._origins.lets_in(origin, host, path)
+        if origin and is_let_in:
+            exchange.told = self._origins.headers(origin)
         if self._key:
             if path != "/health" and not hmac.compare_digest(key, self._key):
                 raise ServingError("the key is missing or wrong", 401, "invalid_api_key")
+            if not is_let_in and not path.startswith(SHARED):  # there the browser keeps the answer from the page
+                raise ServingError("no other site's page may use this page", 403, "bad_origin")
             return
         # Without a key the browser on this machine is the way in: a page whose own name points here (its
         # Host tells), or one that simply posts across sites (its Origin tells).
         is_unix = scope["server"] is None or scope["server"][1] is None
-        if hosts and not is_unix and not is_loopback(_host_of(hosts[0])):
+        if hosts and not is_unix and not is_loopback(host_of(host)):
             raise ServingError("this gateway is spoken to by the name of this machine only", 403, "bad_host")
-        if site == b"cross-site" or (origin and not is_loopback(_host_of(origin.partition(b"://")[2]))):
+        if not is_let_in or (site == b"cross-site" and not origin):
             raise ServingError("no other site's page may speak to this gateway", 403, "bad_origin")
+
+    async def _is_preflight(self, exchange: Exchange, path: str) -> bool:
+        """Whether a browser asks if it may; answered before the key, which no preflight can carry."""
+        asked = dict(exchange.scope["headers"])
+        origin = asked.get(b"origin")
+        if origin is None or b"access-control-request-method" not in asked:
+            return False
+        if not self._origins.lets_in(origin, asked.get(b"host", b""), path):
+            raise ServingError("no other site's page may use this page", 403, "bad_origin")
+        await exchange.start(204, self._origins.preflight(origin, asked))
+        await exchange.finish()
+        return True
 
     # -- the hot path
 
@@ -390,21 +413,3 @@ def _model_field(name: str) -> bytes:
 
 def _event(error: ServingError) -> bytes:
     return b"data: " + encode_failure(error) + b"\n\n"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _host_of(authority: bytes) -> str:
-    """The host of `host:port`; a Host header or what follows an Origin's scheme."""
-    text = authority.decode("latin-1")
-    if text.startswith("["):
-        return text[1:].partition("]")[0]
-    return text.partition(":")[0]

@@ -17,7 +17,8 @@ from uvicorn.server import ServerState
 
 from modelpipes.errors import PipesError, ServingError, UsageError
 from modelpipes.serving.exchange import CONNECTION, Exchange
-from modelpipes.serving.gateway import Gateway, GatewaySettings, encode_failure, is_loopback
+from modelpipes.serving.gateway import Gateway, GatewaySettings, encode_failure
+from modelpipes.serving.origins import is_loopback
 
 SWEEP_S = 0.5  # between two looks at the deadlines of all connections
 MAX_HEAD_BYTES = 64 * 1024  # of a request; browsers and libraries stay below 16 KiB
