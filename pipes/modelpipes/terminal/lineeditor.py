@@ -99,10 +99,13 @@ class LineEditor:
         self._thread = threading.Thread(target=self._run, daemon=True)
         output.set_foot(self)  # before the line is drawn: what is written then must not go where it stands
         self._thread.start()
-        self._began.wait(BEGIN_S)
-        if self._failure or not self._began.is_set():
-            output.set_foot(None)
-            raise ProgramError(f"the terminal cannot be used: {self._failure or 'it does not answer'}")
+        try:
+            self._began.wait(BEGIN_S)
+            if self._failure or not self._began.is_set():
+                raise ProgramError(f"the terminal cannot be used: {self._failure or 'it does not answer'}")
+        except BaseException:  # a signal may end us while the terminal is no longer as we found it
+            self.__exit__()
+            raise
         with contextlib.suppress(ValueError):  # not in the main thread: then a stop is waited for a moment longer
             self._before = signal.signal(signal.SIGCONT, self._note_continued)
         return self
