@@ -7,22 +7,18 @@ import fcntl
 import json
 import os
 import pty
-import select
-import shutil
-import signal
 import struct
 import subprocess
 import sys
 import termios
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from modelpipes.chat.transcript import VERSION, Header, Transcript, Turn
 from modelpipes.pipe.message import Timing, Usage
-from modelpipes.values.deadline import Deadline
+from tests.browser import Browser, a_browser
 from tests.commands.conftest import LIMIT_S, Commands
 from tests.shell import Ended
 
@@ -39,9 +35,6 @@ TURNS = [
     Turn(2, "bob" * 10, WILD, "length", Usage(6, 512), Timing(2300, 1400, 12400, 59), (0, 1), "It is\nred."),
     Turn(3, "alice", "日本語" * 60 + "שלום " * 60, "timeout", timing=Timing(5, None, 9000)),
 ]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
-BROWSER_S = 60.0  # to start on a busy machine, for the first time
 
 
 @pytest.fixture
@@ -197,86 +190,9 @@ def test_on_a_terminal_no_line_is_wider_than_it(run: Commands, talk: Path, colum
     assert all(len(line) + sum(c in "日本語" for c in line) <= columns for line in lines)
 
 
-class Browser:
-    """A headless Chromium, spoken to over two pipes: Chrome DevTools Protocol, one JSON object ended by NUL."""
-
-    def __init__(self, path: str, profile: Path) -> None:
-        to_read, self._to = os.pipe()
-        self._from, to_write = os.pipe()
-        # It reads descriptor 3 and writes 4, whatever numbers the pipes have here.
-        there = [fcntl.fcntl(each, fcntl.F_DUPFD, 10) for each in (to_read, to_write)]
-        hop = "import os, sys; _, r, w, *do = sys.argv; os.dup2(int(r), 3); os.dup2(int(w), 4); os.execv(do[0], do)"
-        # A sandbox of its own is what Chromium cannot make as root, nor in most containers.
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe"]
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", hop, *map(str, there), path, *flags, f"--user-data-dir={profile}"],
-            pass_fds=there, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True, env={**os.environ, "HOME": str(profile), "XDG_CONFIG_HOME": str(profile)},
-        )  # fmt: skip
-        for each in (to_read, to_write, *there):
-            os.close(each)
-        self._deadline = Deadline.after(BROWSER_S)
-        self._data = b""
-        self._count = 0
-        self._session: dict[str, str] = {}
-        self.events: list[dict[str, Any]] = []
-
-    def begin(self) -> None:
-        """Return when it has a page, of which it tells us."""
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
-        for domain in ("Page", "Network", "Log", "Runtime"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **params: object) -> dict[str, Any]:
-        self._count += 1
-        order = {"id": self._count, "method": method, "params": params, **self._session}
-        os.write(self._to, json.dumps(order).encode() + b"\0")
-        while (message := self._next()).get("id") != self._count:
-            self.events.append(message)
-        assert "result" in message, message
-        result: dict[str, Any] = message["result"]
-        return result
-
-    def open(self, page: Path, width: int, scheme: str) -> None:
-        """Load a page on a screen of this width, in light or dark."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600
-        )
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.events.clear()
-        self.call("Page.navigate", url=page.as_uri())
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
-            self.events.append(self._next())
-
-    def value(self, expression: str) -> Any:
-        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
-
-    def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(LIMIT_S)
-        os.close(self._to)
-        os.close(self._from)
-
-    def _next(self) -> dict[str, Any]:
-        while b"\0" not in self._data:
-            readable, _, _ = select.select([self._from], [], [], self._deadline.remaining_s())
-            assert readable, "the browser said nothing before the deadline"
-            piece = os.read(self._from, 1 << 20)
-            assert piece, "the browser ended"
-            self._data += piece
-        line, _, self._data = self._data.partition(b"\0")
-        message: dict[str, Any] = json.loads(line)
-        return message
-
-
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Browser]:
-    if BROWSER is None:
-        pytest.skip(f"no browser on the PATH: looked for {', '.join(BROWSERS)}")
-    with contextlib.closing(Browser(BROWSER, tmp_path / "profile")) as browser:
-        browser.begin()
+    with a_browser(tmp_path / "profile") as browser:
         yield browser
 
 
@@ -288,7 +204,7 @@ def test_a_browser_shows_the_page_on_a_phone_and_a_desk_without_scrolling_sidewa
     backgrounds = set()
     for width in (320, 390, 1200):
         for scheme in ("light", "dark"):
-            browser.open(page, width, scheme)
+            browser.open(page.as_uri(), width, scheme)
             assert browser.value("innerWidth") == width
             browser.value("document.querySelectorAll('details').forEach(each => each.open = true)")
             assert browser.value("document.documentElement.scrollWidth") <= width
