@@ -6,6 +6,7 @@ import msgspec
 
 from modelpipes.events import Event
 
+
 class Fault(msgspec.Struct):
     """What is wrong, as OpenAI's API says it; `code` is one of a fixed list."""
 

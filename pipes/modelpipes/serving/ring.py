@@ -137,11 +137,11 @@ class Reader:
             self._news.set_result(None)
 
     def __enter__(self) -> Reader:
-        self._ring._readers[self] = None  # noqa: SLF001 - one subject in two classes
+        self._ring._readers[self] = None
         return self
 
     def __exit__(self, *given: object) -> None:
-        self._ring._readers.pop(self, None)  # noqa: SLF001
+        self._ring._readers.pop(self, None)
 
 
 def moment(at_s: float) -> str:
