@@ -14,7 +14,7 @@ from modelpipes.serving import residency
 from modelpipes.serving.bytes import NOTHING, Bytes
 from modelpipes.serving.reasons import missing_of, sentence
 from modelpipes.serving.residency import decide
-from modelpipes.serving.situation import Action, Move, Refuse, Resident, Situation
+from modelpipes.serving.situation import Action, Move, Refuse, Resident, Situation, Waiting
 from tests.serving import simulate
 from tests.serving.situations import at, model, resident
 
@@ -100,8 +100,8 @@ def test_a_model_too_large_beside_what_is_pinned_is_refused_with_what_is_in_its_
 # -- how it is decided again
 
 
-def waiting_for(name: str, since: float = 60.0) -> tuple[residency.Waiting, ...]:
-    return (residency.Waiting(1, name, since),)
+def waiting_for(name: str, since: float = 60.0) -> tuple[Waiting, ...]:
+    return (Waiting(1, name, since),)
 
 
 def check(situation: Situation, action: Move | Refuse) -> str:

@@ -17,28 +17,31 @@ from datetime import UTC, datetime
 import msgspec
 
 from modelpipes.events import Event
-from modelpipes.gateway.wire import EventLine
+from modelpipes.gateway.wire import EventLine, Snapshot
 
 KEPT_EVENTS = 4096  # some 2 MiB; more than an hour of a daemon at whose events somebody looks
 MICROSECONDS = 1_000_000
 
 
 class Entry:
-    """An event with its id and its time; made JSON once, when the first asks for it."""
+    """An event with its id and its time; made the wire's bytes once, when the first asks for them."""
 
-    __slots__ = ("_json", "at_s", "event", "id")
+    __slots__ = ("_sse", "at_s", "event", "id")
 
-    def __init__(self, id_: int, at_s: float, event: Event) -> None:
+    def __init__(self, id_: int, at_s: float, event: Event | Snapshot) -> None:
         self.id = id_
         self.at_s = at_s
         self.event = event
-        self._json: bytes | None = None
+        self._sse = b""
 
     def json(self) -> bytes:
         """An EventLine, without a newline."""
-        if self._json is None:
-            self._json = msgspec.json.encode(EventLine(self.id, moment(self.at_s), self.event))
-        return self._json
+        return msgspec.json.encode(EventLine(self.id, moment(self.at_s), self.event))
+
+    def sse(self) -> bytes:
+        """The same as a server-sent event."""
+        self._sse = self._sse or b"id: %d\ndata: %b\n\n" % (self.id, self.json())
+        return self._sse
 
 
 class Ring:

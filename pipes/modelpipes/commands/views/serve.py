@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import assert_never
 
+import msgspec
+
 from modelpipes import events
-from modelpipes.gateway.wire import ModelList, ModelState, Residency, ResidentReport
+from modelpipes.gateway.wire import EventLine, ModelList, ModelState, Residency, ResidentReport, Snapshot
 from modelpipes.terminal import output
 from modelpipes.terminal.drawing import SCREEN
+from modelpipes.terminal.safetext import make_line, make_safe
 from modelpipes.terminal.table import Table
 from modelpipes.values.units import format_bytes, format_seconds
 
@@ -85,6 +88,21 @@ def words(event: events.Event) -> str:
             return f"request {event.request} to {name} {_request(event)}"
         case _:
             assert_never(event)
+
+
+def told(line: bytes) -> str:
+    """A line of the daemon's events, for a person; what a later daemon may say beside ours is left as it is."""
+    try:
+        event = msgspec.json.decode(line, type=EventLine)
+    except msgspec.DecodeError:
+        return make_safe(line.decode("utf-8", "replace")) + "\n"
+    if isinstance(event.event, Snapshot):
+        residency = event.event.residency
+        there = ", ".join(f"{one.name} {one.state}" for one in residency.resident) or "nothing"
+        said = f"in memory: {there}; {len(residency.waiting)} wait"
+    else:
+        said = words(event.event)
+    return f"{event.at} {make_line(said)}\n"
 
 
 def _machine(machine: events.Machine) -> str:
