@@ -88,7 +88,7 @@ def command(
       serve-models models.toml
       serve-models status
       serve-models logs qwen -f
-      serve-models events -f --json | jq .event.reason
+      serve-models events -f
     """
     if words and words[0] in ACTIONS:
         if vram is not None:

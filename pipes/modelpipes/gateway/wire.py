@@ -128,7 +128,7 @@ class Snapshot(msgspec.Struct, frozen=True, tag_field="kind", tag="snapshot"):
     models: list[ModelEntry]
 
 
-class EventLine(msgspec.Struct):
+class EventLine(msgspec.Struct, forbid_unknown_fields=True):
     """One event, as a line of JSON: its id, which grows by one, and when it happened: ISO 8601 in UTC.
 
     A snapshot has the id of the last event before it.

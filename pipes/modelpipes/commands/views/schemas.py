@@ -45,7 +45,7 @@ SCHEMAS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("ModelState",),
     ),
     "events": (
-        "A line of serve-models events --json and of [events] file; the data of an event of GET /events",
+        "A line of serve-models events --json, and of its file",
         "gateway.wire",
         ("EventLine",),
     ),
