@@ -351,6 +351,7 @@ CASES = (
             Line("serve-models models.toml", until="serve-models status --wait 30s", code=SIGTERM),
             daemon("serve-models status"),
             daemon("serve-models logs qwen -f", before="serve-models load qwen", until=SAID, code=SIGTERM),
+            daemon("serve-models events -f", before="serve-models load qwen", until=SAID, code=SIGTERM),
         ),
         prints=daemon("serve-models status --json"),
         failures=(
@@ -362,6 +363,7 @@ CASES = (
         reports=(
             Report(daemon("serve-models status --json", before="serve-models load qwen"), "serve-models"),
             Report(daemon("serve-models pin gemma --json"), "serve-models-load"),
+            Report(daemon("serve-models events --json", before="serve-models load qwen"), "events", is_lines=True),
         ),
         hostile=(
             daemon('serve-models status --listen "$HOSTILE"'),

@@ -159,7 +159,7 @@ def test_a_name_that_is_not_served_fails_with_the_ones_that_are(serve: Commands)
         (("status", "--vram", "1GB"), "--vram is for a daemon that starts"),
         (("a.toml", "b.toml"), "'a.toml' is no action"),
         (("stat",), "'stat' is no action, nor a file: did you mean status?"),
-        (("/dev/null", "--json"), "--wait, --follow, --format and --json are for an action"),
+        (("/dev/null", "--json"), "--wait, --follow, --since, --format and --json are for an action"),
         (("a.toml",), "a.toml: modelpipes config example prints one"),
         (("--listen", "nowhere"), "'nowhere' is no place to listen"),
         (("--listen", "0.0.0.0:0"), "set a key ([server] key_file), or listen on 127.0.0.1"),

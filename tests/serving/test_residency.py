@@ -69,7 +69,10 @@ def test_the_least_recently_used_makes_room() -> None:
     situation = at(100, resident("a", last_used=50), resident("b", last_used=40), waiting="c")
     (action,) = decide(situation)
     assert action == Move(
-        "stop", "b", "c: 4.7 GiB needed, 0 B free; b is idle for 1m and the least used for what it costs to load again"
+        "stop",
+        "b",
+        "c: 4.7 GiB needed, 0 B free; "
+        "b is idle for 1m and the least used for what it costs to load again; frees 4.7 GiB",
     )
 
 
@@ -129,7 +132,9 @@ def test_a_busy_model_is_left_alone_until_the_newcomer_waited_too_long_and_then_
     assert wake_at(situation) == 101
     (action,) = decide(dataclasses.replace(situation, now=101))
     assert action == Move(
-        "drain", "a", "b: 4.7 GiB needed, 0 B free; it has waited 1m; a is busy with 1 and takes no more"
+        "drain",
+        "a",
+        "b: 4.7 GiB needed, 0 B free; it has waited 1m; a is busy with 1 and takes no more; frees 9.3 GiB",
     )
 
 

@@ -17,7 +17,7 @@ from modelpipes.terminal.drawing import SCREEN
 from modelpipes.terminal.safetext import make_safe
 from modelpipes.values.deadline import Deadline
 
-ACTIONS = ("status", "load", "unload", "pin", "unpin", "logs", "reload")
+ACTIONS = ("status", "load", "unload", "pin", "unpin", "logs", "events", "reload")
 OF_A_MODEL = ("load", "unload", "pin", "unpin", "logs")
 
 
@@ -59,7 +59,8 @@ class _Serve(click.Command):
 @click.option("--vram", type=options.BYTES, metavar="SIZE", help="The budget, such as 16GB.  [as configured]")
 @click.option("--wait", type=options.SECONDS, metavar="TIME", help="ACTION: wait so long for a daemon to be there.")
 @click.option("--private", is_flag=True, hidden=True, help="For a leader's own: actions do not find it.")
-@click.option("--follow", "-f", is_flag=True, help="logs: also those to come.")
+@click.option("--follow", "-f", is_flag=True, help="logs, events: also those to come.")
+@click.option("--since", type=click.IntRange(min=0), metavar="ID", help="events: only what came after this one.")
 @options.formats("table", "json")
 @options.lenient
 @click.pass_context
@@ -72,11 +73,13 @@ def command(
     wait: float | None,
     private: bool,
     follow: bool,
+    since: int | None,
     format_: str,
 ) -> None:
     """Serve models from one address, swapped in and out of memory as they are asked for.
 
-    ACTION speaks to the daemon that runs: status, load NAME, unload NAME, pin NAME, unpin NAME, logs NAME, reload.
+    ACTION speaks to the daemon that runs: status, load NAME, unload NAME, pin NAME, unpin NAME, logs NAME, events,
+    reload.
     CONFIG is a file such as config/serve.toml; without one your configuration is taken. Where that names no models,
     every model that find-gguf finds is served.
 
@@ -85,14 +88,17 @@ def command(
       serve-models models.toml
       serve-models status
       serve-models logs qwen -f
+      serve-models events -f
     """
     if words and words[0] in ACTIONS:
         if vram is not None:
             raise UsageError("--vram is for a daemon that starts")
-        _act(words[0], words[1:], listen, wait or 0.0, follow, format_)
+        if since is not None and words[0] != "events":
+            raise UsageError("--since is for events")
+        _act(words[0], words[1:], listen, wait or 0.0, follow, since or 0, format_)
         return
-    if follow or format_ != SCREEN or wait is not None:
-        raise UsageError("--wait, --follow, --format and --json are for an action")
+    if follow or since is not None or format_ != SCREEN or wait is not None:
+        raise UsageError("--wait, --follow, --since, --format and --json are for an action")
     ends_with_terminal = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN and has_terminal()  # not under nohup
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is taken for a wish to read the configuration again
     try:
@@ -116,14 +122,16 @@ def command(
     )
 
 
-def _act(action: str, names: tuple[str, ...], listen: str | None, wait_s: float, follow: bool, format_: str) -> None:
+def _act(
+    action: str, names: tuple[str, ...], listen: str | None, wait_s: float, follow: bool, since: int, format_: str
+) -> None:
     from modelpipes.commands.views import serve as view
     from modelpipes.gateway import steering
 
     if len(names) != (action in OF_A_MODEL):
         raise UsageError(f"serve-models {action} takes {'one NAME' if action in OF_A_MODEL else 'no name'}")
-    if follow and action != "logs":
-        raise UsageError("--follow is for logs")
+    if follow and action not in ("logs", "events"):
+        raise UsageError("--follow is for logs and events")
     daemon = steering.find(listen, Deadline.after(options.bounded(wait_s)))
     match action:
         case "reload":
@@ -134,6 +142,9 @@ def _act(action: str, names: tuple[str, ...], listen: str | None, wait_s: float,
                 output.write_json(residency)
             else:
                 view.show(residency, models, format_)
+        case "events":
+            for event in daemon.events(since, follow=follow):
+                output.write_text(event.decode() + "\n" if format_ == "json" else view.told(event))
         case "logs":
             for line in daemon.logs(names[0], follow=follow):
                 output.write_text(make_safe(line.decode("utf-8", "replace")))

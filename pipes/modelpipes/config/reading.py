@@ -193,6 +193,7 @@ def _with_whole_paths(config: Config, folder: str) -> Config:
             config.find_gguf, search_path=all_whole("find-gguf.search_path", config.find_gguf.search_path)
         ),
         server=_server(config.server, folder),
+        events=replace(config.events, file=whole("events.file", config.events.file)),
         models={
             name: replace(
                 model,

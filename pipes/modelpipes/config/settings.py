@@ -194,6 +194,16 @@ class Server(Section, frozen=True):
     ) = None
 
 
+class Events(Section, frozen=True):
+    """serve-models: what happens, kept in files."""
+
+    file: Annotated[
+        str, _key("JSON Lines, as of serve-models events --json  [none]", "~/.local/state/modelpipes/events.jsonl")
+    ] = ""
+    size: Annotated[Amount, _key("of a file; then it becomes FILE.1, that FILE.2, and so on")] = Amount(16_000_000)
+    older: Annotated[int, _key("so many of them are kept beside FILE", ge=1, le=9999)] = 4
+
+
 class MemoryLimits(Section, frozen=True):
     """serve-models: what all its engines together may take."""
 
@@ -251,6 +261,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     use: Mapping[str, Use] = {}
     watch_gpu: WatchGpu = msgspec.field(default=WatchGpu(), name="watch-gpu")
     server: Server = Server()
+    events: Events = Events()
     memory: MemoryLimits = MemoryLimits()
     models: Mapping[str, Model] = {}
     scan: Scan = Scan()

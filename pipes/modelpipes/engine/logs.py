@@ -18,15 +18,16 @@ FILE_LIMIT_BYTES = 4 * 1024 * 1024  # of each of the two files; a day of an engi
 
 
 class RotatedFile:
-    """Two files of at most `limit_bytes` each, `PATH` and before it `PATH.1`; safe to use from any thread.
+    """Files of at most `limit_bytes` each, `PATH` and before it `PATH.1` to the oldest; safe to use from any thread.
 
     Whatever is wrong with the disk, writing neither fails nor blocks for it: what cannot be written is
     dropped and counted, and writing goes on once it can.
     """
 
-    def __init__(self, path: str, limit_bytes: int = FILE_LIMIT_BYTES) -> None:
-        """Nothing is opened before the first write."""
+    def __init__(self, path: str, limit_bytes: int = FILE_LIMIT_BYTES, older: int = 1) -> None:
+        """Nothing is opened before the first write. `older`: how many files there are beside PATH, at least 1."""
         self.path = path
+        self.older = older
         self.limit_bytes = limit_bytes
         self.dropped_bytes = 0
         self.problem = ""  # why bytes were dropped last
@@ -97,11 +98,17 @@ class RotatedFile:
     def _rotate(self) -> None:
         self._close()
         try:
+            for number in range(self._first_free() - 1, 0, -1):
+                os.replace(f"{self.path}.{number}", f"{self.path}.{number + 1}")
             os.replace(self.path, self.path + ".1")
         except OSError as error:
             self.problem = error.strerror or str(error)
             return  # full, and cannot be moved away: it ends here, for what it may grow to is promised
         self._open()
+
+    def _first_free(self) -> int:
+        """The first number without a file; the last one, whose file goes, where all have one."""
+        return next((n for n in range(1, self.older) if not os.path.lexists(f"{self.path}.{n}")), self.older)
 
     def _close(self) -> None:
         if self._fd >= 0:

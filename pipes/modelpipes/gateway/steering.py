@@ -22,6 +22,8 @@ from modelpipes.web.stream import Stream
 
 ANSWER_S = 10.0
 LOOK_S = 0.02  # between two looks for a daemon that starts
+EVENTS_S = 60.0  # a stream of events has a ping every 15 s
+DATA = b"data: "
 LOAD_S = 900.0  # a load waits for its turn, and for the disk
 
 Told = TypeVar("Told")
@@ -78,6 +80,17 @@ class Steering:
                 raise self._failure(stream.read_all())
             while line := stream.read_line():
                 yield line
+
+    def events(self, since: int, *, follow: bool) -> Iterator[bytes]:
+        """What happened after this id, each an EventLine in JSON; with `follow` also what is to come, until it ends."""
+        with self._stream() as stream:
+            page = f"/events?since={since}&follow={int(follow)}"
+            stream.send("GET", page, None, self._headers, connect_s=ANSWER_S, silence_s=EVENTS_S)
+            if stream.status != HTTPStatus.OK:
+                raise self._failure(stream.read_all())
+            while line := stream.read_line():
+                if line.startswith(DATA):
+                    yield line.removeprefix(DATA).rstrip(b"\r\n")
 
     def reload(self) -> None:
         """Have it read its configuration again; UsageError where that is wrong, which would change nothing."""

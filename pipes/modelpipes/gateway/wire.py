@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from modelpipes.events import Event
+
 
 class Fault(msgspec.Struct):
     """What is wrong, as OpenAI's API says it; `code` is one of a fixed list."""
@@ -117,3 +119,21 @@ class Residency(msgspec.Struct):
     resident: list[ResidentReport]
     waiting: list[WaitingReport]
     decisions: list[DecisionReport]
+
+
+class Snapshot(msgspec.Struct, frozen=True, tag_field="kind", tag="snapshot"):
+    """All of it at one moment, with which a stream of events begins: what is served, what is in memory, who waits."""
+
+    residency: Residency
+    models: list[ModelEntry]
+
+
+class EventLine(msgspec.Struct, forbid_unknown_fields=True):
+    """One event, as a line of JSON: its id, which grows by one, and when it happened: ISO 8601 in UTC.
+
+    A snapshot has the id of the last event before it.
+    """
+
+    id: int
+    at: str
+    event: Event | Snapshot

@@ -12,6 +12,9 @@ AT_START = (
     "server.key",
     "server.max_waiting",
     "server.max_lease_s",
+    "events.file",
+    "events.size",
+    "events.older",
     "memory.keep_conversations",
     "find-gguf.search_path",
     "voice.llama_server",
@@ -42,6 +45,7 @@ def difference(old: Config, new: Config) -> Change:
     both = sorted(old.models.keys() & new.models.keys())
     keys = {name: _changed_keys(old.models[name], new.models[name]) for name in both}
     sections = {f"server.{key}" for key in _changed_keys(old.server, new.server)}
+    sections |= {f"events.{key}" for key in _changed_keys(old.events, new.events)}
     sections |= {f"memory.{key}" for key in _changed_keys(old.memory, new.memory)}
     sections |= {f"find-gguf.{key}" for key in _changed_keys(old.find_gguf, new.find_gguf)}
     sections |= {f"voice.{key}" for key in _changed_keys(old.voice, new.voice)}

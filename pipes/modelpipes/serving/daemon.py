@@ -25,7 +25,7 @@ from modelpipes.engine.lifecycle import Engine
 from modelpipes.engine.locate import EngineChoice, find_engine, find_model, found
 from modelpipes.engine.logs import RotatedFile
 from modelpipes.errors import Ended, FileError, PipesError, UsageError
-from modelpipes.events import Sink
+from modelpipes.events import Event, Sink
 from modelpipes.fit.flags import in_force
 from modelpipes.fit.spec import EngineSpec, Given, spec_of
 from modelpipes.gateway.record import Daemon, is_running, recorded, taken
@@ -33,11 +33,14 @@ from modelpipes.gguf.identity import stamp_of
 from modelpipes.serving import budget
 from modelpipes.serving.bytes import NOTHING, Bytes
 from modelpipes.serving.changes import difference
+from modelpipes.serving.eventfile import EventFile
 from modelpipes.serving.gateway import GatewaySettings, Mounts, make_app
 from modelpipes.serving.kept import Kept
 from modelpipes.serving.listening import GRACE_S, Server
+from modelpipes.serving.looks import look_on
 from modelpipes.serving.origins import ANY
 from modelpipes.serving.pool import Pool
+from modelpipes.serving.ring import Ring
 from modelpipes.serving.servable import Servable
 from modelpipes.serving.sources import Source
 from modelpipes.terminal.controlling import has_terminal
@@ -88,12 +91,17 @@ class _Daemon:
         self._is_private = is_private
         self._ends_with_terminal = ends_with_terminal
         self._sources = sources
-        self._tell = sink
+        self._sink = sink
+        self._ring = Ring()
         self._mounts = mounts
         self._config = self._read()
         self._logs = os.path.join(logs_dir(), self._config.server.listen.replace("/", "%"))
         self._place = budget.Place(0, False)
         self._ended_by: signal.Signals | None = None
+
+    def _tell(self, event: Event) -> None:
+        self._ring.put(event)
+        self._sink(event)
 
     def _read(self) -> Config:
         """The configuration, with what the command line says instead."""
@@ -130,7 +138,8 @@ class _Daemon:
             max_waiting=server.max_waiting,
             max_lease_s=server.max_lease_s,
         )
-        gateway = Server(make_app(pool, settings, self._mounts), server.listen)
+        file = self._file_of_events(config)
+        gateway = Server(make_app(pool, settings, self._mounts, self._ring), server.listen)
         try:
             pool.serve(self._servables(config))
             if not pool.models():
@@ -146,6 +155,7 @@ class _Daemon:
                 tasks = [
                     asyncio.ensure_future(self._reload_when(again, pool)),
                     asyncio.ensure_future(self._look_out(pool)),
+                    asyncio.ensure_future(look_on(self._ring, has_cards=self._place.n_devices > 0)),
                 ]
                 await ended.wait()
                 for task in tasks:
@@ -153,6 +163,8 @@ class _Daemon:
         finally:
             await gateway.stop(GRACE_S)
             await pool.close()
+            if file:
+                await asyncio.to_thread(file.close)
         assert self._ended_by is not None
         raise Ended(self._ended_by)
 
@@ -166,6 +178,13 @@ class _Daemon:
             again.set()
             # Where its session's leader dies, the kernel sends this before it takes the terminal away.
             asyncio.get_running_loop().call_later(HANG_UP_S, self._look_at_terminal, ended)
+
+    def _file_of_events(self, config: Config) -> EventFile | None:
+        if not config.events.file:
+            return None
+        file = EventFile(config.events.file, config.events.size, config.events.older)
+        self._ring.add_taker(file.take)
+        return file
 
     def _look_at_terminal(self, ended: asyncio.Event) -> bool:
         """Whether we end, as the terminal that we were started from is gone."""
@@ -216,7 +235,9 @@ class _Daemon:
         # What takes a new start stays as it is, and is told again.
         memory = replace(config.memory, keep_conversations=self._config.memory.keep_conversations)
         was = self._config
-        config = replace(config, server=was.server, memory=memory, find_gguf=was.find_gguf, voice=was.voice)
+        config = replace(
+            config, server=was.server, memory=memory, find_gguf=was.find_gguf, voice=was.voice, events=was.events
+        )
         held = pool.ours().held(self._place) or pool.used
         limits, place, words = self._budget(config, held) if change.budget else (pool.budget, self._place, "")
         before, self._place = self._place, place

@@ -18,6 +18,7 @@ from starlette.routing import Mount, Route, Router
 from modelpipes.errors import EngineLost, ServingError
 from modelpipes.gateway.wire import ErrorAnswer, Fault
 from modelpipes.serving import upstream
+from modelpipes.serving.asked import TAIL_BYTES, Asked
 from modelpipes.serving.exchange import (
     CONNECTION,
     EXCHANGE,
@@ -35,6 +36,7 @@ from modelpipes.serving.grant import EnginePool, Grant
 from modelpipes.serving.openapi import PASSED_ON, AskedModel
 from modelpipes.serving.origins import SHARED, Origins, host_of, is_loopback
 from modelpipes.serving.pages import Pages
+from modelpipes.serving.ring import Ring
 
 LOST_LIMIT_S = 0.5  # a socket closes some milliseconds before its process counts as dead
 LOST_INTERVAL_S = 0.005
@@ -75,7 +77,9 @@ class GatewaySettings:
 class Gateway:
     """The ASGI application; run it with `Server`, which holds the deadlines and notices clients that leave."""
 
-    def __init__(self, pool: EnginePool, settings: GatewaySettings, mounts: Mounts = ()) -> None:
+    def __init__(
+        self, pool: EnginePool, settings: GatewaySettings, mounts: Mounts = (), ring: Ring | None = None
+    ) -> None:
         self.pool = pool
         self.settings = settings
         self._key = settings.key.encode()
@@ -86,18 +90,21 @@ class Gateway:
         self._body_bytes = 0
         self._closing = asyncio.Event()
         self._asked = msgspec.json.Decoder(AskedModel)
-        pages = Pages(pool, self._figures, self._acquire, self._closing, settings.max_lease_s)
+        ring = ring or Ring()
+        self._tell = ring.put
+        self._pages = Pages(pool, self._figures, self._acquire, self._closing, settings.max_lease_s, ring)
         # The path is the route's own: what a request's path may have beside it (Python's `$` lets a newline pass) must
         # not get into a request of ours.
         passed_on = [
             Route(path, Endpoint(partial(self._pass_on, path=path)), methods=["POST"]) for path in sorted(PASSED_ON)
         ]
         mounted = [Mount(prefix, other) for prefix, other in mounts]
-        self._router = Router([*passed_on, *pages.routes(), *mounted], redirect_slashes=False)
+        self._router = Router([*passed_on, *self._pages.routes(), *mounted], redirect_slashes=False)
 
     def close(self) -> None:
-        """Tell the holders of leases to come to an end, and refuse new work."""
+        """Tell the holders of leases to come to an end, end the streams of events, and refuse new work."""
         self._closing.set()
+        self._pages.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -269,15 +276,19 @@ class Gateway:
     async def _ask_once(self, exchange: Exchange, path: str, name: str, body: bytes) -> None:
         """Have it answered by one engine; EngineLost where that died before its answer began for the client."""
         grant = await self._acquire(name)
+        asked = Asked(self._tell, grant)
         try:
             # The engine knows one name; who asked by an alias is answered by that.
             renames = (_model_field(grant.name), _model_field(name)) if name != grant.name else None
             async with await upstream.ask(grant.address, path, body) as answer:
                 if answer.content_type.startswith(b"text/event-stream"):
-                    await self._relay_stream(exchange, answer, grant, renames)
+                    await self._relay_stream(exchange, answer, grant, asked, renames)
                 else:
-                    await self._relay_whole(exchange, answer, grant, renames)
+                    await self._relay_whole(exchange, answer, grant, asked, renames)
+                if asked.how == "cancelled":
+                    asked.how = "end" if answer.status < 400 else "failed"
         except EngineLost:
+            asked.how = "lost"
             # Released too early, the pool would grant the same dead engine again.
             waited_until = exchange.loop.time() + LOST_LIMIT_S
             while not grant.is_lost and exchange.loop.time() < waited_until:
@@ -285,8 +296,11 @@ class Gateway:
             raise
         finally:
             grant.release()
+            asked.end()
 
-    async def _relay_stream(self, exchange: Exchange, answer: upstream.Answer, grant: Grant, renames: Renames) -> None:
+    async def _relay_stream(
+        self, exchange: Exchange, answer: upstream.Answer, grant: Grant, asked: Asked, renames: Renames
+    ) -> None:
         """Events as they come, those that came together in one piece, and never half of one before a fault."""
         tail = b""
         while True:
@@ -296,15 +310,18 @@ class Gateway:
                 if not exchange.status:
                     raise
                 self._figures.broken.inc()
+                asked.how = "lost"
                 await exchange.finish(_event(ServingError(f"{grant.name}: {error}", 502, "engine_lost")))
                 return
             if not piece:
                 break
             whole, tail = split_events(tail + piece)
             if whole:
+                asked.look(whole)
                 if renames:
                     whole = whole.replace(*renames)
                 if not exchange.status:
+                    asked.begin()
                     await self._begin(exchange, answer, None)
                     exchange.is_stream = True
                 await exchange.write(whole)
@@ -313,26 +330,31 @@ class Gateway:
             await self._begin(exchange, answer, None)
         await exchange.finish(tail)
 
-    async def _relay_whole(self, exchange: Exchange, answer: upstream.Answer, grant: Grant, renames: Renames) -> None:
+    async def _relay_whole(
+        self, exchange: Exchange, answer: upstream.Answer, grant: Grant, asked: Asked, renames: Renames
+    ) -> None:
         """An answer of one piece; a large one in several, as it comes."""
         held = bytearray()
         while piece := await answer.read():
             held += piece
             if len(held) > WHOLE_BYTES:
-                await self._relay_large(exchange, answer, bytes(held))
+                await self._relay_large(exchange, answer, bytes(held), asked)
                 return
         grant.release()
+        asked.look(bytes(held[-TAIL_BYTES:]))
         whole = bytes(held).replace(*renames) if renames else bytes(held)
         await self._begin(exchange, answer, len(whole))
         await exchange.finish(whole)
 
-    async def _relay_large(self, exchange: Exchange, answer: upstream.Answer, held: bytes) -> None:
+    async def _relay_large(self, exchange: Exchange, answer: upstream.Answer, held: bytes, asked: Asked) -> None:
         await self._begin(exchange, answer, answer.content_length)
         await exchange.write(held)
         try:
             while piece := await answer.read():
+                asked.look(piece)
                 await exchange.write(piece)
         except EngineLost:
+            asked.how = "lost"
             self._figures.broken.inc()
             exchange.break_off()
             return
@@ -386,9 +408,11 @@ class Gateway:
         await self._refuse(exchange, ServingError(text, status, code, RETRY_AFTER_S if status == 503 else None))
 
 
-def make_app(pool: EnginePool, settings: GatewaySettings | None = None, mounts: Mounts = ()) -> Gateway:
-    """The ASGI application in front of a pool, with what else is mounted into it."""
-    return Gateway(pool, settings or GatewaySettings(), mounts)
+def make_app(
+    pool: EnginePool, settings: GatewaySettings | None = None, mounts: Mounts = (), ring: Ring | None = None
+) -> Gateway:
+    """The ASGI application in front of a pool, with what else is mounted into it; `ring` has what is told of both."""
+    return Gateway(pool, settings or GatewaySettings(), mounts, ring)
 
 
 def split_events(data: bytes) -> tuple[bytes, bytes]:

@@ -34,6 +34,7 @@ class Grant:
     identity: str = ""
     drain: asyncio.Event = field(default_factory=asyncio.Event)  # set where others wait: end soon
     is_lost: bool = False  # the engine has died; what was asked of it can be asked again
+    id: int = 0  # the request's, in what is told of it
 
     def release(self) -> None:
         """Give it back; a second time does nothing."""

@@ -45,7 +45,6 @@ class HeldGrant(Grant):
     """One of these; `release_to` is told once that it is given back."""
 
     release_to: Callable[[HeldGrant], None] | None = None
-    id: int = 0
 
     def release(self) -> None:
         if self.release_to is not None:

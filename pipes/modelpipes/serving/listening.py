@@ -85,6 +85,7 @@ class Connection(HttpToolsProtocol):
     """
 
     settings: GatewaySettings
+    viewers: set[Connection]  # of the same gateway: who looks on at events
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
@@ -103,6 +104,10 @@ class Connection(HttpToolsProtocol):
     def break_off(self) -> None:
         """Close it now, whatever waits to be written."""
         self.transport.abort()
+
+    def look_on(self, *, is_viewer: bool) -> None:
+        """Whether it is one of those who look on at events, which have a limit of their own."""
+        (self.viewers.add if is_viewer else self.viewers.discard)(self)
 
     @property
     def is_clogged(self) -> bool:
@@ -146,11 +151,12 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type] # uvicorn narrows asyncio's own type
-        if len(self.connections) > self.settings.max_connections:
+        if len(self.connections) - len(self.viewers) > self.settings.max_connections:
             self._reject(503, "there are too many connections", "overloaded")
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self.viewers.discard(self)
         self.pipeline.clear()
         self.end_exchange("left")
 
@@ -220,7 +226,7 @@ class Server:
         bound = self._bind()
         config = Config(
             self._app,
-            http=type("Connection", (Connection,), {"settings": self._app.settings}),
+            http=type("Connection", (Connection,), {"settings": self._app.settings, "viewers": set()}),
             ws="none",
             lifespan="off",
             interface="asgi3",

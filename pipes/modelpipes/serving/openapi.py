@@ -6,7 +6,16 @@ from typing import Any
 
 import msgspec
 
-from modelpipes.gateway.wire import ErrorAnswer, LeaseLine, LeaseNews, ModelEntry, ModelList, ModelState, Residency
+from modelpipes.gateway.wire import (
+    ErrorAnswer,
+    EventLine,
+    LeaseLine,
+    LeaseNews,
+    ModelEntry,
+    ModelList,
+    ModelState,
+    Residency,
+)
 
 REF = "#/components/schemas/{name}"
 VERSION = "1"  # of this interface, not of the program
@@ -40,7 +49,7 @@ OF_MODEL = (404, 413, 503, 504)
 
 def document() -> dict[str, Any]:
     """The OpenAPI document."""
-    types = [ErrorAnswer, ModelList, ModelEntry, Health, ModelState, LeaseLine, LeaseNews, Residency]
+    types = [ErrorAnswer, ModelList, ModelEntry, Health, ModelState, LeaseLine, LeaseNews, Residency, EventLine]
     _, schemas = msgspec.json.schema_components(types, ref_template=REF)
     return {
         "openapi": "3.1.0",
@@ -70,6 +79,14 @@ def _paths() -> dict[str, Any]:
         "/metrics": {"get": _operation("Figures for Prometheus", _text(), ())},
         "/openapi.json": {"get": _operation("This document", {"application/json": {"schema": {"type": "object"}}}, ())},
         "/residency": {"get": _operation("What is loaded, who waits, and why", _json(Residency), ())},
+        "/events": {
+            "get": _operation(
+                "What happens: a snapshot, then changes; one EventLine in each event's data",
+                {"text/event-stream": {"itemSchema": _ref(EventLine)}},
+                (400, 503),
+            )
+            | {"parameters": _EVENTS}
+        },
         "/v1/models": {"get": _operation("Every servable model", _json(ModelList), ())},
         "/v1/models/{name}": {"parameters": name, "get": _operation("One model", _json(ModelEntry), (404,))},
         "/models/{name}/logs": {
@@ -99,6 +116,14 @@ def _paths() -> dict[str, Any]:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
         paths[path] = {"post": operation}
     return paths
+
+
+_ID = {"type": "string", "pattern": "^[0-9]{1,18}$"}
+_EVENTS: list[dict[str, Any]] = [
+    {"name": "since", "in": "query", "schema": _ID, "description": "the last id that is known; 0: all that is kept"},
+    {"name": "Last-Event-ID", "in": "header", "schema": _ID, "description": "the same; it goes before"},
+    {"name": "follow", "in": "query", "schema": {"enum": ["0", "1"]}, "description": "0: only what there is"},
+]
 
 
 def _request(required: list[str], **properties: Any) -> dict[str, Any]:

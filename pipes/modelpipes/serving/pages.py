@@ -13,10 +13,13 @@ from starlette.routing import Route
 
 from modelpipes.errors import ServingError
 from modelpipes.gateway.wire import LeaseLine, LeaseNews, ModelEntry, ModelList, ModelState
+from modelpipes.serving.asked import Asked
 from modelpipes.serving.exchange import Endpoint, Exchange, Headers
 from modelpipes.serving.figures import GatewayFigures
 from modelpipes.serving.grant import EnginePool, Grant, ModelReport
 from modelpipes.serving.openapi import Health, document
+from modelpipes.serving.ring import Ring
+from modelpipes.serving.viewing import Viewing
 
 LEASE_LOOK_S = 1.0  # between two looks at whether a lease's engine lives
 LOG_START_S = 0.1  # time for the pool to refuse a log before it counts as begun
@@ -42,13 +45,16 @@ class Pages:
         acquire: Callable[[str], Awaitable[Grant]],
         closing: asyncio.Event,
         max_lease_s: float | None,
+        ring: Ring,
     ) -> None:
         self._pool = pool
         self._figures = figures
         self._acquire = acquire
+        self._tell = ring.put
         self._closing = closing
         self._max_lease_s = max_lease_s
         self._document = Json(document())
+        self._viewing = Viewing(pool, ring, self._list, closing)
 
     def routes(self) -> list[Route]:
         """The way to each; what they refuse is a ServingError."""
@@ -66,7 +72,11 @@ class Pages:
             ("POST", "/models/{name:path}/lease", Endpoint(self._lease)),
             ("GET", "/models/{name:path}/logs", Endpoint(self._logs)),
         ]
-        return [Route(path, act, methods=[method]) for method, path, act in pages]
+        return [self._viewing.route(), *(Route(path, act, methods=[method]) for method, path, act in pages)]
+
+    def close(self) -> None:
+        """End the streams of events."""
+        self._viewing.close()
 
     async def _health(self, request: Request) -> Response:
         return Json(Health())
@@ -81,7 +91,10 @@ class Pages:
         return Json(self._pool.residency())
 
     async def _models(self, request: Request) -> Response:
-        return Json(ModelList([_shown(report) for report in self._pool.models()]))
+        return Json(self._list())
+
+    def _list(self) -> ModelList:
+        return ModelList([_shown(report) for report in self._pool.models()])
 
     async def _model(self, request: Request) -> Response:
         return Json(_shown(self._find(request)))
@@ -151,6 +164,7 @@ class Pages:
     async def _lease(self, exchange: Exchange) -> None:
         """Hold a grant as long as the client keeps its answer open, and tell it what happens meanwhile."""
         grant = await self._acquire(self._find(Request(exchange.scope)).id)
+        asked = Asked(self._tell, grant)
         try:
             at = grant.address
             await exchange.start(200, [(b"content-type", b"application/jsonl"), (b"cache-control", b"no-store")])
@@ -159,6 +173,8 @@ class Pages:
             await exchange.finish()
         finally:
             grant.release()
+            asked.how = "lost" if grant.is_lost else "end"
+            asked.end()
 
     async def _hold(self, exchange: Exchange, grant: Grant) -> None:
         most_s = self._max_lease_s

@@ -46,10 +46,12 @@ from modelpipes.serving.situation import (
     Resident,
     Situation,
     Start,
+    State,
     Use,
     Waiting,
     Yield,
 )
+from modelpipes.serving.uses import expected_wait_s
 from modelpipes.serving.waiters import Waiter, WaitingList
 from modelpipes.terminal.safetext import make_line
 from modelpipes.values.deadline import Deadline
@@ -65,6 +67,7 @@ KEPT_DECISIONS = 100
 KEPT_USES = 64  # enough to see that models take turns
 DISK_BYTES_PER_S = 1e9  # before a load was measured
 WORKERS = 64  # threads: starts and stops wait in them
+UNLOADED = "unloaded"  # of a model that has no engine
 CLOCK_S = 0.05  # by which two clocks may differ
 
 
@@ -121,7 +124,7 @@ class Pool:
                 list(one.aliases),
                 one.created,
                 one.context_length,
-                self._held[one.name].state if one.name in self._held else "unloaded",
+                self._held[one.name].state if one.name in self._held else UNLOADED,
                 one.needs.card,
                 one.needs.host,
                 one.estimate,
@@ -148,15 +151,34 @@ class Pool:
         waiter = Waiter(Waiting(next(self._ids), name, now), self._loop.create_future())
         self._waiters[waiter.waiting.id] = waiter
         self._consider()
+        if not waiter.granted.done():
+            self._tell_queued(waiter.waiting)
         try:
             return await waiter.granted
         except asyncio.CancelledError:
             if waiter.granted.done() and not waiter.granted.cancelled() and not waiter.granted.exception():
                 waiter.granted.result().release()  # it came together with the cancel
+            self._tell(events.RequestEnded(waiter.waiting.id, name, "cancelled", time.monotonic() - now))
+            raise
+        except ServingError:
+            self._tell(events.RequestEnded(waiter.waiting.id, name, "refused", time.monotonic() - now))
             raise
         finally:
             if self._waiters.pop(waiter.waiting.id, None):
                 self._consider()
+
+    def _tell_queued(self, waiting: Waiting) -> None:
+        held = self._held.get(waiting.name)
+        model = self._model(self._servables[waiting.name])
+        wait_s = expected_wait_s(
+            waiting.name,
+            self._waiters.count(waiting.name) - 1,
+            model.sequences,
+            model.load_s,
+            tuple(self._recent.values()),
+            is_ready=held is not None and held.state == "ready",
+        )
+        self._tell(events.RequestQueued(waiting.id, waiting.name, len(self._waiters), wait_s))
 
     def set_budget(self, budget: Bytes) -> None:
         """What all engines together may take from now on."""
@@ -413,17 +435,18 @@ class Pool:
         else:
             held = self._held[action.name]
             if action.to_do == "drain":
-                held.state = "draining"
+                self._become(held, "draining")
                 held.drained_by = time.monotonic() + held.servable.drain_timeout_s
                 for grant in held.grants:
                     grant.drain.set()
             elif action.to_do == "undrain":
-                held.state, held.drained_by = "ready", math.inf
+                self._become(held, "ready")
+                held.drained_by = math.inf
             elif held.grants:  # it has had its time: what still runs on it breaks off
                 self._lose(held)
                 self._spawn(self._stop(held, keeps=False))
             else:
-                held.state = "stopping"
+                self._become(held, "stopping")
                 self._unwatch(held)
                 self._spawn(self._stop(held))
 
@@ -440,6 +463,7 @@ class Pool:
             del self._recent[next(iter(self._recent))]
         held.grants.add(grant)
         waiter.granted.set_result(grant)
+        self._tell(events.RequestStarted(action.id, action.name, now - waiter.waiting.since))
 
     def _begin_load(self, servable: Servable) -> None:
         stamp = stamp_of(*servable.files)
@@ -449,6 +473,7 @@ class Pool:
             self._failed(servable, str(error), stamp)
             return
         held = self._held[servable.name] = Held(servable, engine, self._model(servable).needs, stamp)
+        self._tell(events.EngineState(servable.name, held.state, UNLOADED))
         self._spawn(self._load(held))
 
     def _note(self, action: Move | Refuse | Yield) -> None:
@@ -456,7 +481,7 @@ class Pool:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._decisions.append(DecisionReport(at, what, action.name, action.reason))
         self._figures.decisions.labels(what).inc()
-        self._tell(events.Decided(what, action.name, action.reason))
+        self._tell(events.Decided(what, action.name, action.reason, action.facts))
 
     def _refuse(self, waiter: Waiter, error: ServingError) -> None:
         self._waiters.pop(waiter.waiting.id, None)
@@ -485,10 +510,11 @@ class Pool:
             held.key = await self._blocking(key_of, engine.spec, engine.binary)
             held.identity, held.watched = held.key.digest, Watched(held.key.files.stamp)
             await self._blocking(engine.be_ready, Deadline.after(held.servable.load_timeout_s + LATE_S))
+            restored = 0
             if self._kept:
                 with self._figures.restore.time():
-                    kept = await self._blocking(self._kept.restore, name, engine, held.key)
-                self._figures.restored.inc(kept)
+                    restored = await self._blocking(self._kept.restore, name, engine, held.key)
+                self._figures.restored.inc(restored)
             taken = held.servable.measure and await self._blocking(held.servable.measure, engine.pid)
             # What became of files that changed meanwhile says nothing about any.
             is_theirs = await self._blocking(stamp_of, *held.servable.files) == held.servable.stamp
@@ -510,9 +536,19 @@ class Pool:
         held.loaded_at = held.last_used = now
         if taken:
             held.bytes = taken
-        held.state = "ready"
+        self._become(held, "ready")
         self._loop.add_reader(engine.pidfd, self._died, held)
-        self._tell(events.EngineReady(name, now - began, engine.pid))
+        self._tell(
+            events.EngineReady(
+                name,
+                now - began,
+                engine.pid,
+                predicted=dict(held.servable.needs.by_place),
+                charged=dict(held.bytes.by_place),
+                measured=dict(taken.by_place) if taken else None,
+                restored=restored,
+            )
+        )
         held.watch = self._spawn(self._look_after(held))
         self._consider()
 
@@ -548,6 +584,7 @@ class Pool:
         self._figures.stop.observe(time.monotonic() - began)
         self._failures.forget(name)  # its life was no failure
         self._forget(held)
+        self._tell(events.EngineGone(name, time.monotonic() - began, dict(held.bytes.by_place)))
         self._consider()
 
     def _died(self, held: Held) -> None:
@@ -563,7 +600,7 @@ class Pool:
         for grant in held.grants:
             grant.is_lost = True
             grant.drain.set()
-        held.state = "stopping"
+        self._become(held, "stopping")
 
     async def _bury(self, held: Held) -> None:
         why = await self._blocking(held.engine.exit_reason) or "it ended"
@@ -607,9 +644,15 @@ class Pool:
     def _forget(self, held: Held) -> None:
         if self._held.get(held.servable.name) is held:
             del self._held[held.servable.name]
+            self._tell(events.EngineState(held.servable.name, UNLOADED, held.state))
         held.gone.set()
         if held.is_outdated:  # however it ended: what is pinned is wanted as it is now
             self.load_pinned()
+
+    def _become(self, held: Held, state: State) -> None:
+        before, held.state = held.state, state
+        if before != state:
+            self._tell(events.EngineState(held.servable.name, state, before))
 
     def _unwatch(self, held: Held) -> None:
         if held.engine.pidfd >= 0:

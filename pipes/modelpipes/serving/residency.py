@@ -30,9 +30,13 @@ nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from modelpipes.serving.bytes import NOTHING, Bytes, amount
+from msgspec.structs import replace
+
+from modelpipes.events import Facts, Rule
+from modelpipes.serving.bytes import NOTHING, Bytes
+from modelpipes.serving.reasons import candidates_of, facts_for, sentence
 from modelpipes.serving.situation import (
     CLASSES,
     Action,
@@ -48,7 +52,6 @@ from modelpipes.serving.situation import (
 )
 from modelpipes.serving.uses import last_answer, next_uses
 from modelpipes.serving.victims import smallest
-from modelpipes.values.units import format_seconds
 
 KEEP_LOADS = 3.0
 """While others are served, an idle model is kept, and a newcomer held back, for this many times its load time: its
@@ -146,7 +149,7 @@ class _Decision:
     def _stop_what_is_over(self) -> None:
         for r in self.s.residents:
             if r.is_outdated and r.is_idle:
-                self._stop(r, f"{r.name}: its file was replaced since it was loaded")
+                self._stop(r, f"{r.name}: its file was replaced since it was loaded", Facts("replaced"))
                 if not r.is_leaving:
                     self.planned -= r.charge
                 continue
@@ -154,11 +157,13 @@ class _Decision:
                 continue
             if r.is_unwanted:
                 if r.running == 0 and r.state in ("ready", "draining"):
-                    self._stop(r, f"{r.name} is to be unloaded, as asked")
+                    self._stop(r, f"{r.name} is to be unloaded, as asked", Facts("asked"))
                 elif r.state == "ready":
-                    self._drain(r, f"{r.name} is to be unloaded, as asked, once its {r.running} running have ended")
+                    reason = f"{r.name} is to be unloaded, as asked, once its {r.running} running have ended"
+                    self._drain(r, reason, Facts("asked"))
             elif self._unload_at(r) <= self.s.now:
-                self._stop(r, f"{r.name} is idle for {self._idle(r)}: unloaded, as configured")
+                facts = Facts("idle-unload", candidates=candidates_of([r], self._weight, {r.name}, self.s.now))
+                self._stop(r, sentence(facts, r.name), facts)
                 self.planned -= r.charge
 
     def _unload_at(self, r: Resident) -> float:
@@ -170,10 +175,17 @@ class _Decision:
     def _shed(self) -> None:
         """The budget shrank, or an engine took more than was predicted: idle models go, busy ones may end."""
         idle = [r for r in self._candidates() if r.is_idle and r.name not in self.queues]
-        excess = self.planned - self.s.budget
-        over = f"{amount(excess, excess)} over the budget"
-        for r in smallest(idle, self._missing(NOTHING), self._weight) or idle:
-            self._stop(r, f"{over}; {r.name} is idle for {self._idle(r)}")
+        victims = smallest(idle, self._missing(NOTHING), self._weight) or idle
+        facts = Facts(
+            "over-budget",
+            budget=dict(self.s.budget.by_place),
+            held=dict(self.held.by_place),
+            planned=dict(self.planned.by_place),
+            candidates=candidates_of(idle, self._weight, {r.name for r in victims}, self.s.now),
+            idle=len(idle),
+        )
+        for r in victims:
+            self._stop(r, sentence(facts, r.name), facts)
             self.planned -= r.charge
 
     # Order.
@@ -203,22 +215,24 @@ class _Decision:
     def _make_room(self, first: Waiting) -> None:
         model = self.s.models.get(first.name)
         if model is None:
-            return self._refuse(first.name, f"{first.name} is no model of this server")
+            return self._refuse(first.name, f"{first.name} is no model of this server", None)
         needs, budget = model.charge, self.s.budget
-        wanted = f"{first.name}: {amount(needs, needs)} needed"
         pinned = [r for r in self.s.residents if r.is_pinned and r.state != "stopping" and r.name != first.name]
         if not needs + _sum(pinned) <= budget:
-            beside = f", {_named(pinned, needs)} pinned" if pinned else ""
-            return self._refuse(first.name, f"{wanted}, the budget is {amount(budget, needs)}{beside}")
+            facts = replace(
+                self._facts("too-large", first, needs),
+                candidates=candidates_of(pinned, _free_of_charge, (), self.s.now),
+            )
+            return self._refuse(first.name, sentence(facts, first.name), facts)
         if self.s.blocked_until.get(first.name, self.s.now) > self.s.now:
             return None
-        needed = f"{wanted}, {amount(budget - self.held, needs)} free"
         if first.name not in self.residents and self._fits_now(needs):
-            self.actions.append(Move("load", first.name, needed))
+            facts = self._facts("fits", first, needs)
+            self.actions.append(Move("load", first.name, sentence(facts, first.name), facts))
             self.held += needs
         elif not self.planned + needs <= budget:
             is_overdue = self._came(first) + self.s.max_wait_s <= self.s.now
-            if not (self._claim(first, needs, needed) if is_overdue else self._ask(first, needs, needed)):
+            if not (self._claim(first, needs) if is_overdue else self._ask(first, needs)):
                 return None
         self.planned += needs
         self.is_at_work = True
@@ -227,7 +241,30 @@ class _Decision:
     def _fits_now(self, needs: Bytes) -> bool:
         return self.held + needs <= self.s.budget and self.planned + needs <= self.s.budget
 
-    def _ask(self, first: Waiting, needs: Bytes, needed: str) -> bool:
+    def _facts(self, rule: Rule, first: Waiting, needs: Bytes) -> Facts:
+        """What is known at this moment of the room that is wanted."""
+        return facts_for(rule, first, self.s.now, needs, self.s.budget, self.held, self.planned)
+
+    def _choice(
+        self,
+        rule: Rule,
+        first: Waiting,
+        needs: Bytes,
+        some: Sequence[Resident],
+        victims: Sequence[Resident],
+        cost: Callable[[Resident], float],
+        *,
+        is_fewest_first: bool = True,
+    ) -> Facts:
+        """The same, with those of whom the victims were chosen."""
+        return replace(
+            self._facts(rule, first, needs),
+            candidates=candidates_of(some, cost, {r.name for r in victims}, self.s.now),
+            idle=sum(r.is_idle and r.name not in self.queues for r in self._candidates()),
+            is_fewest_first=is_fewest_first,
+        )
+
+    def _ask(self, first: Waiting, needs: Bytes) -> bool:
         """Room from idle models that may go now; or else a promise of those that may go soonest."""
         candidates = self._candidates()
         idle = [r for r in candidates if r.is_idle and r.name not in self.queues]
@@ -235,16 +272,17 @@ class _Decision:
             return False
         free_from = {r.name: self._free_from(r, first, is_at_work=self.is_at_work) for r in idle}
         missing = self._missing(needs)
-        victims = smallest([r for r in idle if free_from[r.name] <= self.s.now], missing, self._weight)
+        free = [r for r in idle if free_from[r.name] <= self.s.now]
+        victims = smallest(free, missing, self._weight)
         if victims is not None:
+            facts = self._choice("idle", first, needs, free, victims, self._weight)
             for r in victims:
-                others = "the only idle one" if len(idle) == 1 else "the least used for what it costs to load again"
-                self._stop(r, f"{needed}; {r.name} is idle for {self._idle(r)} and {others}")
+                self._stop(r, sentence(facts, r.name), facts)
             self._promise(victims)
             return True
         free_from |= {r.name: self._may_yield_from(r, first) for r in self.giving}
         some = [r for r in candidates if free_from.get(r.name, math.inf) < math.inf]
-        victims = self._displaced(first, [r for r in some if free_from[r.name] <= self.s.now], missing, needed)
+        victims = self._displaced(first, needs, [r for r in some if free_from[r.name] <= self.s.now])
         if victims is None:
             victims = smallest(some, missing, lambda r: free_from[r.name])
         if victims is None:
@@ -252,31 +290,49 @@ class _Decision:
         self._promise(victims)
         return True
 
-    def _displaced(
-        self, first: Waiting, some: list[Resident], missing: Bytes, needed: str
-    ) -> tuple[Resident, ...] | None:
+    def _displaced(self, first: Waiting, needs: Bytes, some: list[Resident]) -> tuple[Resident, ...] | None:
         """Those whose requests give way now, and idle ones beside them."""
-        victims = smallest(some, missing, lambda r: self._disturbance(r, first), is_fewest_first=False)
-        for r in victims or ():
+
+        def cost(r: Resident) -> float:
+            return self._disturbance(r, first)
+
+        victims = smallest(some, self._missing(needs), cost, is_fewest_first=False)
+        if victims is None:
+            return None
+        facts = self._choice("yielding", first, needs, some, victims, cost, is_fewest_first=False)
+        for r in victims:
             if r.running > 0:
-                self._drain(r, f"{needed}; {r.name} is busy with {r.running} that give way")
+                self._drain(r, sentence(facts, r.name), facts)
                 self._have_yield(r, first)
             else:
-                self._stop(r, f"{needed}; {r.name} is idle")
+                self._stop(r, sentence(facts, r.name), facts)
         return victims
 
-    def _claim(self, first: Waiting, needs: Bytes, needed: str) -> bool:
+    def _claim(self, first: Waiting, needs: Bytes) -> bool:
         """Room for one that waited too long: idle models, however young, or else busy ones, which are drained."""
         all_ = self._candidates()
         idle = [r for r in all_ if r.is_idle and not self._is_due_before(r, first)]
         old = [r for r in idle if r.loaded_at + self.s.min_resident_s <= self.s.now]
         missing = self._missing(needs)
-        victims = smallest(old, missing, self._weight) or smallest(idle, missing, self._weight)
-        if victims is None:
-            victims = smallest(all_, missing, lambda r: self._disturbance(r, first), is_fewest_first=False)
-        if victims is None:
-            return False
-        waited = f"{needed}; it has waited {format_seconds(round(self.s.now - first.since, 3))}"
+
+        def disturbance(r: Resident) -> float:
+            return self._disturbance(r, first)
+
+        facts = None
+        for some in (old, idle):
+            if (victims := smallest(some, missing, self._weight)) is not None:
+                facts = self._choice("overdue-idle", first, needs, some, victims, self._weight)
+                break
+        if facts is None:
+            victims = smallest(all_, missing, disturbance, is_fewest_first=False)
+            if victims is None:
+                return False
+            facts = self._choice("overdue-busy", first, needs, all_, victims, disturbance, is_fewest_first=False)
+        self._take(victims or (), first, facts)
+        return True
+
+    def _take(self, victims: Sequence[Resident], first: Waiting, facts: Facts) -> None:
+        """Have them make room for one that waited too long."""
         for r in victims:
             if r.state == "loading" or (r.is_unused and r.name in self.queues):
                 continue  # it serves the requests that it was loaded for, or two models would evict each other unused
@@ -284,12 +340,11 @@ class _Decision:
             if self._is_due_before(r, first):
                 continue
             if r.running > 0:
-                self._drain(r, f"{waited}; {r.name} is busy with {r.running} and takes no more")
+                self._drain(r, sentence(facts, r.name), facts)
                 self._have_yield(r, first)
             else:
-                self._stop(r, f"{waited}; {r.name} is idle")
+                self._stop(r, sentence(facts, r.name), facts)
         self._promise(victims)
-        return True
 
     def _missing(self, needs: Bytes) -> Bytes:
         """By how much the budget is too small once these come as well; the budget's places first."""
@@ -369,9 +424,11 @@ class _Decision:
             if r.state != "draining" or r.name in self.stopped:
                 continue
             if not r.is_leaving and r.name not in self.draining:
-                self.actions.append(Move("undrain", r.name, f"{r.name}: nobody waits for its room any more"))
+                reason = f"{r.name}: nobody waits for its room any more"
+                self.actions.append(Move("undrain", r.name, reason, Facts("unneeded")))
             elif r.running > 0 and r.drained_by <= self.s.now:
-                self._stop(r, f"{r.name} is still busy with {r.running}, and its drain_timeout_s is over")
+                reason = f"{r.name} is still busy with {r.running}, and its drain_timeout_s is over"
+                self._stop(r, reason, Facts("drain-timeout"))
 
     def _start(self) -> None:
         for r in self.s.residents:
@@ -412,7 +469,7 @@ class _Decision:
     def _ask_to_yield(self, r: Resident, one: Yielding, waiting: Waiting) -> None:
         self.asked.add(one.id)
         reason = f"{waiting.name}: a request of class {waiting.of_class} goes before one of class {one.of_class}"
-        self.actions.append(Yield(one.id, r.name, reason))
+        self.actions.append(Yield(one.id, r.name, reason, Facts("class", waiting.name, self.s.now - waiting.since)))
 
     def _yield_moments(self, waiting: Waiting, residents: Iterable[Resident]) -> list[float]:
         """When the patience ends that what is in flight may ask of this request."""
@@ -420,21 +477,23 @@ class _Decision:
 
     # Actions.
 
-    def _stop(self, r: Resident, reason: str) -> None:
+    def _stop(self, r: Resident, reason: str, facts: Facts) -> None:
         self.stopped.add(r.name)
-        self.actions.append(Move("stop", r.name, reason))
+        self.actions.append(Move("stop", r.name, reason, facts))
 
-    def _drain(self, r: Resident, reason: str) -> None:
+    def _drain(self, r: Resident, reason: str, facts: Facts) -> None:
         self.draining.add(r.name)
         if r.state == "ready":
-            self.actions.append(Move("drain", r.name, reason))
+            self.actions.append(Move("drain", r.name, reason, facts))
 
-    def _refuse(self, name: str, reason: str) -> None:
+    def _refuse(self, name: str, reason: str, facts: Facts | None) -> None:
         count = sum(waiters.count for waiters in self.s.waiting if waiters.name == name)
-        self.actions.append(Refuse(name, count, reason))
+        self.actions.append(Refuse(name, count, reason, facts))
 
-    def _idle(self, r: Resident) -> str:
-        return format_seconds(round(self.s.now - r.idle_since, 3))
+
+def _free_of_charge(r: Resident) -> float:
+    """The cost of those of whom none goes."""
+    return 0.0
 
 
 def _behind_s(head_starts_s: Mapping[Class, float]) -> Mapping[Class, float]:
@@ -447,7 +506,3 @@ def _behind_s(head_starts_s: Mapping[Class, float]) -> Mapping[Class, float]:
 
 def _sum(residents: Iterable[Resident]) -> Bytes:
     return Bytes.total(r.charge for r in residents)
-
-
-def _named(residents: Iterable[Resident], asked: Bytes) -> str:
-    return ", ".join(f"{r.name} ({amount(r.charge, asked)})" for r in residents)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
+from modelpipes.events import Facts
 from modelpipes.serving.bytes import NOTHING, Bytes
 
 Class: TypeAlias = Literal["interactive", "high", "normal", "low"]
@@ -171,6 +172,7 @@ class Refuse:
     name: str
     count: int
     reason: str
+    facts: Facts | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,7 @@ class Yield:
     id: int
     name: str
     reason: str
+    facts: Facts | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,7 @@ class Move:
     to_do: Literal["load", "drain", "undrain", "stop"]
     name: str
     reason: str
+    facts: Facts | None = field(default=None, compare=False)
 
 
 Action: TypeAlias = Start | Refuse | Yield | Move

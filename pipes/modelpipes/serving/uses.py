@@ -44,3 +44,18 @@ def last_answer(recent: Sequence[Use], arrivals: Sequence[float]) -> float:
         elif away:
             away.pop()
     return away[-1] if away else -math.inf
+
+
+def expected_wait_s(
+    name: str, ahead: int, sequences: int, load_s: float, recent: Sequence[Use], *, is_ready: bool
+) -> float | None:
+    """A guess how long the next request for a model waits, behind so many others for it; None where nothing is known.
+
+    The load, where it is not in memory, and as many services as come before it, each as long as the last ones took. It
+    knows nothing of room that has to be made first.
+    """
+    before = ahead // sequences + is_ready  # ready, and yet it waits: all sequences are at work
+    spans = [use.ended_at - use.began_at for use in recent if use.name == name and use.ended_at is not None]
+    if before and not spans:
+        return None
+    return (0.0 if is_ready else load_s) + (before * sum(spans) / len(spans) if before else 0.0)

@@ -52,6 +52,10 @@ class WaitingList(MutableMapping[int, Waiter]):
         """All that wait for it, of whatever class."""
         return [waiter for kind, alike in self._alike.items() if kind[0] == name for waiter in alike.values()]
 
+    def count(self, name: str) -> int:
+        """How many wait for it, of whatever class."""
+        return sum(len(alike) for kind, alike in self._alike.items() if kind[0] == name)
+
     def situation(self, sequences: Callable[[str], int]) -> tuple[Waiters, ...]:
         """For each model and class the first, as many as the model has `sequences`, and how many there are."""
         return tuple(

@@ -48,6 +48,25 @@ SAID: list[tuple[events.Event, str]] = [
         "server.key, server.listen: to change that takes a new start",
     ),
     (events.Trouble("no llama-server"), "no llama-server"),
+    (events.EngineState("qwen", "ready", "loading"), "qwen is ready, was loading"),
+    (events.EngineGone("qwen", 0.5, {"card": 1 << 30}), "qwen has ended after 0.50 s and freed 1.0 GiB"),
+    (events.RequestQueued(3, "qwen", 2, 4.0), "request 3 to qwen waits, 2. in the queue, for some 4s"),
+    (events.RequestQueued(3, "qwen", 1, None), "request 3 to qwen waits, 1. in the queue"),
+    (events.RequestStarted(3, "qwen", 0.25), "request 3 to qwen has its engine after 0.250 s"),
+    (events.FirstToken(3, "qwen", 0.25), "request 3 to qwen is being answered after 0.250 s"),
+    (events.RequestEnded(3, "qwen", "cancelled", 1.0), "request 3 to qwen is cancelled after 1.000 s"),
+    (
+        events.RequestEnded(3, "qwen", "end", 1.0, 90, 80, 12),
+        "request 3 to qwen is answered after 1.000 s, 12 tokens, 80 of 90 of its prompt from the cache",
+    ),
+    (events.RequestEnded(3, "qwen", "lost", 1.0), "request 3 to qwen lost its engine after 1.000 s"),
+    (
+        events.Machine(4 << 30, 1 << 30, (events.Card(0, "RTX", 1 << 30, 2 << 30, 7, None),)),
+        "host 3.0 GiB of 4.0 GiB; card 0 1.0 GiB of 2.0 GiB, 7 % busy",
+    ),
+    (events.Missed(7, "too slow"), "7 events are missing here: too slow"),
+    (events.Missed(None, "another daemon"), "events are missing here: another daemon"),
+    (events.Leaving(), "the daemon ends"),
 ]
 
 

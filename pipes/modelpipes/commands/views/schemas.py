@@ -44,6 +44,11 @@ SCHEMAS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "gateway.wire",
         ("ModelState",),
     ),
+    "events": (
+        "A line of serve-models events --json, and of its file",
+        "gateway.wire",
+        ("EventLine",),
+    ),
     "watch-gpu": ("watch-gpu --json; a line of it with --format jsonl", "commands.views.gpu", ("Look",)),
     "check-system": ("check-system --json", "commands.check", ("SystemReport",)),
     "prompt": (

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import assert_never
 
+import msgspec
+
 from modelpipes import events
-from modelpipes.gateway.wire import ModelList, ModelState, Residency, ResidentReport
+from modelpipes.gateway.wire import EventLine, ModelList, ModelState, Residency, ResidentReport, Snapshot
 from modelpipes.terminal import output
 from modelpipes.terminal.drawing import SCREEN
+from modelpipes.terminal.safetext import make_line, make_safe
 from modelpipes.terminal.table import Table
 from modelpipes.values.units import format_bytes, format_seconds
 
@@ -20,9 +23,17 @@ def say(line: str) -> None:
     output.say(f"serve-models: {line}")
 
 
+# What is for those who ask for events: one or more of them for each request, or each second.
+QUIET = (
+    events.EngineState, events.EngineGone, events.RequestQueued, events.RequestStarted, events.FirstToken,
+    events.RequestEnded, events.Machine, events.Missed, events.Leaving,
+)  # fmt: skip
+
+
 def tell(event: events.Event) -> None:
-    """The Sink of a daemon that runs for a person: each event is one line on stderr."""
-    say(words(event))
+    """The Sink of a daemon that runs for a person: each event that is not QUIET is one line on stderr."""
+    if not isinstance(event, QUIET):
+        say(words(event))
 
 
 def words(event: events.Event) -> str:
@@ -58,8 +69,71 @@ def words(event: events.Event) -> str:
             return f"{', '.join(keys)}: to change that takes a new start"
         case events.Trouble(why):
             return why
+        case events.Missed(count, why):
+            return f"{'' if count is None else f'{count} '}events are missing here: {why}"
+        case events.Leaving():
+            return "the daemon ends"
+        case events.Machine():
+            return _machine(event)
+        case events.EngineState(name, state, before):
+            return f"{name} is {state}, was {before}"
+        case events.EngineGone(name, stop_s, freed):
+            return f"{name} has ended after {stop_s:.2f} s and freed {format_bytes(sum(freed.values()))}"
+        case (
+            events.RequestQueued(name=name)
+            | events.RequestStarted(name=name)
+            | events.FirstToken(name=name)
+            | events.RequestEnded(name=name)
+        ):
+            return f"request {event.request} to {name} {_request(event)}"
         case _:
             assert_never(event)
+
+
+def told(line: bytes) -> str:
+    """A line of the daemon's events, for a person; what a later daemon may say beside ours is left as it is."""
+    try:
+        event = msgspec.json.decode(line, type=EventLine)
+    except msgspec.DecodeError:
+        return make_safe(line.decode("utf-8", "replace")) + "\n"
+    if isinstance(event.event, Snapshot):
+        residency = event.event.residency
+        there = ", ".join(f"{one.name} {one.state}" for one in residency.resident) or "nothing"
+        said = f"in memory: {there}; {len(residency.waiting)} wait"
+    else:
+        said = words(event.event)
+    return f"{event.at} {make_line(said)}\n"
+
+
+def _machine(machine: events.Machine) -> str:
+    used = machine.host_total_bytes - machine.host_available_bytes
+    parts = [f"host {format_bytes(used)} of {format_bytes(machine.host_total_bytes)}"]
+    for card in machine.cards:
+        if card.used_bytes is not None and card.total_bytes is not None:
+            load = "" if card.utilization_percent is None else f", {card.utilization_percent} % busy"
+            parts.append(f"card {card.index} {format_bytes(card.used_bytes)} of {format_bytes(card.total_bytes)}{load}")
+    return "; ".join(parts)
+
+
+def _request(
+    event: events.RequestQueued | events.RequestStarted | events.FirstToken | events.RequestEnded,
+) -> str:
+    """What became of it, in words that follow its name."""
+    match event:
+        case events.RequestQueued(position=position, expected_wait_s=wait_s):
+            return f"waits, {position}. in the queue" + (
+                "" if wait_s is None else f", for some {format_seconds(wait_s)}"
+            )
+        case events.RequestStarted(waited_s=waited_s):
+            return f"has its engine after {waited_s:.3f} s"
+        case events.FirstToken(first_token_s=first_token_s):
+            return f"is being answered after {first_token_s:.3f} s"
+        case events.RequestEnded(how=how, total_s=total_s):
+            ends = {"end": "is answered", "lost": "lost its engine"}
+            counts = "" if event.tokens is None else f", {event.tokens} tokens"
+            if event.cached_tokens:
+                counts += f", {event.cached_tokens} of {event.prompt_tokens} of its prompt from the cache"
+            return f"{ends.get(how, f'is {how}')} after {total_s:.3f} s{counts}"
 
 
 def _then(why: str) -> str:
