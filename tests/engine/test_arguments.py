@@ -103,7 +103,7 @@ def test_what_is_counted_is_what_the_engine_allocates(kind: EngineChoice, case: 
 def test_an_engine_calls_its_model_by_its_name_and_not_by_a_path(
     kind: EngineChoice, hello: str, name: str, told: str
 ) -> None:
-    with Engine(hello, engine=kind, name=name) as engine:
+    with Engine(hello, engine=kind, name="bob", alias=name) as engine:
         engine.be_ready(Deadline.after(LIMIT_S))
         answer = asked(engine.client())
         assert answer["model"] == told
@@ -111,6 +111,6 @@ def test_an_engine_calls_its_model_by_its_name_and_not_by_a_path(
 
 
 def test_the_name_that_a_person_gave_an_engine_wins(kind: EngineChoice, hello: str) -> None:
-    with Engine(hello, engine=kind, name="qwen", engine_args=["--alias", "mine"]) as engine:
+    with Engine(hello, engine=kind, alias="qwen", engine_args=["--alias", "mine"]) as engine:
         engine.be_ready(Deadline.after(LIMIT_S))
         assert engine.client().models() == ["mine"]

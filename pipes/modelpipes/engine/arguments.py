@@ -60,8 +60,8 @@ def batch_of(spec: EngineSpec, *, on_cpu: bool) -> int:
     return spec.batch_size or batch_tokens(spec.n_parallel, on_cpu=on_cpu)
 
 
-def make_arguments(binary: Binary, spec: EngineSpec, port: int, slot_folder: str | None, name: str = "") -> list[str]:
-    """Those for a start, but for flags that the binary does not list. The engine calls its model by `name`.
+def make_arguments(binary: Binary, spec: EngineSpec, port: int, slot_folder: str | None, alias: str = "") -> list[str]:
+    """Those for a start, but for flags that the binary does not list. The engine calls its model by `alias`.
 
     A user's own come last: of two, llama.cpp takes the later one. EngineFailure where the binary does not know what
     was asked for; FileError where the model that drafts cannot be read.
@@ -74,7 +74,7 @@ def make_arguments(binary: Binary, spec: EngineSpec, port: int, slot_folder: str
     wanted: list[tuple[str, str | None]] = [
         ("--model", spec.model),
         # Else it is the path of the file. A comma would make two of it.
-        ("--alias", name if "," not in name else ""),
+        ("--alias", alias if "," not in alias else ""),
         ("--host", HOST),
         ("--port", str(port)),
         ("--ctx-size", str(spec.n_ctx)),

@@ -111,6 +111,7 @@ class Engine:
         *,
         engine: EngineChoice | Binary = "auto",
         name: str = "",
+        alias: str = "",
         log: str | RotatedFile | None = None,
         with_key: bool = False,
         slot_folder: str | None = None,
@@ -121,7 +122,7 @@ class Engine:
         `kv_type` the type of its cache; `gpu_layers` None: as many as fit; `threads` and `batch_size` None: as many
         as serve on this machine; `cpu_affinity` as 0-3,8; `draft` is a model that drafts; `engine_args` are passed on
         as they are.
-        `log` is a file to append to, or two that stay small; `with_key`: it answers only who has `api_key`,
+        `alias` is what its answers call the model: the file's name where none is given. `log` is a file to append to, or two that stay small; `with_key`: it answers only who has `api_key`,
         made at random; `slot_folder` is where it may keep conversations (see `slots`).
 
         Raises FileError or EngineError where there is no such file, or no engine, UsageError for what the machine
@@ -132,6 +133,7 @@ class Engine:
         check_machine(self.spec)
         self.binary: Binary = engine if isinstance(engine, Binary) else find_engine(engine)
         self.name = name or Path(self.model).stem
+        self._alias = alias or Path(self.model).stem
         given_key = value_of(self.spec.arguments, "--api-key")
         self._has_own_key = with_key and given_key is None
         # A key in our environment is the server's as well.
@@ -481,7 +483,7 @@ class Engine:
         return EngineFailure(f"engine {self.name} was stopped while it started", Cause.STOPPED)
 
     def _arguments(self) -> list[str]:
-        return make_arguments(self.binary, self.spec, self._port, self.slot_folder, self.name)
+        return make_arguments(self.binary, self.spec, self._port, self.slot_folder, self._alias)
 
     def _await_health(self, child: Child, deadline: Deadline) -> None:
         client = self.client()

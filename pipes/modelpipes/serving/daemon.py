@@ -356,6 +356,7 @@ class Start(msgspec.Struct, frozen=True):
             self.spec,
             engine=self.engine,
             name=self.name,
+            alias=self.name,
             log=RotatedFile(os.path.join(self.logs, f"{self.name.replace('/', '%')}.log")),
             with_key=True,
             slot_folder=slot_folder,
