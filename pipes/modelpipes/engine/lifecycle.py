@@ -122,7 +122,8 @@ class Engine:
         `kv_type` the type of its cache; `gpu_layers` None: as many as fit; `threads` and `batch_size` None: as many
         as serve on this machine; `cpu_affinity` as 0-3,8; `draft` is a model that drafts; `engine_args` are passed on
         as they are.
-        `alias` is what its answers call the model: the file's name where none is given. `log` is a file to append to, or two that stay small; `with_key`: it answers only who has `api_key`,
+        `alias` is what its answers call the model: the file's name where none is given.
+        `log` is a file to append to, or two that stay small; `with_key`: it answers only who has `api_key`,
         made at random; `slot_folder` is where it may keep conversations (see `slots`).
 
         Raises FileError or EngineError where there is no such file, or no engine, UsageError for what the machine
