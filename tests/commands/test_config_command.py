@@ -144,7 +144,7 @@ def test_every_key_of_an_option_is_one_and_has_the_options_default() -> None:
 
 
 def test_every_key_for_commands_is_read_by_one() -> None:
-    of_the_daemon = ("use.NAME", "server", "memory", "models.NAME", "scan")
+    of_the_daemon = ("use.NAME", "server", "memory", "events", "models.NAME", "scan")
     known = {
         f"{heading}.{key.name}"
         for heading, kind in SECTIONS.items()
